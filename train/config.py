@@ -1,0 +1,142 @@
+"""Every knob of a run: frozen dataclasses, read from YAML and the command line, checked as a whole.
+
+`load` is the only way in. It reports everything that is wrong with a configuration at once, each fault with its
+path. Nothing here imports torch, so that a login node can check a run in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+NormPlacement = Literal["pre", "post", "peri", "output"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Shape and normalization of the decoder; the fields and defaults of `modeling.decoder`'s PeriLNConfig."""
+
+    vocab_size: int = 32_000  # also the size that a byte-level BPE trained on the spot aims at
+    vocab_size_multiple: int = 64  # embedding rows are padded up to it; the padding takes no part in the loss
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 8
+    head_dim: int | None = None  # null: hidden_size / num_attention_heads
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 8192
+    norm_placement: NormPlacement | tuple[NormPlacement, ...] = "peri"  # one name, or one per layer
+    norm_kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = 1e-6
+    frozen_norm_scales: Literal["none", "output", "all"] = "none"
+    embedding_norm: bool = False
+    final_norm: bool = True
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    rope_parameters: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10_000.0})
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    initializer_scheme: Literal["normal", "depth_scaled"] = "normal"
+    z_loss_coefficient: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One place that text comes from. A plain string in YAML is short for `{path: ...}`."""
+
+    path: str  # python-stdlib (embedded) | file, glob or folder of text, JSONL, Parquet | a `datasets` name
+    name: str | None = None  # configuration of a `datasets` name
+    split: str | None = None  # split of a `datasets` name or saved folder; null: train
+    text_column: str | None = None  # JSONL, Parquet and `datasets`; null: text
+    document_separator: str | None = None  # text files: the line between documents; null: a file is a document
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDataConfig:
+    """Text, tokenizer and windows of a language model."""
+
+    sources: tuple[SourceConfig, ...]
+    tokenizer: str  # byte-bpe (trained on the sources, vocab_size tokens) | folder | tokenizer.json | hub name
+    sequence_length: int
+    validation_fraction: float | None = None  # of the documents, chosen by content; null: 0.01
+    validation_sources: tuple[SourceConfig, ...] = ()  # instead of a fraction
+    validation_windows: int | None = None  # evaluate on the first so many; null: on all
+    seed: int = 0  # order of the samples
+    cache_dir: str = "cache"
+    num_workers: int | None = None  # processes that tokenise; null: one per core
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """Causal language modelling."""
+
+    kind: Literal["language_model"] = "language_model"
+    model: DecoderConfig
+    data: TextDataConfig
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
+
+
+# The next task joins here: LanguageModelConfig | DepthUpsamplingConfig, told apart by `kind`.
+TaskConfig = LanguageModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizer and schedule. A fraction (0 <= x < 1) is of `steps`; a whole number is steps."""
+
+    lr: float  # the peak
+    optimizer: Literal["adamw"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # matrices; norms and biases have none
+    embedding_weight_decay: float | None = None  # null: weight_decay
+    output_norm_weight_decay: float = 0.0  # scales of the norms on module outputs (peri, output)
+    schedule: Literal["cosine", "linear", "warmup_stable_decay", "constant"] = "cosine"
+    warmup: float | int = 0.1
+    decay: float | int | None = None  # warmup_stable_decay only; null: 0.2
+    final_lr_fraction: float = 0.0  # of the peak, reached at the last step
+    gradient_clipping: float | None = 1.0
+    stop_after_skipped_steps: int = 10  # in a row: a non-finite loss or gradient skips its step
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How the run is computed. May change at a resume."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
+    gradient_dtype: Literal["fp32", "bf16"] = "fp32"  # of accumulation and reduction
+    offload: Literal["none", "optimizer"] = "none"  # to CPU memory
+    activation_checkpointing: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    reduce_bucket_size: int = 500_000_000  # elements
+    overlap_communication: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept on disk. May change at a resume."""
+
+    every: int = 1000
+    keep: int | None = 2  # the latest so many; null: all
+    weights_every: int | None = None  # bf16 Hugging Face folders, never deleted
+    start_from: str | None = None  # RUN@STEP with optimizer state, or a Hugging Face folder of this model
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run."""
+
+    name: str
+    steps: int
+    global_batch_size: int  # samples per optimizer step
+    micro_batch_size: int  # samples per rank and pass: an upper limit, lowered to a divisor
+    task: TaskConfig
+    optim: OptimConfig
+    output_dir: str = "runs"
+    seed: int = 0  # initialisation
+    log_every: int = 10
+    evaluate_every: int = 500
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,0 +1,83 @@
+"""What the training loop asks of a task. The loop knows nothing else of what is being learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+Split = Literal["training", "validation"]
+Batch = dict[str, Tensor]  # every value holds one entry per sample along its first dimension
+Sums = dict[str, tuple[Tensor, Tensor]]  # name -> (sum, weight), fp32 scalars; a mean is taken over all ranks at once
+
+
+class StepOutput(NamedTuple):
+    """One forward pass over one micro-batch."""
+
+    loss_sum: Tensor  # () fp32: the objective, summed (not averaged) over what `weight` counts
+    weight: Tensor  # () fp32: equal to the task's weight(batch)
+    metrics: Sums  # shown beside the loss; "loss" is what the logs call the loss
+
+
+class SampleCost(NamedTuple):
+    """What one sample costs, for throughput figures."""
+
+    tokens: int | None  # null where the task has none
+    flops: float | None  # forward and backward, recomputation not counted
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that share their hyper-parameters."""
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    weight_decay: float
+
+
+class Task(Protocol):
+    """A model, its data and its loss.
+
+    `weight(batch)` (tokens, valid pixels) must follow from the batch alone: the loop sums it over all micro-batches
+    and ranks before the first backward pass, so that the gradient is that of the exact mean over the global batch.
+    """
+
+    num_training_samples: int
+    num_validation_samples: int
+    data_fingerprint: str  # changes when any training or validation sample does
+
+    def build_model(self) -> nn.Module:
+        """Return the initialised model in fp32 on the CPU; the same for every rank, a function of the seed."""
+        ...
+
+    def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
+        """Sort the trainable parameters into groups; each in exactly one."""
+        ...
+
+    def cost(self, model: nn.Module) -> SampleCost:
+        """Return what one training sample costs."""
+        ...
+
+    def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
+        """Read samples (int64 (B,), indices below num_*_samples) into CPU tensors.
+
+        Anything random (augmentation) is a function of the seed, `step` and the sample's id.
+        """
+        ...
+
+    def weight(self, batch: Batch) -> float:
+        """Return the denominator's share of this batch."""
+        ...
+
+    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Run the forward pass of training."""
+        ...
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
+        """Return the sums of one validation batch; the model is in eval mode, without gradients."""
+        ...
+
+    def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Turn the means over the whole validation split into `validation_loss` and other `validation_*` figures."""
+        ...
