@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -76,6 +77,10 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
         """Return the sums of one validation batch; the model is in eval mode, without gradients."""
+        ...
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what an exported model needs beside its weights (tokenizer, image processor) into a folder."""
         ...
 
     def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
