@@ -6,8 +6,14 @@ path. Nothing here imports torch, so that a login node can check a run in a frac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+from train import document
+from train.rules import broken_rules
+from train.schema import check
 
 NormPlacement = Literal["pre", "post", "peri", "output"]
 
@@ -43,6 +49,8 @@ class DecoderConfig:
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """One place that text comes from. A plain string in YAML is short for `{path: ...}`."""
+
+    shorthand: ClassVar[str] = "path"
 
     path: str  # python-stdlib (embedded) | file, glob or folder of text, JSONL, Parquet | a `datasets` name
     name: str | None = None  # configuration of a `datasets` name
@@ -140,3 +148,131 @@ class RunConfig:
     evaluate_every: int = 500
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+# What may be another at a resume: how a run is computed, shown and kept, not what it learns. A name with a point
+# stands for all below it.
+_MAY_CHANGE = (
+    "output_dir",
+    "micro_batch_size",
+    "log_every",
+    "evaluate_every",
+    "engine.",
+    "checkpoint.",
+    "task.data.cache_dir",
+    "task.data.num_workers",
+)
+
+
+class ConfigError(ValueError):
+    """What the user gave is wrong.
+
+    Args:
+        faults: Everything that is wrong, one sentence each, opening with the path of the key.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = list(faults)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run from a YAML file and `a.b=c` overrides, and check it as a whole.
+
+    Args:
+        path: The YAML file.
+        overrides: `key.path=value` each, the value in YAML: `optim.lr=3e-4`, `optim.betas=[0.9, 0.99]`,
+            `optim.gradient_clipping=null`. A mapping is merged, everything else replaces.
+
+    Raises:
+        ConfigError: Everything that is wrong, at once.
+    """
+    text = document.read(path, overrides)
+    if text.tree is None:
+        raise ConfigError(text.faults)
+    config, leaves, faults = check(RunConfig, text.tree)
+    faults = [*text.faults, *faults, *broken_rules(leaves)]
+    if config is None or faults:
+        raise ConfigError(faults)
+    return config
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Return a run as plain values, defaults filled in."""
+    return asdict(config)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return a run as YAML, defaults filled in; `load` reads it back to an equal one."""
+    return document.to_yaml(to_dict(config))
+
+
+def differences(old: RunConfig | Mapping[str, Any], new: RunConfig) -> list[str]:
+    """Return `path: old -> new` for every key that differs and may not change at a resume.
+
+    Args:
+        old: The run that was started; a mapping is what its config.yaml holds. A key that it lacks has its default.
+        new: The run that is to go on.
+    """
+    given = to_dict(old) if isinstance(old, RunConfig) else old
+    valid = {path: value for path, value in check(RunConfig, given).leaves.items() if not is_dataclass(value)}
+    before, after = {**_leaves(given), **_leaves(valid)}, _leaves(to_dict(new))
+    return [
+        f"{path}: {_shown(before, path)} -> {_shown(after, path)}"
+        for path in dict.fromkeys([*after, *before])
+        if before.get(path) != after.get(path) and not path.startswith(_MAY_CHANGE)
+    ]
+
+
+def check_world_size(config: RunConfig, world_size: int) -> None:
+    """Refuse a number of ranks that does not divide the global batch.
+
+    Raises:
+        ConfigError: Naming the nearest numbers that do.
+    """
+    batch = config.global_batch_size
+    if batch % world_size == 0:
+        return
+    fitting = [ranks for ranks in range(1, batch + 1) if batch % ranks == 0]
+    near = [max(n for n in fitting if n < world_size), *[n for n in fitting if n > world_size][:1]]
+    raise ConfigError(
+        [
+            f"global_batch_size: {batch} samples can not be shared evenly by {world_size} ranks; "
+            f"start {' or '.join(map(str, near))} ranks, or change global_batch_size"
+        ]
+    )
+
+
+def micro_batches(config: RunConfig, world_size: int) -> tuple[int, int]:
+    """Return the samples of one pass and the passes of one optimizer step, on each rank.
+
+    The first is the largest divisor of a rank's share of the global batch that is not above `micro_batch_size`.
+
+    Raises:
+        ConfigError: As `check_world_size`.
+    """
+    check_world_size(config, world_size)
+    share = config.global_batch_size // world_size
+    size = next(size for size in range(min(share, config.micro_batch_size), 0, -1) if share % size == 0)
+    return size, share // size
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten a tree to its values by path; lists are values."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = _plain(value)
+    return leaves
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("Sequence[Any]", value)]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _shown(leaves: Mapping[str, Any], path: str) -> str:
+    return document.show(leaves[path]) if path in leaves else "(not given)"

@@ -1,0 +1,208 @@
+"""A configuration as text: YAML and `a.b=c` overrides, read into one tree of plain values, and written again.
+
+Numbers follow YAML 1.2, not PyYAML's 1.1: `3e-4` is a number, `30_000_000` too, and `no`, `1:30` or `2026-01-01` are
+text. What is wrong is collected, not raised, so that it can be told together with what a schema finds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import yaml
+
+_INT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:[eE]\+?[0-9]+)?|0x[0-9a-fA-F]+)$")  # 1e9 is whole: it has no point
+_FLOAT = re.compile(
+    r"[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE]-[0-9]+|\.inf|\.nan)$"
+)
+_RESOLVERS = (
+    ("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("tag:yaml.org,2002:int", _INT, list("-+0123456789")),
+    ("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789.")),
+    ("tag:yaml.org,2002:merge", re.compile(r"<<$"), ["<"]),
+)
+
+
+class Document(NamedTuple):
+    """What was read: no tree where there is nothing to check."""
+
+    tree: dict[str, Any] | None
+    faults: list[str]
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Document:
+    """Read a YAML file, then put `a.b=c` overrides over it, in their order.
+
+    The value of an override is YAML. A mapping is merged into the mapping that is there, everything else replaces;
+    a number in the path counts list entries from 0.
+    """
+    tree, faults = _read_file(Path(path))
+    for override in overrides:
+        if fault := _override({} if tree is None else tree, override):
+            faults.append(fault)
+    return Document(tree, faults)
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """Write a tree as YAML that `read` reads back to the same values: blocks, with lists of plain values on one line."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+def show(value: object) -> str:
+    """Return a value as one would write it in YAML, on one line and not too long."""
+    if isinstance(value, str):
+        return repr(value)
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10_000).strip()
+    text = text.removesuffix("...").strip()
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    if path.is_dir():
+        files = ", ".join(sorted(str(file) for file in path.glob("*.y*ml"))) or "it holds no YAML file"
+        return None, [f"{path}: is a folder; give one configuration file: {files}"]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None, [f"{path}: no such file{_nearest_file(path)}"]
+    except UnicodeDecodeError:
+        return None, [f"{path}: is not UTF-8 text; give a YAML file"]
+    except OSError as error:
+        return None, [f"{path}: can not be read ({error.strerror})"]
+    tree, faults = _parse(text)
+    faults = [f"{path}:{fault}" for fault in faults]
+    if isinstance(tree, dict):
+        return cast("dict[str, Any]", tree), faults
+    if not faults:
+        given = "is empty" if tree is None else f"holds {show(tree)}, not `key: value` lines"
+        faults = [f"{path}: {given}; see configs/language_model/quickstart.yaml for what a run needs"]
+    return None, faults
+
+
+def _nearest_file(path: Path) -> str:
+    there = {file.name: file for file in path.parent.glob("*.y*ml")}
+    near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.5)
+    return f"; did you mean {there[near[0]]}?" if near else ""
+
+
+def _parse(text: str) -> tuple[object, list[str]]:
+    """Parse YAML; a fault opens with its line, as in `12: ...`."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data(), loader.faults
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        why = " ".join(part for part in (error.context, error.problem) if part)
+        return None, [f"{mark.line + 1 if mark else 1}: not YAML: {why}"]
+    except yaml.YAMLError as error:
+        return None, [f"1: not YAML: {' '.join(str(error).split())}"]
+    finally:
+        loader.dispose()
+
+
+def _override(tree: dict[str, Any], override: str) -> str | None:
+    """Put one `a.b=c` into the tree, or say what is wrong with it."""
+    path, equals, text = override.partition("=")
+    path = path.strip()
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
+        return _not_an_override(override)
+    value, faults = _parse(text)
+    if faults:
+        return f"{override!r}: the value is {faults[0].partition(': ')[2]}; quote it for the shell: '{path}=...'"
+    *parents, last = path.split(".")
+    node: Any = tree
+    for depth, key in enumerate(parents):
+        node = _descend(node, key)
+        if not isinstance(node, dict | list):
+            return f"{path}: {'.'.join(parents[: depth + 1])} is {show(node)}, which has no keys"
+    return _put(node, last, value, path)
+
+
+def _not_an_override(override: str) -> str:
+    meant = re.fullmatch(r"-*([\w.]+)\s*[=:\s]\s*(.*)", override)
+    remedy = f"write {meant[1]}={meant[2]}" if meant else "write key=value, as in optim.lr=3e-4"
+    return f"{override!r}: not an override; {remedy}"
+
+
+def _descend(node: dict[str, Any] | list[Any], key: str) -> Any:
+    """Return the child under a key, made where a section is not there yet."""
+    if isinstance(node, list):
+        return node[int(key)] if key.isdecimal() and int(key) < len(node) else None
+    if node.get(key) is None:
+        node[key] = {}
+    return node[key]
+
+
+def _put(node: dict[str, Any] | list[Any], key: str, value: object, path: str) -> str | None:
+    if isinstance(node, dict):
+        node[key] = _merged(node.get(key), value)
+    elif key.isdecimal() and int(key) < len(node):
+        node[int(key)] = _merged(node[int(key)], value)
+    else:
+        return f"{path}: the list has {len(node)} entries; write a number from 0 to {len(node) - 1}, or the whole list"
+    return None
+
+
+def _merged(old: object, new: object) -> object:
+    if isinstance(old, dict) and isinstance(new, dict):
+        below, above = cast("dict[str, object]", old), cast("dict[str, object]", new)
+        return below | {key: _merged(below.get(key), value) for key, value in above.items()}
+    return new
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the numbers of YAML 1.2, which notes a key given twice instead of keeping the last."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own name; none of its 1.1 patterns)
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.faults: list[str] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines and name != "<<":
+                self.faults.append(f"{line}: {name} is given twice, first on line {lines[name]}; keep one")
+            lines.setdefault(name, line)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node)).replace("_", "").lower()
+    if "x" in text:
+        return int(text, 16)
+    digits, _, exponent = text.partition("e")
+    if int(exponent or 0) > 30:  # 1e999999999 would fill the memory
+        raise yaml.MarkedYAMLError(problem=f"{text} is too large", problem_mark=node.start_mark)
+    return int(digits) * 10 ** int(exponent or 0)
+
+
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    text = str(loader.construct_scalar(node)).replace("_", "").lower()
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which YAML 1.1 or 1.2 would read as something else."""
+
+    def represent_list(self, data: Sequence[Any]) -> yaml.Node:
+        plain = not any(isinstance(item, dict | list | tuple) for item in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=plain or None)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, _pattern, _first in _RESOLVERS:
+    _Loader.add_implicit_resolver(_tag, _pattern, _first)
+    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+_Dumper.add_representer(list, _Dumper.represent_list)
+_Dumper.add_representer(tuple, _Dumper.represent_list)
