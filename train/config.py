@@ -215,8 +215,8 @@ def differences(old: RunConfig | Mapping[str, Any], new: RunConfig) -> list[str]
         new: The run that is to go on.
     """
     given = to_dict(old) if isinstance(old, RunConfig) else old
-    valid = {path: value for path, value in check(RunConfig, given).leaves.items() if not is_dataclass(value)}
-    before, after = {**_leaves(given), **_leaves(valid)}, _leaves(to_dict(new))
+    before = _leaves(given) | _leaves(check(RunConfig, given).leaves)
+    after = _leaves(to_dict(new))
     return [
         f"{path}: {_shown(before, path)} -> {_shown(after, path)}"
         for path in dict.fromkeys([*after, *before])
@@ -257,21 +257,23 @@ def micro_batches(config: RunConfig, world_size: int) -> tuple[int, int]:
     return size, share // size
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a tree to its values by path; lists are values."""
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """Flatten sections and lists of sections to values by path."""
+    if is_dataclass(tree) and not isinstance(tree, type):
+        tree = asdict(tree)
+    if isinstance(tree, Mapping):
+        below = cast("Mapping[str, Any]", tree).items()
+    elif isinstance(tree, list | tuple):
+        items = cast("Sequence[Any]", tree)
+        if items and all(isinstance(item, str | int | float) for item in items):
+            return {path: list(items)}
+        below = enumerate(items)
+    else:
+        return {path: tree}
     leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= _leaves(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = _plain(value)
+    for key, value in below:
+        leaves |= _leaves(value, f"{path}.{key}" if path else str(key))
     return leaves
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in cast("Sequence[Any]", value)]
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _shown(leaves: Mapping[str, Any], path: str) -> str:

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import yaml
 
@@ -18,7 +18,7 @@ _INT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:[eE]\+?[0-9]+)?|0x[0-9a-fA-F]+)$")  #
 _FLOAT = re.compile(
     r"[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE]-[0-9]+|\.inf|\.nan)$"
 )
-_RESOLVERS = (
+_RESOLVERS = (  # tag, what it looks like, and the characters that it may open with
     ("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
     ("tag:yaml.org,2002:int", _INT, list("-+0123456789")),
@@ -48,7 +48,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Document:
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
-    """Write a tree as YAML that `read` reads back to the same values: blocks, with lists of plain values on one line."""
+    """Write a tree as YAML that `read` reads back to the same values; short lists on one line."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
@@ -100,8 +100,6 @@ def _parse(text: str) -> tuple[object, list[str]]:
         return None, [f"{mark.line + 1 if mark else 1}: not YAML: {why}"]
     except yaml.YAMLError as error:
         return None, [f"1: not YAML: {' '.join(str(error).split())}"]
-    finally:
-        loader.dispose()
 
 
 def _override(tree: dict[str, Any], override: str) -> str | None:
@@ -114,11 +112,13 @@ def _override(tree: dict[str, Any], override: str) -> str | None:
     if faults:
         return f"{override!r}: the value is {faults[0].partition(': ')[2]}; quote it for the shell: '{path}=...'"
     *parents, last = path.split(".")
-    node: Any = tree
+    node: dict[str, Any] | list[Any] = tree
     for depth, key in enumerate(parents):
-        node = _descend(node, key)
-        if not isinstance(node, dict | list):
-            return f"{path}: {'.'.join(parents[: depth + 1])} is {show(node)}, which has no keys"
+        child = _descend(node, key)
+        if not isinstance(child, dict | list):
+            above = ".".join(parents[: depth + 1])
+            return f"{path}: {above} is {show(child)}, which has no keys; write {above}={{{last}: {text}}}"
+        node = cast("dict[str, Any] | list[Any]", child)
     return _put(node, last, value, path)
 
 
@@ -154,26 +154,7 @@ def _merged(old: object, new: object) -> object:
     return new
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with the numbers of YAML 1.2, which notes a key given twice instead of keeping the last."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own name; none of its 1.1 patterns)
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self.faults: list[str] = []
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines and name != "<<":
-                self.faults.append(f"{line}: {name} is given twice, first on line {lines[name]}; keep one")
-            lines.setdefault(name, line)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node)).replace("_", "").lower()
     if "x" in text:
         return int(text, 16)
@@ -183,26 +164,59 @@ def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(digits) * 10 ** int(exponent or 0)
 
 
-def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     text = str(loader.construct_scalar(node)).replace("_", "").lower()
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _represent_list(dumper: yaml.SafeDumper, items: Sequence[Any]) -> yaml.Node:
+    plain = not any(isinstance(item, dict | list | tuple) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=plain or None)
+
+
+def _resolvers(inherited: Mapping[str, Any]) -> dict[str, Any]:
+    """Return PyYAML's table of implicit tags, by first character, with ours behind what is inherited."""
+    table = {first: list(entries) for first, entries in inherited.items()}
+    for tag, pattern, firsts in _RESOLVERS:
+        for first in firsts:
+            table.setdefault(first, []).append((tag, pattern))
+    return table
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the numbers of YAML 1.2, which notes a key given twice instead of keeping the last."""
+
+    yaml_implicit_resolvers = _resolvers({})
+    yaml_constructors: ClassVar[dict[str, Any]] = {
+        **yaml.SafeLoader.yaml_constructors,
+        "tag:yaml.org,2002:int": _construct_int,
+        "tag:yaml.org,2002:float": _construct_float,
+    }
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.faults: list[str] = []
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines and name != "<<":
+                self.faults.append(f"{line}: {name} is given twice, first on line {lines[name]}; keep one")
+            lines.setdefault(name, line)
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes text which YAML 1.1 or 1.2 would read as something else."""
 
-    def represent_list(self, data: Sequence[Any]) -> yaml.Node:
-        plain = not any(isinstance(item, dict | list | tuple) for item in data)
-        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=plain or None)
+    yaml_implicit_resolvers = _resolvers(yaml.SafeDumper.yaml_implicit_resolvers)
+    yaml_representers: ClassVar[dict[Any, Any]] = {
+        **yaml.SafeDumper.yaml_representers,
+        list: _represent_list,
+        tuple: _represent_list,
+    }
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
-
-
-for _tag, _pattern, _first in _RESOLVERS:
-    _Loader.add_implicit_resolver(_tag, _pattern, _first)
-    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
-_Dumper.add_representer(list, _Dumper.represent_list)
-_Dumper.add_representer(tuple, _Dumper.represent_list)

@@ -70,7 +70,10 @@ def key_paths(kind: Any, path: str = "") -> Iterator[str]:
         for field in dataclasses.fields(section):
             below = f"{path}{field.name}"
             yield below
-            yield from key_paths(hints[field.name], f"{below}.")
+            hint = hints[field.name]
+            yield from key_paths(hint, f"{below}.")
+            if get_origin(hint) is tuple:
+                yield from key_paths(get_args(hint)[0], f"{below}.0.")
 
 
 class _Report:
@@ -93,8 +96,10 @@ class _Report:
             return _INVALID
         prefix, hints = f"{path}." if path else "", get_type_hints(section)
         fields = [field for field in dataclasses.fields(section) if field.init]
-        for key in given.keys() - {field.name for field in fields}:
-            self._unknown(prefix, str(key), [field.name for field in fields])
+        names = [field.name for field in fields]
+        for key in given:
+            if key not in names:
+                self._unknown(prefix, str(key), names)
         values = {field.name: self._field(field, hints[field.name], given, prefix) for field in fields}
         return _INVALID if _INVALID in values.values() else section(**values)
 
@@ -182,13 +187,17 @@ class _Report:
 
     def _tuple(self, kinds: tuple[Any, ...], value: object, path: str) -> Any:
         if not isinstance(value, list | tuple):
-            return self.fault(path, f"{show(value)} is not a list; write [{', '.join(_describe(k) for k in kinds[:1])}, ...]")
-        items = cast("list[object]", list(value))
+            return self.fault(
+                path, f"{show(value)} is not a list; write [{', '.join(_describe(k) for k in kinds[:1])}, ...]"
+            )
+        items = list(cast("list[object]", value))
         if kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(items)
         if len(items) != len(kinds):
             return self.fault(path, f"{show(items)} has {len(items)} entries; it takes {len(kinds)}")
-        values = tuple(self.convert(kind, item, f"{path}.{n}") for n, (kind, item) in enumerate(zip(kinds, items, strict=True)))
+        values = tuple(
+            self.convert(kind, item, f"{path}.{n}") for n, (kind, item) in enumerate(zip(kinds, items, strict=True))
+        )
         return _INVALID if _INVALID in values else values
 
     def _wrong(self, kind: Any, value: object, path: str) -> Any:
@@ -214,8 +223,8 @@ class _Report:
                 return [f"{prefix}{name}"] if name in siblings else by_name[name]
         if near := difflib.get_close_matches(key, siblings, n=1):
             return [f"{prefix}{near[0]}"]
-        near = difflib.get_close_matches(key, by_name, n=1, cutoff=0.75)
-        return by_name[near[0]] if near else []
+        near = difflib.get_close_matches(key, [*by_name, *_OTHER_NAMES], n=1, cutoff=0.75)
+        return by_name[_OTHER_NAMES.get(near[0], near[0])] if near else []
 
 
 def _dataclasses(kind: Any) -> list[Any]:
