@@ -187,7 +187,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader with the numbers of YAML 1.2, which notes a key given twice instead of keeping the last."""
 
     yaml_implicit_resolvers = _resolvers({})
-    yaml_constructors: ClassVar[dict[str, Any]] = {
+    yaml_constructors = {  # noqa: RUF012 (PyYAML declares it as an instance's)
         **yaml.SafeLoader.yaml_constructors,
         "tag:yaml.org,2002:int": _construct_int,
         "tag:yaml.org,2002:float": _construct_float,

@@ -128,7 +128,7 @@ class RotaryEmbedding(nn.Module):
         """Compute the frequencies theta^(-2i/K) of RoFormer (arXiv 2104.09864, section 3.2.2), and the scale 1."""
         assert config.head_dim is not None
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
-        return config.rope_parameters["rope_theta"] ** -exponents, 1.0
+        return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
 
     @torch.no_grad()
     @dynamic_rope_update
@@ -275,7 +275,7 @@ def chunk_loss(logits: Tensor, labels: Tensor, z_loss_coefficient: float, needs_
     Elementwise work and reductions only, so that torch.compile makes few passes of it.
 
     Args:
-        logits: (n, V) in the compute dtype; overwritten by nothing.
+        logits: (n, V) in the compute dtype; overwritten.
         labels: (n,); IGNORE_INDEX marks a token that takes no part.
         z_loss_coefficient: Weight of the z-loss (PaLM, arXiv 2204.02311, section 5).
         needs_grad: Also give the derivative by the logits, in their dtype.
@@ -288,8 +288,10 @@ def chunk_loss(logits: Tensor, labels: Tensor, z_loss_coefficient: float, needs_
     z_loss = (z_loss_coefficient * log_normalizer.square()).masked_fill(~valid, 0.0)
     if not needs_grad:
         return ChunkLoss(nll.sum(), z_loss.sum(), None)
-    grad = (scores - log_normalizer).exp() * (1 + 2 * z_loss_coefficient * log_normalizer)
-    grad = grad.scatter_add(1, target, torch.full_like(nll, -1.0)).masked_fill(~valid, 0.0)
+    grad = scores.sub_(log_normalizer).exp_()  # in place: fresh memory is what costs most here
+    if z_loss_coefficient:
+        grad.mul_(1 + 2 * z_loss_coefficient * log_normalizer)
+    grad.scatter_add_(1, target, torch.full_like(nll, -1.0)).masked_fill_(~valid, 0.0)
     return ChunkLoss(nll.sum(), z_loss.sum(), grad.to(logits.dtype))
 
 

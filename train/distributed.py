@@ -1,0 +1,127 @@
+"""Where this process stands among its peers: start-up, teardown, device, threads, logging by rank."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import socket
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+PROCESS_GROUP_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: `rank` of `size`, `local_rank` of `local_size` on this machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one rank that writes logs and prints."""
+        return self.rank == 0
+
+
+def world_size_from_environment() -> int:
+    """Return how many ranks the launcher (torchrun, srun through torchrun, accelerate) announced; 1 without one.
+
+    Judged by RANK and WORLD_SIZE alone: `accelerate launch` sets MASTER_ADDR even for a single process.
+    """
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 1
+
+
+def start(*, threads: int | None = None) -> World:
+    """Join the process group (gloo for CPU tensors, NCCL for GPU tensors) and set device and threads.
+
+    Args:
+        threads: CPU threads of this rank; default: an equal share of the cores this process may use.
+    """
+    _announce_single_process()
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1" if size == 1 else str(size)))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    # torchrun sets OMP_NUM_THREADS=1 where nobody chose; a CPU rank would then use one core of its share.
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        timeout=PROCESS_GROUP_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
+    return World(rank=rank, size=size, local_rank=local_rank, local_size=local_size, device=device)
+
+
+def stop() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _announce_single_process() -> None:
+    """Describe a world of one in the environment, where no launcher did: DeepSpeed would look for MPI otherwise."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Add up a tensor over all ranks, in place; returns it."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather_floats(value: float) -> list[float]:
+    """Return every rank's value, in the order of ranks, on every rank."""
+    size = dist.get_world_size()
+    values = torch.zeros(size, dtype=torch.float64)
+    values[dist.get_rank()] = value
+    return sum_over_ranks(values).tolist()
+
+
+def all_agree(ok: bool) -> bool:
+    """Return whether every rank said yes; a meeting point for all of them."""
+    return all(vote == 1.0 for vote in gather_floats(1.0 if ok else 0.0))
+
+
+class _RankFilter(logging.Filter):
+    """Rank 0 says INFO; the others speak from WARNING on, and say who they are."""
+
+    def __init__(self, rank: int, size: int):
+        super().__init__()
+        self.rank, self.size = rank, size
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.where = f"[rank {self.rank}] " if self.size > 1 and (self.rank or record.levelno > logging.INFO) else ""
+        return self.rank == 0 or record.levelno >= logging.WARNING
+
+
+def set_up_logging() -> None:
+    """Send our own loggers to standard error, by rank; quiet third-party chatter that no user can act on."""
+    rank, size = int(os.environ.get("RANK", "0")), world_size_from_environment()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_RankFilter(rank, size))
+    handler.setFormatter(logging.Formatter("%(where)s%(message)s"))
+    for package in ("train", "modeling", "analysis"):
+        package_logger = logging.getLogger(package)
+        package_logger.handlers = [handler]
+        package_logger.setLevel(logging.INFO)
+        package_logger.propagate = False
