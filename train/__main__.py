@@ -1,0 +1,283 @@
+"""`python -m train CONFIG [key=value ...] [--check | --describe | --prepare]`: one rank of a training run.
+
+Alone, or under torchrun, srun and accelerate launch. Exit codes: 0 done, 2 what was given is wrong, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from train.config import ConfigError, RunConfig, check_world_size, load, micro_batches
+
+if TYPE_CHECKING:  # the real imports take seconds; a mistyped key is answered before them
+    from train.checkpoint import Progress
+    from train.distributed import World
+    from train.engine import Engine
+    from train.tasks.task import Task
+
+logger = logging.getLogger("train")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    given = _parse(arguments)
+    try:
+        config = load(given.config, given.overrides)
+        if given.describe:
+            return describe(config)
+        if given.check:
+            return check(config)
+        if given.prepare:
+            return prepare(config)
+        return train(config)
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 1
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m train", description="Train a model; resumes by itself when its run folder has a checkpoint."
+    )
+    parser.add_argument("config", help="a YAML file, like configs/language_model/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, like optim.lr=3e-4")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--check", action="store_true", help="are config, data, tokenizer and shapes right?")
+    modes.add_argument("--describe", action="store_true", help="parameters and shapes, without memory for them")
+    modes.add_argument("--prepare", action="store_true", help="tokenise and pack the data; needs no GPU")
+    return parser.parse_intermixed_args(arguments)
+
+
+def check(config: RunConfig) -> int:
+    """Say whether a run could start: config, data, tokenizer, shapes."""
+    from train.data import text
+
+    text.check(config.task.data, vocab_size=config.task.model.vocab_size)
+    _model_on_meta(config)
+    print(f"{config.name}: the configuration, the data and the tokenizer are right")
+    return 0
+
+
+def describe(config: RunConfig) -> int:
+    """Print parameters and shapes, built on the meta device."""
+    model = _model_on_meta(config)
+    for name, parameter in model.named_parameters():
+        print(f"{name:60} {'x'.join(map(str, parameter.shape)):>16} {parameter.numel():>14,}")
+    length = config.task.data.sequence_length
+    print(f"\nparameters                    {model.num_parameters():>16,}")
+    print(f"  without embedding and head  {model.num_parameters(exclude_embeddings=True):>16,}")
+    print(f"training FLOPs per token      {model.flops_per_token(length):>16,.0f}  (windows of {length})")
+    return 0
+
+
+def _model_on_meta(config: RunConfig):  # noqa: ANN202  (its type would import torch)
+    from accelerate import init_empty_weights
+
+    from train.tasks.language_model import decoder
+
+    with init_empty_weights():
+        return decoder(config.task)
+
+
+def prepare(config: RunConfig) -> int:
+    """Tokenise and pack the data into the cache."""
+    from train.data import text
+
+    data = text.prepare(config.task.data, vocab_size=config.task.model.vocab_size, may_tokenise=True)
+    print(
+        f"{data.num_training_samples:,} training and {data.num_validation_samples:,} validation windows of "
+        f"{config.task.data.sequence_length} tokens are ready (fingerprint {data.fingerprint})"
+    )
+    return 0
+
+
+def train(config: RunConfig) -> int:
+    """Train this rank to the end."""
+    from train import distributed, run_folder
+    from train.checkpoint import CheckpointError
+    from train.loop import TooManySkippedStepsError
+
+    check_world_size(config, distributed.world_size_from_environment())
+    run_folder.refuse_another_config(config)
+    distributed.set_up_logging()
+    try:
+        return _train(config)
+    except (CheckpointError, TooManySkippedStepsError) as error:
+        logger.error("%s", error)
+        return 1
+    except RuntimeError as error:
+        if not _is_lost_peer(error):
+            raise
+        logger.error("lost contact with another rank (%s); start the same command again to go on", _first_line(error))
+        return 1
+    except OSError as error:
+        logger.error("%s; nothing that was saved is lost: start the same command again", error)
+        return 1
+    finally:
+        distributed.stop()
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    signs = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Timed out waiting", "Broken pipe")
+    return any(sign in str(error) for sign in signs)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:160]
+
+
+def _train(config: RunConfig) -> int:
+    import torch
+
+    from train import distributed
+    from train.engine import BatchPlan, wrap
+    from train.loop import Run, fit
+    from train.run_folder import run_folder
+    from train.tasks import build_task
+
+    task = build_task(config)  # before the process group: its deadline does not run while one rank tokenises
+    world = distributed.start()
+    if config.engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    folder = run_folder(config)
+    if _is_finished(config, folder, world):
+        logger.info("%s is finished: step %d of %d is saved", folder, config.steps, config.steps)
+        return 0
+    model = task.build_model()
+    _load_starting_weights(config, model)
+    engine = wrap(
+        model,
+        task.parameter_groups(model),
+        engine=config.engine,
+        optim=config.optim,
+        world=world,
+        plan=BatchPlan(*micro_batches(config, world.size)),
+    )
+    torch.manual_seed(config.seed + 1 + world.rank)  # whatever is drawn while training differs between ranks
+    progress, notes = _resume(config, folder, engine, task, world)
+    log = _open_run_folder(config, folder, engine, task, world, progress)
+    for note in notes:
+        log.event("pass_over", step=progress.step, reason=note)
+    _announce(config, log, task, engine, world, progress)
+    run = Run(config=config, folder=folder, task=task, engine=engine, world=world, log=log, progress=progress)
+    try:
+        fit(run)
+        log.event("finish", step=run.progress.step)
+    finally:
+        log.close()
+    logger.info("done: %s (tensorboard --logdir %s)", folder, config.output_dir)
+    engine.close()
+    return 0
+
+
+def _is_finished(config: RunConfig, folder: Path, world: World) -> bool:
+    from train.checkpoint import complete_steps
+    from train.distributed import gather_floats
+
+    steps = complete_steps(folder / "checkpoints") if world.is_main else []
+    return gather_floats(float(config.steps in steps))[0] == 1.0
+
+
+def _load_starting_weights(config: RunConfig, model) -> None:  # noqa: ANN001
+    from train.checkpoint import load_folder
+
+    start = config.checkpoint.start_from
+    if start is not None and "@" not in start:
+        load_folder(model, Path(start))
+
+
+def _resume(
+    config: RunConfig, folder: Path, engine: Engine, task: Task, world: World
+) -> tuple[Progress, list[str]]:
+    """Go on from this run's newest intact checkpoint; else from another run's, where asked; else from the start."""
+    from train import checkpoint
+    from train.checkpoint import Progress
+
+    found, passed_over = checkpoint.newest_intact(folder / "checkpoints", world=world)
+    for note in passed_over if world.is_main else []:
+        logger.warning("%s", note)
+    start = config.checkpoint.start_from
+    if found is not None:
+        _require_same_data(found, task)
+    elif start is not None and "@" in start:
+        found = _checkpoint_of_another_run(config, start, world)
+    if found is None:
+        return Progress(), passed_over
+    return checkpoint.restore(found, engine, world=world), passed_over
+
+
+def _require_same_data(found: Path, task: Task) -> None:
+    from train.checkpoint import CheckpointReader
+
+    saved = CheckpointReader(found).manifest["data_fingerprint"]
+    if saved != task.data_fingerprint:
+        raise ConfigError(
+            [
+                f"task.data: the data has changed since {found} was saved (fingerprint {saved}, now "
+                f"{task.data_fingerprint}); restore the data, or start a new run (name=...)"
+            ]
+        )
+
+
+def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> Path:
+    from train.checkpoint import complete_steps, damage, step_folder
+
+    run, _, step = start.rpartition("@")
+    folder = Path(run) if (Path(run) / "checkpoints").is_dir() else Path(config.output_dir) / run
+    steps = complete_steps(folder / "checkpoints")
+    if int(step) not in steps:
+        known = f"it has steps {', '.join(map(str, steps))}" if steps else "it has none"
+        raise ConfigError([f"checkpoint.start_from: {folder} has no checkpoint of step {step}; {known}"])
+    if int(step) >= config.steps:
+        raise ConfigError([f"checkpoint.start_from: step {step} is not before the last step; raise steps ({config.steps})"])
+    found = folder / "checkpoints" / step_folder(int(step))
+    faults = damage(found, world=world)
+    if faults:
+        raise ConfigError([f"checkpoint.start_from: {found} is damaged: {'; '.join(faults)}"])
+    return found
+
+
+def _open_run_folder(
+    config: RunConfig, folder: Path, engine: Engine, task: Task, world: World, progress: Progress
+):  # noqa: ANN202
+    from train import run_folder
+    from train.engine import resolve_precision
+    from train.metrics import RunLog
+
+    if world.is_main:
+        run_folder.write_config(config)
+        precision = resolve_precision(config.engine, world.device)
+        facts = getattr(task, "data_facts", {})
+        run_folder.write_environment(folder, world=world, precision=precision, facts=facts)
+        run_folder.write_deepspeed_config(folder, engine.config)
+        tokenizer = folder / "tokenizer"
+        tokenizer.mkdir(exist_ok=True)
+        task.save_assets(tokenizer)
+    return RunLog(folder, world=world, steps=config.steps, done=progress.step)
+
+
+def _announce(config: RunConfig, log, task: Task, engine: Engine, world: World, progress: Progress) -> None:  # noqa: ANN001
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+    plan = engine.plan
+    where = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}"
+    batch = f"{world.size} x {plan.accumulation_steps} x {plan.micro_batch_size} samples a step"
+    logger.info("%s: %s parameters, %s, ZeRO %d, %s", config.name, f"{parameters:,}", where, config.engine.zero_stage, batch)
+    counts = {"training_samples": task.num_training_samples, "validation_samples": task.num_validation_samples}
+    if progress.step:
+        logger.info("resuming after step %d", progress.step)
+        log.event("resume", step=progress.step, world_size=world.size, zero_stage=config.engine.zero_stage)
+    else:
+        log.event("start", step=0, world_size=world.size, zero_stage=config.engine.zero_stage, **counts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

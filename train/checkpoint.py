@@ -1,0 +1,405 @@
+"""Checkpoints: one canonical form for every ZeRO stage and number of ranks, complete or absent.
+
+Each rank writes the fragments that it owns to one safetensors file, checksummed while writing, with no gathering and
+no pickle. The folder is filled under a name ending in `.partial` and renamed once its manifest lies on the disk:
+
+    checkpoints/step_000500/
+        manifest.json               step, updates, shapes, data fingerprint; size and sha256 of every file
+        rank_00000.safetensors      weight/NAME, exp_avg/NAME, ... (1-D fp32), rng/*; rank 0 also buffer/NAME
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from train.config import ConfigError
+from train.distributed import World, all_agree, gather_floats, sum_over_ranks
+from train.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_STEP_FOLDER = re.compile(r"step_(\d{6,})")
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0  # optimizer steps taken, skipped ones included
+    updates: int = 0  # those that reached the weights
+    skipped_in_a_row: int = 0
+
+
+class WrittenFile(NamedTuple):
+    """A file of a checkpoint, as the manifest describes it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def step_folder(step: int) -> str:
+    """Return the folder name of a step."""
+    return f"step_{step:06d}"
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def save(
+    folder: Path, engine: Engine, *, progress: Progress, world: World, data_fingerprint: str, keep: int | None
+) -> Path:
+    """Write a checkpoint on all ranks and publish it; returns its folder.
+
+    Raises:
+        CheckpointError: A rank could not write (disk full, permission). Earlier checkpoints are as they were.
+    """
+    partial = folder / f"{step_folder(progress.step)}.partial"
+    _together(world, lambda: _make_empty(partial) if world.is_main else None, "could not be started", partial)
+    _together(world, lambda: _write_rank(partial, engine, world), "could not be written", partial)
+    described = {"format": FORMAT, **asdict(progress), "world_size": world.size, "data_fingerprint": data_fingerprint}
+    described["parameters"] = parameter_shapes(engine.module)
+    final = folder / step_folder(progress.step)
+    _together(world, lambda: _publish(partial, final, described) if world.is_main else None, "not published", partial)
+    if world.is_main:
+        _retire(folder, keep)
+    return final
+
+
+def parameter_shapes(module: nn.Module) -> dict[str, list[int]]:
+    """Return the full shape of every trainable parameter, under ZeRO-3 too."""
+    return {
+        name: list(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _together(world: World, work: Any, failure: str, partial: Path) -> None:
+    """Do a part of the work on every rank; if one fails, all raise."""
+    fault: Exception | None = None
+    try:
+        work()
+    except OSError as error:
+        fault = error
+        logger.error("%s: %s: %s", partial, failure, error)
+    if all_agree(fault is None):
+        return
+    if world.is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+    last = complete_steps(partial.parent)
+    kept = f"the last complete checkpoint is {step_folder(last[-1])}" if last else "there is no earlier checkpoint"
+    reason = fault or "another rank says why"
+    raise CheckpointError(f"checkpoint {partial.stem}: {failure} ({reason}); {kept}, untouched")
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _write_rank(partial: Path, engine: Engine, world: World) -> None:
+    tensors, fragments = snapshot(engine, world)
+    name = f"rank_{world.rank:05d}"
+    written = write_safetensors(partial / f"{name}.safetensors", tensors, {"fragments": json.dumps(fragments)})
+    (partial / f"{name}.json").write_text(json.dumps(written._asdict()))
+
+
+def snapshot(engine: Engine, world: World) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """Copy what this rank has to save into host memory.
+
+    Returns:
+        The tensors by key, and for each fragment's key [start, numel] in the flattened parameter.
+    """
+    tensors: dict[str, Tensor] = {}
+    places: dict[str, list[int]] = {}
+    for fragment in engine.owned_fragments():
+        for kind, tensor in fragment.tensors.items():
+            key = f"{kind}/{fragment.name}"
+            tensors[key] = tensor.detach().to("cpu", copy=True)
+            places[key] = [fragment.start, fragment.numel]
+    tensors["rng/cpu"] = torch.get_rng_state()
+    if world.device.type == "cuda":
+        tensors["rng/cuda"] = torch.cuda.get_rng_state(world.device)
+    if world.is_main:
+        buffers = _persistent_buffers(engine.module)
+        tensors |= {f"buffer/{name}": buffer.detach().to("cpu", copy=True) for name, buffer in buffers.items()}
+    return tensors, places
+
+
+def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    saved = module.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in saved}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> WrittenFile:
+    """Write CPU tensors in the safetensors format, hashing every byte on its way to the disk.
+
+    The format (huggingface.co/docs/safetensors): the header's length as a little-endian u64, the header as JSON,
+    then the tensors. The library's own writer can only be checksummed by reading everything again.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for key, tensor in tensors.items():
+        end = offset + tensor.numel() * tensor.element_size()
+        header[key] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in _parts(encoded, tensors):
+            digest.update(part)
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+        return WrittenFile(path.name, file.tell(), digest.hexdigest())
+
+
+def _parts(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    yield len(header).to_bytes(8, "little")
+    yield header
+    for tensor in tensors.values():
+        yield memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _publish(partial: Path, final: Path, described: Mapping[str, Any]) -> None:
+    """Describe the ranks' files in the manifest and give the folder its name: from here on it counts."""
+    files = []
+    for note in sorted(partial.glob("rank_*.json")):
+        files.append(json.loads(note.read_text()))
+        note.unlink()
+    with (partial / MANIFEST).open("w") as file:
+        json.dump({**described, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(partial)
+    if final.exists():  # a damaged one that could not be moved out of the way
+        shutil.rmtree(final)
+    partial.rename(final)
+    _sync_folder(final.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _retire(folder: Path, keep: int | None) -> None:
+    """Delete the oldest checkpoints; each loses its name first, so that a kill leaves none half deleted."""
+    steps = complete_steps(folder)
+    for step in steps[:-keep] if keep is not None else []:
+        doomed = folder / f"{step_folder(step)}.partial"
+        (folder / step_folder(step)).rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Return the steps of the published checkpoints, ascending."""
+    names = (_STEP_FOLDER.fullmatch(path.name) for path in folder.glob("step_*"))
+    return sorted(int(match[1]) for match in names if match)
+
+
+def newest_intact(folder: Path, *, world: World) -> tuple[Path | None, list[str]]:
+    """Find the newest checkpoint whose every byte is as written; all ranks share the reading, and agree.
+
+    Damaged ones are renamed to `step_*.damaged` and passed over.
+
+    Returns:
+        The checkpoint, or None; and a sentence about each one passed over.
+    """
+    passed_over: list[str] = []
+    # Rank 0's view of the folder counts: a network file system may show the ranks different ones.
+    seen = complete_steps(folder) if world.is_main else []
+    for index in range(int(gather_floats(len(seen))[0])):
+        step = int(gather_floats(seen[-1 - index] if world.is_main else 0)[0])
+        checkpoint = folder / step_folder(step)
+        faults = damage(checkpoint, world=world)
+        if not faults:
+            return checkpoint, passed_over
+        passed_over.append(f"{step_folder(step)} is damaged and was passed over: {'; '.join(faults)}")
+        if world.is_main:
+            _set_aside(checkpoint)
+    return None, passed_over
+
+
+def damage(checkpoint: Path, *, world: World) -> list[str]:
+    """Return what is wrong with a checkpoint's files, by name; the ranks share the reading."""
+    manifest = _read_manifest(checkpoint)
+    if not all_agree(manifest is not None):
+        return [f"{MANIFEST} is missing or not readable"]
+    assert manifest is not None
+    files = [WrittenFile(**described) for described in manifest["files"]]
+    broken = torch.zeros(len(files))
+    for index in range(world.rank, len(files), world.size):
+        broken[index] = not _is_intact(checkpoint, files[index])
+    sum_over_ranks(broken)
+    return [f"{file.name} is not as it was written" for file, bad in zip(files, broken, strict=True) if bad]
+
+
+def _is_intact(checkpoint: Path, file: WrittenFile) -> bool:
+    path = checkpoint / file.name
+    try:
+        if path.stat().st_size != file.bytes:
+            return False
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
+    except OSError:
+        return False
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+
+
+def _set_aside(checkpoint: Path) -> None:
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+
+
+class CheckpointReader:
+    """Random access to the tensors of a checkpoint, whatever stage and number of ranks wrote it."""
+
+    def __init__(self, checkpoint: Path):
+        manifest = _read_manifest(checkpoint)
+        if manifest is None:
+            raise CheckpointError(f"{checkpoint}: no readable {MANIFEST}")
+        self.folder = checkpoint
+        self.manifest = manifest
+        self.progress = Progress(*(manifest[key] for key in ("step", "updates", "skipped_in_a_row")))
+        self._files = [safe_open(checkpoint / file["name"], framework="pt") for file in manifest["files"]]
+        self._places: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
+        for file in self._files:
+            for key, (start, numel) in json.loads(file.metadata()["fragments"]).items():
+                self._places[key].append((start, numel, file))
+
+    def read(self, kind: str, name: str, start: int, numel: int) -> Tensor:
+        """Return elements [start, start + numel) of a flattened tensor, from whichever files hold them."""
+        key, result, filled = f"{kind}/{name}", torch.empty(numel), 0
+        for have_start, have_numel, file in self._places[key]:
+            first, last = max(start, have_start), min(start + numel, have_start + have_numel)
+            if first < last:
+                piece = file.get_slice(key)[first - have_start : last - have_start]
+                result[first - start : last - start] = piece
+                filled += last - first
+        if filled != numel:
+            raise CheckpointError(f"{self.folder}: {key} lacks {numel - filled} of {numel} elements")
+        return result
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """Return a whole tensor in its shape."""
+        shape = self.manifest["parameters"][name]
+        return self.read(kind, name, 0, int(torch.Size(shape).numel())).view(shape)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return the model's persistent buffers."""
+        first = self._files[0]
+        return {key.removeprefix("buffer/"): first.get_tensor(key) for key in first.keys() if key.startswith("buffer/")}
+
+    def random_state(self, rank: int) -> dict[str, Tensor]:
+        """Return a rank's random states; empty for a rank that did not exist when this was written."""
+        if rank >= len(self._files):
+            return {}
+        file = self._files[rank]
+        return {key.removeprefix("rng/"): file.get_tensor(key) for key in file.keys() if key.startswith("rng/")}
+
+
+def restore(checkpoint: Path, engine: Engine, *, world: World) -> Progress:
+    """Bring weights, optimizer state, buffers and random state back; returns how far the run had come.
+
+    Raises:
+        ConfigError: The checkpoint is of a model of other shapes.
+    """
+    reader = CheckpointReader(checkpoint)
+    _require_same_shapes(reader.manifest["parameters"], parameter_shapes(engine.module), checkpoint)
+    engine.load(reader, updates=reader.progress.updates)
+    buffers = _persistent_buffers(engine.module)
+    for name, value in reader.buffers().items():
+        buffers[name].copy_(value)
+    states = reader.random_state(world.rank)
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and world.device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], world.device)
+    return reader.progress
+
+
+def _require_same_shapes(saved: Mapping[str, Any], wanted: Mapping[str, Any], source: Path) -> None:
+    faults = [
+        f"task.model: {name} is {list(wanted.get(name, [])) or 'absent'} here and "
+        f"{list(saved.get(name, [])) or 'absent'} in {source}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if list(saved.get(name, [])) != list(wanted.get(name, []))
+    ]
+    if faults:
+        raise ConfigError(faults[:8] + [f"... and {len(faults) - 8} more"] * (len(faults) > 8))
+
+
+def load_folder(model: nn.Module, folder: Path) -> None:
+    """Copy the weights of a Hugging Face folder into a model.
+
+    Raises:
+        ConfigError: There are no safetensors, or they are of a model of other shapes.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ConfigError([f"checkpoint.start_from: {folder} holds no .safetensors file; give a Hugging Face folder"])
+    found: dict[str, Tensor] = {}
+    try:
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                found |= {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        raise ConfigError([f"checkpoint.start_from: {folder} can not be read: {error}"]) from None
+    state = model.state_dict()
+    tied = {tensor.data_ptr() for name, tensor in state.items() if name in found}
+    wanted = {name: t.shape for name, t in state.items() if name in found or t.data_ptr() not in tied}
+    _require_same_shapes({name: list(t.shape) for name, t in found.items()}, {n: list(s) for n, s in wanted.items()}, folder)
+    model.load_state_dict(found, strict=False)
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()

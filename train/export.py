@@ -1,0 +1,196 @@
+"""A checkpoint becomes a self-contained Hugging Face folder: `python -m train.export RUN OUT [--step N]`.
+
+The folder loads with `AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True)` where only torch and
+transformers are installed: it holds the weights as safetensors, the model's own source files, the tokenizer, a
+generation config and a model card with the run's figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from train import checkpoint
+from train.checkpoint import CheckpointReader
+from train.config import ConfigError, RunConfig, load
+from train.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def write_model_folder(
+    task: Task, source: Path, out: Path, *, dtype: torch.dtype, card: str | None = None
+) -> PreTrainedModel:
+    """Write a checkpoint as a Hugging Face folder, complete or not at all.
+
+    Args:
+        task: builds the model and knows what belongs beside its weights.
+        source: a checkpoint folder.
+        out: must not exist, or be empty.
+        dtype: of the weights on disk.
+        card: text of README.md.
+
+    Returns:
+        The model in fp32, on the CPU.
+    """
+    reader = CheckpointReader(source)
+    model = task.build_model()
+    assert isinstance(model, PreTrainedModel)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(reader.whole("weight", name))
+        buffers = dict(model.named_buffers())
+        for name, value in reader.buffers().items():
+            buffers[name].copy_(value)
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    model.config.dtype = dtype
+    model.save_pretrained(partial, state_dict=state)
+    task.save_assets(partial)
+    if card is not None:
+        (partial / "README.md").write_text(card)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+    return model
+
+
+def read_run(folder: Path) -> RunConfig:
+    """Return the configuration of a run folder.
+
+    Raises:
+        ConfigError: It is no run folder.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError([f"{folder}: not a run folder (it has no config.yaml); give one like runs/NAME"])
+    return load(folder / "config.yaml")
+
+
+def chosen_checkpoint(run: Path, step: int | None) -> Path:
+    """Return a run's checkpoint of a step, the newest by default.
+
+    Raises:
+        ConfigError: There is no such checkpoint.
+    """
+    folder = run / "checkpoints"
+    steps = checkpoint.complete_steps(folder)
+    if not steps:
+        raise ConfigError([f"{run}: has no complete checkpoint yet"])
+    if step is not None and step not in steps:
+        raise ConfigError([f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, steps))}"])
+    return folder / checkpoint.step_folder(steps[-1] if step is None else step)
+
+
+def model_card(config: RunConfig, run: Path, step: int) -> str:
+    """Return the README of an exported model: what it is, how to load it, the run's last figures."""
+    figures = last_figures(run, step)
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:,.6g} |" for name, value in figures.items())
+    model = config.task.model
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [periln]
+---
+
+# {config.name}
+
+A decoder with {model.num_hidden_layers} layers of width {model.hidden_size}, norm placement `{model.norm_placement}`
+({model.norm_kind}), trained for {step:,} of {config.steps:,} steps of {config.global_batch_size} windows of
+{config.task.data.sequence_length} tokens.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+
+| figure | value |
+|---|---|
+{rows}
+
+Data: {", ".join(source.path for source in config.task.data.sources)}. Peak learning rate {config.optim.lr:g}, weight
+decay {config.optim.weight_decay:g}, seed {config.seed}.
+"""
+
+
+def last_figures(run: Path, step: int) -> dict[str, float]:
+    """Return the last training and validation figures of a run, up to a step."""
+    figures: dict[str, Any] = {}
+    path = run / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        row: Mapping[str, Any] = json.loads(line)
+        if row["step"] <= step:
+            figures |= row
+    shown = ("step", "tokens", "loss", "validation_loss", "validation_perplexity", "validation_bits_per_byte")
+    return {name: figures[name] for name in shown if figures.get(name) is not None}
+
+
+def continuation(folder: Path, prompt: str, *, tokens: int = 80) -> str:
+    """Load an exported folder the way anyone would and return what it writes after a prompt."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    torch.manual_seed(0)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    written = model.generate(**inputs, max_new_tokens=tokens, do_sample=True, top_k=40, temperature=0.8)
+    return tokenizer.decode(written[0], skip_special_tokens=True)
+
+
+def export(run: Path, out: Path, *, step: int | None = None, dtype: str = "fp32") -> int:
+    """Export a run's checkpoint; returns its step.
+
+    Raises:
+        ConfigError: RUN is no run, has no such checkpoint, or OUT is in use.
+        CheckpointError: The checkpoint is damaged.
+    """
+    from train.tasks import build_task
+
+    config = read_run(run)
+    source = chosen_checkpoint(run, step)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError([f"{out}: exists and is not an empty folder; give another, or delete it"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found = CheckpointReader(source).progress.step
+    write_model_folder(build_task(config), source, out, dtype=DTYPES[dtype], card=model_card(config, run, found))
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m train.export", description="Write a run as a Hugging Face folder.")
+    parser.add_argument("run", type=Path, help="a run folder, like runs/NAME")
+    parser.add_argument("out", type=Path, help="the folder to write; must not exist, or be empty")
+    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of the weights (default: fp32)")
+    parser.add_argument("--prompt", help="afterwards load the folder and show what it writes after this text")
+    given = parser.parse_args(arguments)
+    try:
+        step = export(given.run, given.out, step=given.step, dtype=given.dtype)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (checkpoint.CheckpointError, OSError) as error:
+        print(f"export failed: {error}", file=sys.stderr)
+        return 1
+    print(f"step {step} of {given.run} -> {given.out}")
+    if given.prompt is not None:
+        print(continuation(given.out, given.prompt))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

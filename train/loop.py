@@ -1,0 +1,226 @@
+"""fit(): the training loop, one function, read top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train import checkpoint
+from train.checkpoint import Progress
+from train.config import RunConfig
+from train.data.sampler import SampleOrder, combined_hash, content_hashes, rank_share
+from train.distributed import World, sum_over_ranks
+from train.engine import Engine, StepResult
+from train.export import write_model_folder
+from train.metrics import Accumulator, RunLog, Stopwatch, speed
+from train.optim import learning_rate
+from train.tasks.task import Batch, Task
+
+logger = logging.getLogger(__name__)
+
+
+class TooManySkippedStepsError(RuntimeError):
+    """Loss or gradient were not finite for so many steps in a row that the run stopped itself."""
+
+
+@dataclass
+class Run:
+    """Everything that training works with."""
+
+    config: RunConfig
+    folder: Path
+    task: Task
+    engine: Engine
+    world: World
+    log: RunLog
+    progress: Progress
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+
+class MicroBatch:
+    """The samples of one forward pass, on the device, with what is needed to name them."""
+
+    def __init__(self, ids: np.ndarray, batch: Batch, weight: float):
+        self.ids = ids
+        self.host = batch
+        self.weight = weight
+
+    def on(self, device: torch.device) -> Batch:
+        """Return the tensors on the device; the copy overlaps with computing."""
+        if device.type == "cpu":
+            return self.host
+        return {key: value.pin_memory().to(device, non_blocking=True) for key, value in self.host.items()}
+
+
+def fit(run: Run) -> None:
+    """Train from `run.progress` to the last step.
+
+    Step n is the pass with the weights after n-1 updates; all that it logs carries the number n. The last step
+    always logs, evaluates and saves.
+
+    Raises:
+        TooManySkippedStepsError: Steps were skipped `optim.stop_after_skipped_steps` times in a row.
+        CheckpointError: A checkpoint could not be written.
+    """
+    config, task, engine, world, log = run.config, run.task, run.engine, run.world, run.log
+    cost = task.cost(engine.module)
+    watch = Stopwatch()
+
+    for step, micro_batches in feed(run):
+        lr = learning_rate(step, optim=config.optim, steps=config.steps)
+        total_weight = global_weight(micro_batches, world)
+        means, losses = Accumulator(), []
+        for micro_batch in micro_batches:
+            output = task.step(engine.model, micro_batch.on(world.device))
+            engine.backward(output.loss_sum, total_weight=total_weight)
+            means.add(output.metrics)
+            losses.append(output.loss_sum.detach())
+        result = engine.step(lr)
+        watch.steps += 1
+        run.progress = advance(run, step, result, micro_batches, losses)
+        log.tick()
+
+        if due(step, config.log_every, config.steps):
+            row = {"samples": step * config.global_batch_size}
+            if cost.tokens is not None:
+                row["tokens"] = row["samples"] * cost.tokens
+            figures = {**means.means(), "grad_norm": float(result.grad_norm), "lr": lr}
+            seconds = watch.seconds_per_step()  # after the figures: reading them has waited for the device
+            pace = speed(seconds, cost=cost, global_batch_size=config.global_batch_size, world=world)
+            skipped = {"skipped": step - run.progress.updates}
+            log.row(step, {**row, **figures, **pace, **skipped, "samples_hash": samples_hash(micro_batches, run)})
+            watch.restart()
+
+        with watch.paused():
+            if due(step, config.evaluate_every, config.steps):
+                log.row(step, evaluate(run, step))
+            if due(step, config.checkpoint.every, config.steps) or keeps_weights(config, step):
+                save(run)
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Return whether something that happens every so many steps, and at the last one, happens now."""
+    return step % every == 0 or step == last
+
+
+def keeps_weights(config: RunConfig, step: int) -> bool:
+    """Return whether this step's weights are kept for later analysis."""
+    every = config.checkpoint.weights_every
+    return every is not None and due(step, every, config.steps)
+
+
+def feed(run: Run) -> Iterator[tuple[int, list[MicroBatch]]]:
+    """Yield each step with this rank's micro-batches, read one step ahead by a thread."""
+    config, world = run.config, run.world
+    order = SampleOrder(
+        run.task.num_training_samples, seed=config.task.data.seed, global_batch_size=config.global_batch_size
+    )
+
+    def read(step: int) -> list[MicroBatch]:
+        share = rank_share(
+            order.of_step(step), rank=world.rank, world_size=world.size, micro_batch_size=config.micro_batch_size
+        )
+        batches = [(ids, run.task.batch(ids, split="training", step=step)) for ids in share]
+        return [MicroBatch(ids, batch, run.task.weight(batch)) for ids, batch in batches]
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as reader:
+        ahead: Future[list[MicroBatch]] | None = None
+        for step in range(run.progress.step + 1, config.steps + 1):
+            now = (ahead or reader.submit(read, step)).result()
+            ahead = reader.submit(read, step + 1) if step < config.steps else None
+            yield step, now
+
+
+def global_weight(micro_batches: list[MicroBatch], world: World) -> Tensor:
+    """Return the denominator of the step: its weight over all micro-batches and ranks, () fp32 on the device."""
+    mine = sum(micro_batch.weight for micro_batch in micro_batches)
+    return sum_over_ranks(torch.tensor(mine, dtype=torch.float32, device=world.device))
+
+
+def samples_hash(micro_batches: list[MicroBatch], run: Run) -> str:
+    """Return one hash of the content of the global batch's samples, in order."""
+    mine = np.concatenate([content_hashes(micro_batch.host) for micro_batch in micro_batches])
+    return combined_hash(_over_ranks(mine, run.world))
+
+
+def _over_ranks(mine: np.ndarray, world: World) -> np.ndarray:
+    """Put equally long int64 arrays of all ranks one after the other."""
+    everyone = torch.zeros(world.size, len(mine), dtype=torch.int64)
+    everyone[world.rank] = torch.from_numpy(mine)
+    return sum_over_ranks(everyone).numpy().reshape(-1)
+
+
+def advance(
+    run: Run, step: int, result: StepResult, micro_batches: list[MicroBatch], losses: list[Tensor]
+) -> Progress:
+    """Count the step; name the samples of one that was skipped, and stop after too many in a row."""
+    if result.applied:
+        return Progress(step=step, updates=run.engine.updates)
+    finite = np.array([bool(torch.isfinite(loss)) for loss in losses])
+    ids = _over_ranks(np.concatenate([m.ids for m in micro_batches]), run.world)
+    suspects = _over_ranks(
+        np.concatenate([m.ids if not ok else np.full_like(m.ids, -1) for m, ok in zip(micro_batches, finite, strict=True)]),
+        run.world,
+    )
+    in_a_row = run.progress.skipped_in_a_row + 1
+    bad = [int(sample) for sample in suspects if sample >= 0]
+    reason = "the loss" if bad else "the gradient"
+    run.log.event("skip", step=step, reason=f"{reason} is not finite", samples=ids.tolist(), suspects=bad)
+    if run.world.is_main:
+        named = f"; samples {bad}" if bad else ""
+        logger.warning("step %d skipped: %s is not finite%s (events.jsonl names all samples)", step, reason, named)
+    if in_a_row >= run.config.optim.stop_after_skipped_steps:
+        raise TooManySkippedStepsError(
+            f"{in_a_row} steps in a row were skipped, up to step {step}: loss or gradient is not finite. The weights are "
+            "unharmed; events.jsonl names the samples. Lower optim.lr, or raise optim.stop_after_skipped_steps"
+        )
+    return Progress(step=step, updates=run.engine.updates, skipped_in_a_row=in_a_row)
+
+
+def evaluate(run: Run, step: int) -> dict[str, float]:
+    """Return the figures of the whole validation split, shared evenly among the ranks.
+
+    Every rank makes the same number of forward passes, as ZeRO-3 needs; a surplus pass counts for nothing.
+    """
+    task, world = run.task, run.world
+    size = run.config.micro_batch_size
+    chunks = [np.arange(i, min(i + size, task.num_validation_samples)) for i in range(0, task.num_validation_samples, size)]
+    means = Accumulator()
+    run.engine.model.eval()
+    with torch.no_grad():
+        for index in range(world.rank, math.ceil(len(chunks) / world.size) * world.size, world.size):
+            counted = index < len(chunks)
+            batch = task.batch(chunks[index if counted else 0], split="validation", step=step)
+            on_device = {key: value.to(world.device) for key, value in batch.items()}
+            sums = task.evaluate(run.engine.model, on_device)
+            means.add(sums if counted else {name: (value * 0, weight * 0) for name, (value, weight) in sums.items()})
+    run.engine.model.train()
+    return task.validation_report(means.means())
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint, and from it the bf16 folder that is kept for analysis when one is due."""
+    step = run.progress.step
+    folder = checkpoint.save(
+        run.checkpoints,
+        run.engine,
+        progress=run.progress,
+        world=run.world,
+        data_fingerprint=run.task.data_fingerprint,
+        keep=run.config.checkpoint.keep,
+    )
+    run.log.event("save", step=step, checkpoint=folder.name)
+    if keeps_weights(run.config, step) and run.world.is_main:
+        write_model_folder(run.task, folder, run.folder / "weights" / folder.name, dtype=torch.bfloat16)

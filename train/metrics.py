@@ -1,0 +1,235 @@
+"""What a run says: metrics.jsonl, events.jsonl, TensorBoard, one console line per log, a progress bar."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from train.distributed import World, gather_floats, sum_over_ranks
+from train.tasks.task import SampleCost, Sums
+
+logger = logging.getLogger(__name__)
+
+# Dense bf16 peaks in FLOP/s, from the makers' data sheets.
+PEAK_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return a device's dense bf16 peak in FLOP/s, None where it is not known (every CPU)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory that this rank has held so far: of the GPU's, else the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Accumulator:
+    """Sums and weights by name, kept on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}
+
+    def add(self, sums: Sums) -> None:
+        """Add one micro-batch's sums; does not wait for the device."""
+        for name, (value, weight) in sums.items():
+            pair = torch.stack((value.detach().double(), weight.detach().double()))
+            self._totals[name] = self._totals[name] + pair if name in self._totals else pair
+
+    def means(self) -> dict[str, float]:
+        """Return the means over all ranks: one reduction, one wait."""
+        names = sorted(self._totals)
+        if not names:
+            return {}
+        totals = sum_over_ranks(torch.stack([self._totals[name] for name in names])).tolist()
+        return {name: total / weight if weight else math.nan for name, (total, weight) in zip(names, totals, strict=True)}
+
+
+class Stopwatch:
+    """Times training steps, evaluation and saving apart."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval."""
+        self._start, self._paused, self.steps = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens inside."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+    def seconds_per_step(self) -> float:
+        """Return the mean over the interval."""
+        return (time.perf_counter() - self._start - self._paused) / max(1, self.steps)
+
+
+def speed(seconds: float, *, cost: SampleCost, global_batch_size: int, world: World) -> dict[str, float | None]:
+    """Return the throughput figures of a step; `seconds` is this rank's mean.
+
+    MFU counts 6 operations per matrix parameter and token, and attention once: see `flops_per_token` of the model.
+    """
+    over_ranks = gather_floats(seconds)
+    slowest = max(over_ranks)
+    samples = global_batch_size / slowest
+    peak = peak_flops(world.device)
+    known = peak is not None and cost.flops is not None
+    return {
+        "samples_per_second": samples,
+        **({"tokens_per_second": samples * cost.tokens} if cost.tokens is not None else {}),
+        "mfu": samples * cost.flops / (peak * world.size) if known else None,  # type: ignore[operator]
+        "step_seconds": sum(over_ranks) / len(over_ranks),
+        "step_seconds_min": min(over_ranks),
+        "step_seconds_max": slowest,
+        "peak_memory_gib": max(gather_floats(peak_memory_gib(world.device))),
+    }
+
+
+class RunLog:
+    """The files of a run folder that grow while it trains; only rank 0 writes, the others' calls do nothing."""
+
+    def __init__(self, folder: Path, *, world: World, steps: int, done: int):
+        self.folder = folder
+        self.steps = steps
+        self._active = world.is_main
+        if not self._active:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and for one rank only
+
+        for name in ("metrics.jsonl", "activations.jsonl", "gradients.jsonl"):
+            cut_after_step(folder / name, done)
+        cut_after_step(folder / "events.jsonl", None)
+        self._metrics = (folder / "metrics.jsonl").open("a")
+        self._events = (folder / "events.jsonl").open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        self._bar = tqdm(
+            total=steps, initial=done, disable=not sys.stderr.isatty(), unit="step", leave=False, dynamic_ncols=True
+        )
+        self._began, self._done = time.monotonic(), done
+
+    def event(self, kind: str, *, step: int, **fields: Any) -> None:
+        """Append to events.jsonl: something that happened once."""
+        if self._active:
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            _write_line(self._events, {"time": now, "event": kind, "step": step, **fields})
+
+    def row(self, step: int, fields: Mapping[str, Any]) -> None:
+        """Append to metrics.jsonl and TensorBoard, and print the console line."""
+        if not self._active:
+            return
+        _write_line(self._metrics, {"step": step, **fields})
+        for name, value in fields.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                self._board.add_scalar(name, value, step)
+        self._board.flush()
+        self.say(console_line(step, self.steps, fields, self._seconds_left(step)))
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the progress bar."""
+        if self._active:
+            tqdm.write(text, file=sys.stderr)
+
+    def tick(self) -> None:
+        """Move the progress bar by one step."""
+        if self._active:
+            self._bar.update()
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        if self._active:
+            self._bar.close()
+            self._board.close()
+            self._metrics.close()
+            self._events.close()
+
+    def _seconds_left(self, step: int) -> float:
+        return (time.monotonic() - self._began) / max(1, step - self._done) * (self.steps - step)
+
+
+def console_line(step: int, steps: int, fields: Mapping[str, Any], seconds_left: float) -> str:
+    """Return the line that a person reads: training figures, or those of a validation."""
+    head = f"step {step:>{len(str(steps))}}/{steps}"
+    if "validation_loss" in fields:
+        figures = (f"{name.removeprefix('validation_')} {_number(value)}" for name, value in fields.items())
+        return f"{head}  validation  {'  '.join(figures)}"
+    mfu = f"  mfu {100 * fields['mfu']:4.1f}%" if fields["mfu"] is not None else ""
+    rate = fields.get("tokens_per_second")
+    speed_shown = f"{rate:9,.0f} tok/s" if rate is not None else f"{fields['samples_per_second']:9,.1f} samples/s"
+    return (
+        f"{head}  loss {_number(fields['loss'])}  grad {_number(fields['grad_norm'])}  lr {fields['lr']:.2e}"
+        f"  {speed_shown}{mfu}  {fields['step_seconds']:6.3f} s/step  {_duration(seconds_left)} left"
+    )
+
+
+def _number(value: float | None) -> str:
+    return f"{value:7.4f}" if value is not None and math.isfinite(value) else "  -    "
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def strict(value: Any) -> Any:
+    """Return a JSON value in which what is not finite is null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: strict(item) for key, item in value.items()}
+    return [strict(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _write_line(file: Any, fields: Mapping[str, Any]) -> None:
+    file.write(json.dumps(strict(fields), allow_nan=False) + "\n")
+    file.flush()
+
+
+def cut_after_step(path: Path, step: int | None) -> None:
+    """Drop a half-written last line, and every row after `step`: a resumed run writes them again."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_bytes().splitlines(keepends=True) if _is_kept(line, step)]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(b"".join(kept))
+    temporary.replace(path)
+
+
+def _is_kept(line: bytes, step: int | None) -> bool:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n") and (step is None or row["step"] <= step)

@@ -1,0 +1,89 @@
+"""A run's folder: what was asked, on which machine, and whether the same run may go on in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from train.config import ConfigError, RunConfig, differences, to_yaml
+from train.distributed import World
+
+_PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy")
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Return where a run lives."""
+    return Path(config.output_dir) / config.name
+
+
+def refuse_another_config(config: RunConfig) -> None:
+    """Let a run folder be used only by the run that began in it.
+
+    Raises:
+        ConfigError: With every difference that may not be at a resume.
+    """
+    folder = run_folder(config)
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    faults = differences(yaml.safe_load(path.read_text()), config)
+    if faults:
+        advice = f"{folder} holds another run: go on with its values, or choose another name (name=...)"
+        raise ConfigError([advice, *faults])
+
+
+def write_config(config: RunConfig) -> None:
+    """Write config.yaml: what was asked, defaults filled in."""
+    folder = run_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "config.yaml", to_yaml(config))
+
+
+def write_environment(folder: Path, *, world: World, precision: str, facts: Mapping[str, Any]) -> None:
+    """Write environment.json: code, versions, host, device, what `auto` became; no variables of the environment."""
+    described = {
+        "git_sha": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "host": socket.gethostname(),
+        "world_size": world.size,
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else _processor(),
+        "threads_per_rank": torch.get_num_threads(),
+        "precision": precision,
+        "data": dict(facts),
+    }
+    _replace(folder / "environment.json", json.dumps(described, indent=1) + "\n")
+
+
+def write_deepspeed_config(folder: Path, described: Mapping[str, Any]) -> None:
+    """Write deepspeed.json: the configuration that DeepSpeed really runs with."""
+    _replace(folder / "deepspeed.json", json.dumps(described, indent=1) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        found = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def _processor() -> str:
+    return platform.processor() or platform.machine()

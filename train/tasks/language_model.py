@@ -1,0 +1,111 @@
+"""Causal language modelling: a decoder, windows of text, cross-entropy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from modeling.decoder.configuration_periln import PeriLNConfig
+from modeling.decoder.modeling_periln import PeriLNForCausalLM
+from train.config import LanguageModelConfig, OptimConfig
+from train.data import text
+from train.tasks.task import Batch, ParameterGroup, SampleCost, Split, StepOutput, Sums
+
+
+class LanguageModel:
+    """The task `language_model`; `weight` counts predicted tokens."""
+
+    def __init__(self, config: LanguageModelConfig, *, optim: OptimConfig, seed: int):
+        self.config = config
+        self._optim = optim
+        self._seed = seed
+        self.data = text.prepare(config.data, vocab_size=config.model.vocab_size)
+        self.num_training_samples = self.data.num_training_samples
+        self.num_validation_samples = self.data.num_validation_samples
+        self.data_fingerprint = self.data.fingerprint
+        self.data_facts = self.data.facts
+
+    def build_model(self) -> PeriLNForCausalLM:
+        """Return the decoder, drawn from the run's seed."""
+        torch.manual_seed(self._seed)
+        return decoder(self.config, end_of_text=self.data.eos_token_id)
+
+    def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
+        """Sort by role: matrices, embeddings and output norms decay by their own keys; other norms do not."""
+        optim = self._optim
+        embedding = optim.weight_decay if optim.embedding_weight_decay is None else optim.embedding_weight_decay
+        decays = {
+            "matrix": optim.weight_decay,
+            "embedding": embedding,
+            "output_norm": optim.output_norm_weight_decay,
+            "norm_or_bias": 0.0,
+        }
+        assert isinstance(model, PeriLNForCausalLM)
+        roles = model.parameter_roles()
+        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        return [
+            ParameterGroup(role, {name: p for name, p in named.items() if roles[name] == role}, decay)
+            for role, decay in decays.items()
+        ]
+
+    def cost(self, model: nn.Module) -> SampleCost:
+        """Return a window's tokens and operations."""
+        assert isinstance(model, PeriLNForCausalLM)
+        length = self.config.data.sequence_length
+        return SampleCost(tokens=length, flops=length * model.flops_per_token(length))
+
+    def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
+        """Read windows: `tokens` (B, T + 1) int64; for validation also `target_bytes` (B,)."""
+        batch = {"tokens": torch.from_numpy(self.data.read(split, sample_ids))}
+        if split == "validation":
+            batch["target_bytes"] = torch.from_numpy(self.data.target_bytes(sample_ids))
+        return batch
+
+    def weight(self, batch: Batch) -> float:
+        """Return the number of tokens predicted: all but each window's first."""
+        return float(batch["tokens"][:, 1:].numel())
+
+    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Return the summed objective; the loss that is shown is cross-entropy alone, without z-loss."""
+        tokens = batch["tokens"]
+        output = model(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1)
+        weight = output.loss.new_tensor(float(tokens[:, 1:].numel()))
+        if output.z_loss is None:
+            return StepOutput(output.loss, weight, {"loss": (output.loss.detach(), weight)})
+        metrics = {"loss": (output.loss.detach() - output.z_loss, weight), "z_loss": (output.z_loss, weight)}
+        return StepOutput(output.loss, weight, metrics)
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
+        """Return cross-entropy per token and, for bits per byte, per byte of the predicted text."""
+        loss_sum, weight = self.step(model, batch).metrics["loss"]
+        return {"loss": (loss_sum, weight), "loss_per_byte": (loss_sum, batch["target_bytes"].sum().float())}
+
+    def save_assets(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.data.save_tokenizer(folder)
+
+    def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return loss (nats per token), perplexity, and bits per byte of UTF-8 text."""
+        loss = means["loss"]
+        return {
+            "validation_loss": loss,
+            "validation_perplexity": math.exp(min(loss, 700.0)),  # e^700 is the end of a double
+            "validation_bits_per_byte": means["loss_per_byte"] / math.log(2),
+        }
+
+
+def decoder(config: LanguageModelConfig, *, end_of_text: int | None = None) -> PeriLNForCausalLM:
+    """Return the decoder that a configuration describes, freshly drawn."""
+    described = PeriLNConfig(
+        **asdict(config.model), bos_token_id=end_of_text, eos_token_id=end_of_text, pad_token_id=None
+    )
+    described._attn_implementation = config.attention
+    model = PeriLNForCausalLM(described)
+    model.generation_config.eos_token_id = end_of_text
+    return model
