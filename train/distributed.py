@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -43,16 +44,20 @@ def world_size_from_environment() -> int:
 
 
 def start(*, threads: int | None = None) -> World:
-    """Join the process group (gloo for CPU tensors, NCCL for GPU tensors) and set device and threads.
+    """Join the process group (gloo for CPU tensors, NCCL for GPU tensors), once, and set device and threads.
 
     Args:
         threads: CPU threads of this rank; default: an equal share of the cores this process may use.
     """
     _announce_single_process()
+    joined = dist.is_initialized()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1" if size == 1 else str(size)))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    world = World(rank=rank, size=size, local_rank=local_rank, local_size=local_size, device=device)
+    if joined:
+        return world
     # torchrun sets OMP_NUM_THREADS=1 where nobody chose; a CPU rank would then use one core of its share.
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_size))
     if device.type == "cuda":
@@ -62,7 +67,7 @@ def start(*, threads: int | None = None) -> World:
         timeout=PROCESS_GROUP_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
-    return World(rank=rank, size=size, local_rank=local_rank, local_size=local_size, device=device)
+    return world
 
 
 def stop() -> None:
@@ -125,3 +130,5 @@ def set_up_logging() -> None:
         package_logger.handlers = [handler]
         package_logger.setLevel(logging.INFO)
         package_logger.propagate = False
+    # DeepSpeed calls collectives that torch is renaming; it is not the user's to change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

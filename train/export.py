@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from train import checkpoint
 from train.checkpoint import CheckpointReader
@@ -114,7 +115,7 @@ A decoder with {model.num_hidden_layers} layers of width {model.hidden_size}, no
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
 ```
 
 | figure | value |
@@ -142,7 +143,7 @@ def continuation(folder: Path, prompt: str, *, tokens: int = 80) -> str:
     """Load an exported folder the way anyone would and return what it writes after a prompt."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     torch.manual_seed(0)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
@@ -178,6 +179,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of the weights (default: fp32)")
     parser.add_argument("--prompt", help="afterwards load the folder and show what it writes after this text")
     given = parser.parse_args(arguments)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         step = export(given.run, given.out, step=given.step, dtype=given.dtype)
     except ConfigError as error:

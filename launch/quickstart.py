@@ -1,0 +1,87 @@
+"""`make quickstart`: the same small decoder with Pre-, Post- and Peri-LN, then a table, a model folder and a sample.
+
+Starts the ordinary commands one after the other and prints each of them, so that they can be repeated by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+CONFIG = "configs/language_model/quickstart.yaml"
+PLACEMENTS = ("pre", "post", "peri")
+RUNS = Path("runs")
+EXPORTED = Path("exported/quickstart-peri")
+PROMPT = "def read_lines(path):"
+
+
+def main() -> int:
+    """Train, export and report; returns the exit code of the first command that fails."""
+    ranks = min(2, len(os.sched_getaffinity(0)))
+    for placement in PLACEMENTS:
+        print(f"\n--- norm placement: {placement}", flush=True)
+        code = run(training_command(placement, ranks))
+        if code:
+            return code
+    print("\n--- the Peri-LN model as a Hugging Face folder, and what it writes after a prompt", flush=True)
+    if not EXPORTED.exists():
+        code = run([sys.executable, "-m", "train.export", str(run_folder("peri")), str(EXPORTED), "--prompt", PROMPT])
+        if code:
+            return code
+    print(summary())
+    return 0
+
+
+def training_command(placement: str, ranks: int) -> list[str]:
+    """Return the command that trains one placement on this machine."""
+    settings = [CONFIG, f"name={run_folder(placement).name}", f"task.model.norm_placement={placement}"]
+    if ranks == 1:
+        return [sys.executable, "-m", "train", *settings]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*torchrun, "-m", "train", *settings]
+
+
+def run_folder(placement: str) -> Path:
+    """Return where a placement's run lives."""
+    return RUNS / f"quickstart-{placement}"
+
+
+def run(command: list[str]) -> int:
+    """Show a command, run it, return its exit code."""
+    print("$", shlex.join(["python", *command[1:]]), flush=True)
+    # torchrun would announce that it sets this; the ranks choose their threads themselves.
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
+
+
+def summary() -> str:
+    """Return the table of the placements, and where to look next."""
+    rows = [f"{'placement':>10}  {'validation loss':>15}  {'perplexity':>10}  {'bits per byte':>13}"]
+    for placement in PLACEMENTS:
+        last = last_validation(run_folder(placement) / "metrics.jsonl")
+        figures = [last[f"validation_{name}"] for name in ("loss", "perplexity", "bits_per_byte")]
+        rows.append(f"{placement:>10}  {figures[0]:15.4f}  {figures[1]:10.2f}  {figures[2]:13.4f}")
+    return "\n".join(
+        [
+            "",
+            *rows,
+            "",
+            f"curves          {Path(sys.executable).parent / 'tensorboard'} --logdir {RUNS}",
+            f"every figure    {RUNS}/quickstart-*/metrics.jsonl",
+            f"exported model  {EXPORTED}  (AutoModelForCausalLM.from_pretrained, trust_remote_code=True)",
+            "next            change a setting: python -m train " + CONFIG + " name=mine optim.lr=1e-3",
+        ]
+    )
+
+
+def last_validation(path: Path) -> dict[str, float]:
+    """Return the last validation row of a metrics.jsonl."""
+    rows: list[dict[str, float]] = [json.loads(line) for line in path.read_text().splitlines()]
+    return next(row for row in reversed(rows) if "validation_loss" in row)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
