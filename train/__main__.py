@@ -109,7 +109,7 @@ def train(config: RunConfig) -> int:
     run_folder.refuse_another_config(config)
     distributed.set_up_logging()
     try:
-        return _train(config)
+        return train_rank(config)
     except (CheckpointError, TooManySkippedStepsError) as error:
         logger.error("%s", error)
         return 1
@@ -134,7 +134,8 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:160]
 
 
-def _train(config: RunConfig) -> int:
+def train_rank(config: RunConfig) -> int:
+    """Assemble the run on this rank and fit it; leaves the process group as it is."""
     import torch
 
     from train import distributed
