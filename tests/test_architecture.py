@@ -1,0 +1,145 @@
+"""Who may import whom (docs/decisions/0001-flat-packages.md), read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("launch", "train", "modeling", "analysis")
+MAY_IMPORT = {
+    "launch": {"train.config"},
+    "train": {"train", "modeling", "analysis"},
+    "modeling": set(),
+    "analysis": {"analysis"},
+}
+# third-party package -> the places that may import it
+FENCES = {
+    "deepspeed": ("train/engine.py",),
+    "transformers": ("modeling/", "train/export.py", "train/data/text.py", "analysis/"),
+    "datasets": ("train/data/",),
+    "accelerate": ("analysis/", "train/__main__.py"),
+    "matplotlib": ("analysis/",),
+    "pandas": ("analysis/",),
+}
+NO_TORCH = ("launch/", "train/config.py", "train/rules.py", "train/schema.py", "train/document.py")
+SELF_CONTAINED = sys.stdlib_module_names | {"torch", "transformers", "huggingface_hub"}
+
+
+def imports(source: str, module: str) -> Iterator[tuple[str, int]]:
+    """Yield every imported module's full name and its line, wherever in the file it stands."""
+    package = module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base]).rstrip(".")
+            yield base, node.lineno
+            yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def faults(path: str, source: str) -> list[str]:
+    """Return what a file imports against the rules."""
+    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    home = module.split(".")[0]
+    found = []
+    for name, line in imports(source, module):
+        top = name.split(".")[0]
+        where = f"{path}:{line} imports {name}"
+        if top == "tests" and home != "tests":
+            found.append(where)
+        if top in OURS and top != home and home in OURS and not _allowed(name, MAY_IMPORT[home]):
+            found.append(where)
+        if home == "modeling" and top == "modeling" and name.split(".")[:2] != module.split(".")[:2]:
+            found.append(where)
+        if home == "modeling" and top not in SELF_CONTAINED | {"modeling"}:
+            found.append(where)
+        if home == "train" and name.startswith("analysis.report"):
+            found.append(where)
+        if top in FENCES and home in OURS and not path.startswith(FENCES[top]):
+            found.append(where)
+        if top == "torch" and path.startswith(NO_TORCH):
+            found.append(where)
+    return found
+
+
+def _allowed(name: str, allowed: set[str]) -> bool:
+    return any(name == a or name.startswith(a + ".") for a in allowed) or any(a.startswith(name + ".") for a in allowed)
+
+
+def sources() -> list[str]:
+    return [str(p.relative_to(ROOT)) for package in (*OURS, "tests") for p in sorted((ROOT / package).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", sources())
+def test_imports_keep_the_rule(path: str) -> None:
+    assert not faults(path, (ROOT / path).read_text())
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("launch/plan.py", "import torch"),
+        ("launch/plan.py", "from train.engine import wrap"),
+        ("train/loop.py", "import deepspeed"),
+        ("train/loop.py", "def f():\n    from transformers import AutoModel"),
+        ("train/metrics.py", "from analysis.report import page"),
+        ("modeling/decoder/modeling_periln.py", "from train.config import load"),
+        ("modeling/decoder/modeling_periln.py", "from modeling.depth import modeling_dkn"),
+        ("modeling/decoder/modeling_periln.py", "import einops"),
+        ("analysis/runs.py", "from modeling.decoder import modeling_periln"),
+        ("train/loop.py", "from tests.tiny import tiny_run"),
+    ],
+)
+def test_the_check_finds_a_breach(path: str, source: str) -> None:
+    assert faults(path, source)
+
+
+def test_there_is_no_import_cycle() -> None:
+    modules = {p.removesuffix(".py").removesuffix("/__init__").replace("/", "."): p for p in sources()}
+    graph = {
+        module: {name for name, _ in imports((ROOT / path).read_text(), module) if name in modules and name != module}
+        for module, path in modules.items()
+    }
+    assert not cycle(graph)
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Return one cycle of a graph, empty where there is none."""
+    done: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node) :]
+        if node not in done:
+            for following in sorted(graph[node]):
+                if found := visit(following, [*path, node]):
+                    return found
+            done.add(node)
+        return []
+
+    return next((found for node in graph if (found := visit(node, []))), [])
+
+
+def test_the_cycle_check_finds_a_cycle() -> None:
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": set()})
+    assert not cycle({"a": {"b"}, "b": {"c"}, "c": set()})
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_packages_are_those_of_this_checkout(package: str) -> None:
+    file = importlib.import_module(package).__file__
+    assert file is not None
+    assert Path(file).is_relative_to(ROOT)
+
+
+def test_configs_hold_values_only() -> None:
+    assert {path.suffix for path in (ROOT / "configs").rglob("*") if path.is_file()} == {".yaml"}
