@@ -78,7 +78,7 @@ def describe(config: RunConfig) -> int:
     return 0
 
 
-def _model_on_meta(config: RunConfig):  # noqa: ANN202  (its type would import torch)
+def _model_on_meta(config: RunConfig):
     from accelerate import init_empty_weights
 
     from train.tasks.language_model import decoder
@@ -188,7 +188,7 @@ def _is_finished(config: RunConfig, folder: Path, world: World) -> bool:
     return gather_floats(float(config.steps in steps))[0] == 1.0
 
 
-def _load_starting_weights(config: RunConfig, model) -> None:  # noqa: ANN001
+def _load_starting_weights(config: RunConfig, model) -> None:
     from train.checkpoint import load_folder
 
     start = config.checkpoint.start_from
@@ -196,9 +196,7 @@ def _load_starting_weights(config: RunConfig, model) -> None:  # noqa: ANN001
         load_folder(model, Path(start))
 
 
-def _resume(
-    config: RunConfig, folder: Path, engine: Engine, task: Task, world: World
-) -> tuple[Progress, list[str]]:
+def _resume(config: RunConfig, folder: Path, engine: Engine, task: Task, world: World) -> tuple[Progress, list[str]]:
     """Go on from this run's newest intact checkpoint; else from another run's, where asked; else from the start."""
     from train import checkpoint
     from train.checkpoint import Progress
@@ -239,7 +237,9 @@ def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> P
         known = f"it has steps {', '.join(map(str, steps))}" if steps else "it has none"
         raise ConfigError([f"checkpoint.start_from: {folder} has no checkpoint of step {step}; {known}"])
     if int(step) >= config.steps:
-        raise ConfigError([f"checkpoint.start_from: step {step} is not before the last step; raise steps ({config.steps})"])
+        raise ConfigError(
+            [f"checkpoint.start_from: step {step} is not before the last step; raise steps ({config.steps})"]
+        )
     found = folder / "checkpoints" / step_folder(int(step))
     faults = damage(found, world=world)
     if faults:
@@ -247,9 +247,7 @@ def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> P
     return found
 
 
-def _open_run_folder(
-    config: RunConfig, folder: Path, engine: Engine, task: Task, world: World, progress: Progress
-):  # noqa: ANN202
+def _open_run_folder(config: RunConfig, folder: Path, engine: Engine, task: Task, world: World, progress: Progress):
     from train import run_folder
     from train.engine import resolve_precision
     from train.metrics import RunLog
@@ -266,12 +264,14 @@ def _open_run_folder(
     return RunLog(folder, world=world, steps=config.steps, done=progress.step)
 
 
-def _announce(config: RunConfig, log, task: Task, engine: Engine, world: World, progress: Progress) -> None:  # noqa: ANN001
+def _announce(config: RunConfig, log, task: Task, engine: Engine, world: World, progress: Progress) -> None:
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     plan = engine.plan
     where = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}"
     batch = f"{world.size} x {plan.accumulation_steps} x {plan.micro_batch_size} samples a step"
-    logger.info("%s: %s parameters, %s, ZeRO %d, %s", config.name, f"{parameters:,}", where, config.engine.zero_stage, batch)
+    logger.info(
+        "%s: %s parameters, %s, ZeRO %d, %s", config.name, f"{parameters:,}", where, config.engine.zero_stage, batch
+    )
     counts = {"training_samples": task.num_training_samples, "validation_samples": task.num_validation_samples}
     if progress.step:
         logger.info("resuming after step %d", progress.step)

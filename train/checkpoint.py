@@ -396,7 +396,9 @@ def load_folder(model: nn.Module, folder: Path) -> None:
     state = model.state_dict()
     tied = {tensor.data_ptr() for name, tensor in state.items() if name in found}
     wanted = {name: t.shape for name, t in state.items() if name in found or t.data_ptr() not in tied}
-    _require_same_shapes({name: list(t.shape) for name, t in found.items()}, {n: list(s) for n, s in wanted.items()}, folder)
+    _require_same_shapes(
+        {name: list(t.shape) for name, t in found.items()}, {n: list(s) for n, s in wanted.items()}, folder
+    )
     model.load_state_dict(found, strict=False)
 
 

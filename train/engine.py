@@ -117,7 +117,9 @@ def deepspeed_config(
         "zero_optimization": {"stage": engine.zero_stage},
     }
     if engine.zero_stage > 0:
-        described["zero_optimization"].update(_zero_options(engine, min(engine.reduce_bucket_size, num_parameters + num_parameters % 2)))
+        described["zero_optimization"].update(
+            _zero_options(engine, min(engine.reduce_bucket_size, num_parameters + num_parameters % 2))
+        )
     return described
 
 
@@ -152,7 +154,14 @@ class Engine:
     """A model being trained with DeepSpeed ZeRO; `model` is what tasks call."""
 
     def __init__(
-        self, module: nn.Module, wrapped: Any, layout: ParameterLayout, *, world: World, plan: BatchPlan, clipping: float
+        self,
+        module: nn.Module,
+        wrapped: Any,
+        layout: ParameterLayout,
+        *,
+        world: World,
+        plan: BatchPlan,
+        clipping: float,
     ):
         self.module = module
         self.model = wrapped
@@ -201,7 +210,9 @@ class Engine:
             if not self._layout.replicated:
                 yield fragment
                 continue
-            first, last = (fragment.numel * rank // self._world.size for rank in (self._world.rank, self._world.rank + 1))
+            first, last = (
+                fragment.numel * rank // self._world.size for rank in (self._world.rank, self._world.rank + 1)
+            )
             if last > first:
                 yield fragment.narrow(first, last - first)
 
@@ -516,9 +527,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _layout_of(
-    wrapped: Any, groups: Sequence[ParameterGroup], *, zero_stage: int, precision: str
-) -> ParameterLayout:
+def _layout_of(wrapped: Any, groups: Sequence[ParameterGroup], *, zero_stage: int, precision: str) -> ParameterLayout:
     if zero_stage == 3:
         return PartitionedParameterLayout(wrapped, groups)
     if zero_stage == 0:

@@ -162,16 +162,16 @@ def _over_ranks(mine: np.ndarray, world: World) -> np.ndarray:
     return sum_over_ranks(everyone).numpy().reshape(-1)
 
 
-def advance(
-    run: Run, step: int, result: StepResult, micro_batches: list[MicroBatch], losses: list[Tensor]
-) -> Progress:
+def advance(run: Run, step: int, result: StepResult, micro_batches: list[MicroBatch], losses: list[Tensor]) -> Progress:
     """Count the step; name the samples of one that was skipped, and stop after too many in a row."""
     if result.applied:
         return Progress(step=step, updates=run.engine.updates)
     finite = np.array([bool(torch.isfinite(loss)) for loss in losses])
     ids = _over_ranks(np.concatenate([m.ids for m in micro_batches]), run.world)
     suspects = _over_ranks(
-        np.concatenate([m.ids if not ok else np.full_like(m.ids, -1) for m, ok in zip(micro_batches, finite, strict=True)]),
+        np.concatenate(
+            [m.ids if not ok else np.full_like(m.ids, -1) for m, ok in zip(micro_batches, finite, strict=True)]
+        ),
         run.world,
     )
     in_a_row = run.progress.skipped_in_a_row + 1
@@ -196,7 +196,9 @@ def evaluate(run: Run, step: int) -> dict[str, float]:
     """
     task, world = run.task, run.world
     size = run.config.micro_batch_size
-    chunks = [np.arange(i, min(i + size, task.num_validation_samples)) for i in range(0, task.num_validation_samples, size)]
+    chunks = [
+        np.arange(i, min(i + size, task.num_validation_samples)) for i in range(0, task.num_validation_samples, size)
+    ]
     means = Accumulator()
     run.engine.model.eval()
     with torch.no_grad():

@@ -71,7 +71,9 @@ class Accumulator:
         if not names:
             return {}
         totals = sum_over_ranks(torch.stack([self._totals[name] for name in names])).tolist()
-        return {name: total / weight if weight else math.nan for name, (total, weight) in zip(names, totals, strict=True)}
+        return {
+            name: total / weight if weight else math.nan for name, (total, weight) in zip(names, totals, strict=True)
+        }
 
 
 class Stopwatch:

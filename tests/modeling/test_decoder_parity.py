@@ -228,7 +228,9 @@ def plain_logits(model: PeriLNForCausalLM, tokens: Tensor) -> Tensor:
 def test_logits_equal_a_plain_reference(placement: str | tuple[str, ...], norm_kind: str) -> None:
     ours = tiny_decoder(norm_placement=placement, norm_kind=norm_kind)
     with torch.no_grad():
-        torch.testing.assert_close(ours(tiny_tokens()).logits, plain_logits(ours, tiny_tokens()), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(
+            ours(tiny_tokens()).logits, plain_logits(ours, tiny_tokens()), atol=TOLERANCE, rtol=0
+        )
 
 
 @pytest.mark.parametrize("embedding_norm", [False, True])
@@ -244,7 +246,9 @@ def test_outer_norms_and_head_equal_a_plain_reference(
         tie_word_embeddings=tie_word_embeddings,
     )
     with torch.no_grad():
-        torch.testing.assert_close(ours(tiny_tokens()).logits, plain_logits(ours, tiny_tokens()), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(
+            ours(tiny_tokens()).logits, plain_logits(ours, tiny_tokens()), atol=TOLERANCE, rtol=0
+        )
 
 
 @pytest.mark.parametrize("placement", ["pre", "post", "peri", "output"])

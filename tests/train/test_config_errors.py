@@ -108,7 +108,13 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "fragment"),
-    [("", "empty"), ("steps: [", "yaml:1:"), ("steps: 1\nsteps: 2", "steps"), ("- a\n- b", "key: value"), (None, "no such file")],
+    [
+        ("", "empty"),
+        ("steps: [", "yaml:1:"),
+        ("steps: 1\nsteps: 2", "steps"),
+        ("- a\n- b", "key: value"),
+        (None, "no such file"),
+    ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str | None, fragment: str) -> None:
     path = tmp_path / "wrong.yaml"

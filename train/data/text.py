@@ -172,7 +172,13 @@ def _content_keys(table: datasets.Dataset) -> np.ndarray:
 
 
 def _write_windows(
-    writer: WindowWriter, documents: datasets.Dataset, tokenizer: Tokenizer, end: int, *, config: TextDataConfig, split: str
+    writer: WindowWriter,
+    documents: datasets.Dataset,
+    tokenizer: Tokenizer,
+    end: int,
+    *,
+    config: TextDataConfig,
+    split: str,
 ) -> dict[str, int]:
     """Tokenise documents and pack them, each followed by the end-of-text token; returns counts."""
     counts_bytes = split == "validation"
@@ -189,7 +195,9 @@ def _write_windows(
     }
 
 
-def _tokenised(documents: datasets.Dataset, tokenizer: Tokenizer, config: TextDataConfig, *, counts_bytes: bool, label: str):  # noqa: ANN202
+def _tokenised(
+    documents: datasets.Dataset, tokenizer: Tokenizer, config: TextDataConfig, *, counts_bytes: bool, label: str
+):
     """Yield each document's token ids, in order, whatever the number of workers."""
     workers = config.num_workers
     if workers is None:
@@ -218,10 +226,12 @@ def _tokenised(documents: datasets.Dataset, tokenizer: Tokenizer, config: TextDa
         yield from ({key: batch[key][i] for key in batch} for i in range(len(batch["ids"])))
 
 
-def _with_progress(documents: datasets.Dataset, label: str):  # noqa: ANN202
+def _with_progress(documents: datasets.Dataset, label: str):
     from tqdm import tqdm
 
-    with tqdm(total=len(documents), desc=f"tokenising {label}", unit="doc", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(
+        total=len(documents), desc=f"tokenising {label}", unit="doc", leave=False, disable=not sys.stderr.isatty()
+    ) as bar:
         for batch in batches(documents, DOCUMENTS_AT_A_TIME):
             yield batch
             bar.update(len(batch["text"]))
