@@ -275,9 +275,9 @@ def _sources_read_their_keys(values: Values) -> Iterator[str]:
 def _useless_keys(path: str) -> tuple[str, ...]:
     if path == _STDLIB:
         return ("name", "split", "text_column", "document_separator")
-    if re.search(r"\.(txt|md|text)$", path):
+    if re.search(r"\.(txt|md)(\.(gz|bz2|xz))?$", path):
         return ("name", "split", "text_column")
-    if re.search(r"\.(jsonl?|parquet)(\.\w+)?$", path):
+    if re.search(r"\.(jsonl?|parquet)(\.(gz|xz))?$", path):
         return ("name", "split", "document_separator")
     return ()
 

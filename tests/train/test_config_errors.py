@@ -82,6 +82,49 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["task.data.sources=[{path: a.txt, text_column: body}]"],
         ["text_column"],
     ),
+    "column of compressed text": (
+        ["task.data.sources=[{path: a.txt.xz, text_column: body}]"],
+        ["task.data.sources.0.text_column", "a.txt.xz"],
+    ),
+    "separator of a table": (
+        ["task.data.sources=[a.txt, {path: b.parquet, document_separator: x}]"],
+        ["task.data.sources.1.document_separator", "b.parquet"],
+    ),
+    "split of the embedded corpus": (
+        ["task.data.sources=[{path: python-stdlib, split: train}]"],
+        ["task.data.sources.0.split", "python-stdlib"],
+    ),
+    "a source that is a number": (["task.data.sources=[3]"], ["task.data.sources.0", "3", "path"]),
+    "a source for a list": (["task.data.sources=a.txt"], ["task.data.sources", "a.txt", "list"]),
+    "key below a value": (["steps.more=3"], ["steps", "no keys"]),
+    "entry that the list lacks": (["optim.betas=[0.9, 0.9]", "optim.betas.7=0.5"], ["optim.betas.7", "0 to 1"]),
+    "override with blanks": (["optim.lr 3e-4"], ["optim.lr 3e-4", "write optim.lr=3e-4"]),
+    "override with dashes": (["--optim.lr=3e-4"], ["write optim.lr=3e-4"]),
+    "override that is no YAML": (["optim.betas=[0.9"], ["optim.betas=[0.9", "not YAML"]),
+    "number in quotes": (["optim.lr='1e-3'"], ["optim.lr", "1e-3", "without quotes"]),
+    "number for a name": (["name=400"], ["name", "400", "quotes"]),
+    "number that is not finite": (["optim.lr=.inf"], ["optim.lr", "inf"]),
+    "negative decay": (["optim.weight_decay=-0.1"], ["optim.weight_decay", "-0.1", "0 or more"]),
+    "warm-up and decay together too long": (
+        ["optim.schedule=warmup_stable_decay", "optim.warmup=0.5", "optim.decay=0.75"],
+        ["optim.decay", "optim.warmup", "8"],
+    ),
+    "floor above the peak": (["optim.final_lr_fraction=2"], ["optim.final_lr_fraction", "2", "0 to 1"]),
+    "validation on everything": (["task.data.validation_fraction=1.0"], ["validation_fraction", "1.0", "below 1"]),
+    "keep nothing": (["checkpoint.keep=0"], ["checkpoint.keep", "null"]),
+    "vocabulary below the bytes": (["task.model.vocab_size=100"], ["task.model.vocab_size", "100", "257"]),
+    "buckets of stage 0": (
+        ["engine.zero_stage=0", "engine.reduce_bucket_size=1000"],
+        ["engine.reduce_bucket_size", "engine.zero_stage=1"],
+    ),
+    "rope key of another type": (
+        ["task.model.rope_parameters={rope_type: default, factor: 2.0}"],
+        ["rope_parameters.factor", "rope_theta"],
+    ),
+    "frozen norms that decay": (
+        ["task.model.frozen_norm_scales=all", "optim.output_norm_weight_decay=0.1"],
+        ["optim.output_norm_weight_decay", "frozen_norm_scales"],
+    ),
     "unknown key of a source": (["task.data.sources=[{path: a.txt, weight: 2}]"], ["weight"]),
 }
 
