@@ -9,7 +9,26 @@ import yaml
 
 from train.config import RunConfig, load
 
-WORDS = ["the", "a", "norm", "stands", "before", "after", "around", "every", "layer", "and", "stream", "grows", "with", "depth", "while", "training", "goes", "on"]
+WORDS = [
+    "the",
+    "a",
+    "norm",
+    "stands",
+    "before",
+    "after",
+    "around",
+    "every",
+    "layer",
+    "and",
+    "stream",
+    "grows",
+    "with",
+    "depth",
+    "while",
+    "training",
+    "goes",
+    "on",
+]
 
 
 def write_corpus(folder: Path, *, documents: int = 60, seed: int = 0) -> Path:

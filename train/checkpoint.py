@@ -191,7 +191,7 @@ def _parts(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | mem
     yield len(header).to_bytes(8, "little")
     yield header
     for tensor in tensors.values():
-        yield memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _publish(partial: Path, final: Path, described: Mapping[str, Any]) -> None:
@@ -336,14 +336,18 @@ class CheckpointReader:
     def buffers(self) -> dict[str, Tensor]:
         """Return the model's persistent buffers."""
         first = self._files[0]
-        return {key.removeprefix("buffer/"): first.get_tensor(key) for key in first.keys() if key.startswith("buffer/")}
+        return {
+            key.removeprefix("buffer/"): first.get_tensor(key)
+            for key in list(first.keys())
+            if key.startswith("buffer/")
+        }
 
     def random_state(self, rank: int) -> dict[str, Tensor]:
         """Return a rank's random states; empty for a rank that did not exist when this was written."""
         if rank >= len(self._files):
             return {}
         file = self._files[rank]
-        return {key.removeprefix("rng/"): file.get_tensor(key) for key in file.keys() if key.startswith("rng/")}
+        return {key.removeprefix("rng/"): file.get_tensor(key) for key in list(file.keys()) if key.startswith("rng/")}
 
 
 def restore(checkpoint: Path, engine: Engine, *, world: World) -> Progress:
@@ -390,7 +394,7 @@ def load_folder(model: nn.Module, folder: Path) -> None:
     try:
         for path in files:
             with safe_open(path, framework="pt") as file:
-                found |= {key: file.get_tensor(key) for key in file.keys()}
+                found |= {key: file.get_tensor(key) for key in list(file.keys())}
     except SafetensorError as error:
         raise ConfigError([f"checkpoint.start_from: {folder} can not be read: {error}"]) from None
     state = model.state_dict()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from train.config import EngineConfig, OptimConfig
 from train.distributed import World
@@ -385,24 +386,30 @@ class ReplicatedLayout(ParameterLayout):
     replicated = True
 
     @property
+    @override
     def inner(self) -> torch.optim.Optimizer:
         return self.optimizer
 
     @property
+    @override
     def flat_tensors(self) -> list[Tensor]:
         return [parameter for group in self.groups for parameter in group.parameters.values()]
 
+    @override
     def fragments(self) -> Iterator[Fragment]:
         for group in self.groups:
             for name, parameter in group.parameters.items():
                 yield Fragment(name, 0, self._views(parameter, 0, parameter.numel()))
 
+    @override
     def refresh_weights(self) -> None:
         pass  # the weights are the masters
 
+    @override
     def gradients(self) -> Iterator[Tensor]:
         return (parameter.grad for parameter in self.flat_tensors if parameter.grad is not None)
 
+    @override
     def clip_gradients(self, limit: float) -> Tensor | None:
         parameters = self.flat_tensors
         norm = nn.utils.get_total_norm(list(self.gradients()))
@@ -418,26 +425,32 @@ class ReplicatedHalfLayout(ReplicatedLayout):
     """Stage 0 in bf16 (FP16_UnfusedOptimizer): fp32 masters beside every parameter."""
 
     @property
+    @override
     def inner(self) -> torch.optim.Optimizer:
         return self.optimizer.optimizer
 
     @property
+    @override
     def flat_tensors(self) -> list[Tensor]:
         return [master for group in self.optimizer.fp32_groups for master in group]
 
+    @override
     def fragments(self) -> Iterator[Fragment]:
         for group, masters in zip(self.groups, self.optimizer.fp32_groups, strict=True):
             for name, master in zip(group.parameters, masters, strict=True):
                 yield Fragment(name, 0, self._views(master, 0, master.numel()))
 
+    @override
     def refresh_weights(self) -> None:
         for group, masters in zip(self.groups, self.optimizer.fp32_groups, strict=True):
             for parameter, master in zip(group.parameters.values(), masters, strict=True):
                 parameter.data.copy_(master.data)
 
+    @override
     def gradients(self) -> Iterator[Tensor]:
         return (p.grad for group in self.groups for p in group.parameters.values() if p.grad is not None)
 
+    @override
     def clip_gradients(self, limit: float) -> Tensor | None:
         return None
 
@@ -446,9 +459,11 @@ class PartitionedOptimizerLayout(ParameterLayout):
     """Stages 1 and 2: each rank owns one slice of every group's flattened fp32 parameters."""
 
     @property
+    @override
     def flat_tensors(self) -> list[Tensor]:
         return list(self.optimizer.single_partition_of_fp32_groups)
 
+    @override
     def fragments(self) -> Iterator[Fragment]:
         for group, flat in zip(self.groups, self.flat_tensors, strict=True):
             for name, parameter in group.parameters.items():
@@ -459,14 +474,17 @@ class PartitionedOptimizerLayout(ParameterLayout):
                 views = self._views(flat, address.start, address.numel)
                 yield Fragment(name, mapping.lp_fragment_address.start, views)
 
+    @override
     def create_optimizer_state(self, updates: int) -> None:
         super().create_optimizer_state(updates)
         self.optimizer._hp_optimizer_states_linked = False
         self.optimizer._lazy_init_hp_params_optimizer_state()
 
+    @override
     def refresh_weights(self) -> None:
         self.optimizer.update_lp_params()
 
+    @override
     def gradients(self) -> Iterator[Tensor]:
         for parameter in self.wrapped.module.parameters():
             if parameter.grad is not None:
@@ -481,9 +499,11 @@ class BF16OptimizerLayout(PartitionedOptimizerLayout):
     """Stage 1 in bf16 with fp32 gradients (BF16_Optimizer): a full fp32 gradient on every rank."""
 
     @property
+    @override
     def flat_tensors(self) -> list[Tensor]:
         return list(self.optimizer.fp32_groups_flat_partition)
 
+    @override
     def gradients(self) -> Iterator[Tensor]:
         yield from (p.grad for p in self.wrapped.module.parameters() if p.grad is not None)
         yield from self.optimizer.fp32_groups_gradients_flat
@@ -493,9 +513,11 @@ class PartitionedParameterLayout(ParameterLayout):
     """Stage 3: each parameter is cut over the ranks; the last piece may be padded."""
 
     @property
+    @override
     def flat_tensors(self) -> list[Tensor]:
         return list(self.optimizer.fp32_partitioned_groups_flat)
 
+    @override
     def fragments(self) -> Iterator[Fragment]:
         for group in self.groups:
             for name, parameter in group.parameters.items():
@@ -506,6 +528,7 @@ class PartitionedParameterLayout(ParameterLayout):
                 if valid > 0:
                     yield Fragment(name, start, self._views(self.flat_tensors[index], offset, valid))
 
+    @override
     def refresh_weights(self) -> None:
         for index in range(len(self.flat_tensors)):
             self.optimizer._reassign_or_swap_out_partitioned_parameters(index)
@@ -514,9 +537,11 @@ class PartitionedParameterLayout(ParameterLayout):
             persistent[0].partition(persistent)
             persistent[0].all_gather(persistent)
 
+    @override
     def gradients(self) -> Iterator[Tensor]:
         yield self.optimizer.grad_partitions_flat_buffer
 
+    @override
     def held_bytes(self) -> dict[str, int]:
         held = super().held_bytes()  # counts what is whole here: nothing between steps but the persistent parameters
         held["parameters"] += sum(_bytes(p.ds_tensor) for p in self.wrapped.module.parameters())  # type: ignore[attr-defined]

@@ -183,8 +183,9 @@ def advance(run: Run, step: int, result: StepResult, micro_batches: list[MicroBa
         logger.warning("step %d skipped: %s is not finite%s (events.jsonl names all samples)", step, reason, named)
     if in_a_row >= run.config.optim.stop_after_skipped_steps:
         raise TooManySkippedStepsError(
-            f"{in_a_row} steps in a row were skipped, up to step {step}: loss or gradient is not finite. The weights are "
-            "unharmed; events.jsonl names the samples. Lower optim.lr, or raise optim.stop_after_skipped_steps"
+            f"{in_a_row} steps in a row were skipped, up to step {step}: loss or gradient is not finite. "
+            "The weights are unharmed; events.jsonl names the samples. Lower optim.lr, or raise "
+            "optim.stop_after_skipped_steps"
         )
     return Progress(step=step, updates=run.engine.updates, skipped_in_a_row=in_a_row)
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modeling.decoder import modeling_periln
-from modeling.decoder.modeling_periln import IGNORE_INDEX, LanguageModelHead, PeriLNForCausalLM
+from modeling.decoder.modeling_periln import IGNORE_INDEX, LOSS_CHUNK_ELEMENTS, LanguageModelHead, PeriLNForCausalLM
 
 from .tiny_decoder import VOCAB_SIZE, tiny_config, tiny_decoder, tiny_tokens
 
@@ -43,7 +42,7 @@ def gradients(head: LanguageModelHead, hidden: Tensor, loss: Tensor, by: float =
 
 @pytest.fixture(params=CHUNK_TOKENS)
 def chunk_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(modeling_periln, "LOSS_CHUNK_ELEMENTS", request.param * VOCAB_SIZE)
+    monkeypatch.setitem(LOSS_CHUNK_ELEMENTS, "cpu", request.param * VOCAB_SIZE)
     return request.param
 
 
@@ -51,11 +50,11 @@ def chunk_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def test_loss_and_gradients_equal_cross_entropy(z: float, chunk_tokens: int) -> None:
     head, hidden, labels = head_inputs(z)
     ours, theirs = head(hidden, labels), full_loss(head, hidden, labels, z)
-    torch.testing.assert_close(ours.loss_sum, theirs, atol=0, rtol=1e-6)  # measured: WORST_LOSS
+    torch.testing.assert_close(ours.loss_sum, theirs, atol=0, rtol=1e-6)  # measured: 2.4e-7
     for our_grad, their_grad in zip(
         gradients(head, hidden, ours.loss_sum, 0.37), gradients(head, hidden, theirs, 0.37), strict=True
     ):
-        torch.testing.assert_close(our_grad, their_grad, atol=1e-5, rtol=0)  # measured: WORST_GRAD
+        torch.testing.assert_close(our_grad, their_grad, atol=1e-5, rtol=0)  # measured: 1.3e-6
 
 
 def test_z_loss_is_its_share_of_the_loss() -> None:
@@ -144,7 +143,7 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         self.products += func._schema.name in ("aten::mm", "aten::addmm", "aten::addmm_")
-        for tensor in out if isinstance(out, tuple | list) else (out,):
+        for tensor in out if isinstance(out, tuple | list) else (out,):  # type: ignore[attr-defined]
             is_scores = isinstance(tensor, Tensor) and tensor.ndim == 2 and tensor.shape[1] == VOCAB_SIZE
             if is_scores and tensor.dtype == torch.float32:
                 self.elements = max(self.elements, tensor.numel())
@@ -153,7 +152,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_fp32_logits_exist_one_chunk_at_a_time(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modeling_periln, "LOSS_CHUNK_ELEMENTS", 4 * VOCAB_SIZE)
+    monkeypatch.setitem(LOSS_CHUNK_ELEMENTS, "cpu", 4 * VOCAB_SIZE)
     head, hidden, labels = head_inputs(0.1, torch.bfloat16)
     with torch.set_grad_enabled(training), LargestTensor() as largest:
         loss = head(hidden, labels).loss_sum

@@ -145,7 +145,7 @@ def test_peri_equals_gemma2() -> None:
     config = Gemma2Config(
         **shape_of(ours),
         layer_types=["full_attention"] * ours.config.num_hidden_layers,
-        query_pre_attn_scalar=ours.config.head_dim,
+        query_pre_attn_scalar=ours.config.head_dim or 0,
         hidden_activation="silu",
         attn_logit_softcapping=None,
         final_logit_softcapping=None,

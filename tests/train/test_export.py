@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.ranks import Ranks
@@ -46,7 +47,8 @@ def test_the_folder_gives_the_runs_validation_loss_elsewhere(ranks: Ranks, tmp_p
 
     task = build_task(export.read_run(run))
     windows = [
-        task.batch([i], split="validation", step=0)["tokens"][0].tolist() for i in range(task.num_validation_samples)
+        task.batch(np.array([i]), split="validation", step=0)["tokens"][0].tolist()
+        for i in range(task.num_validation_samples)
     ]  # type: ignore[arg-type]
     (tmp_path / "windows.json").write_text(json.dumps(windows))
     done = subprocess.run(

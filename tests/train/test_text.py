@@ -88,6 +88,7 @@ def documents_of(data: TextData, split: str) -> set[str]:
     tokenizer = text.load_tokenizer(str(data._tokenizer))
     stream = np.concatenate([windows(data, split)[0][:1], windows(data, split)[:, 1:].reshape(-1)])
     whole = tokenizer.decode(stream.tolist())
+    assert isinstance(whole, str)
     return set(whole.split("<|endoftext|>")[1:-1])
 
 

@@ -77,8 +77,8 @@ def open_source(source: SourceConfig, *, path: str, cache_dir: Path) -> datasets
     files = local_files(source)
     if source.path != EMBEDDED and (saved.exists() or not files):
         table = _saved_or_named(source, path=path, cache_dir=cache_dir)
-    elif (
-        (files and files[0].suffix in _TABLES) or (files and "".join(files[0].suffixes[-2:]) in (".jsonl.gz", ".jsonl.xz"))
+    elif (files and files[0].suffix in _TABLES) or (
+        files and "".join(files[0].suffixes[-2:]) in (".jsonl.gz", ".jsonl.xz")
     ):
         kind = _TABLES.get(files[0].suffix, "json")
         names = [str(file) for file in files]

@@ -296,14 +296,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     Raises:
         ConfigError: There is none.
     """
-    from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
     path = Path(name).expanduser()
     try:
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
         if path.is_dir() and not (path / "tokenizer.json").exists() and (path / "merges.txt").exists():
-            return GPT2TokenizerFast.from_pretrained(path)
+            return GPT2Tokenizer.from_pretrained(path)
         loaded = AutoTokenizer.from_pretrained(path if path.is_dir() else name)
     except Exception as error:  # the library raises whatever its readers and the network raise
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

@@ -102,9 +102,8 @@ class LanguageModel:
 
 def decoder(config: LanguageModelConfig, *, end_of_text: int | None = None) -> PeriLNForCausalLM:
     """Return the decoder that a configuration describes, freshly drawn."""
-    described = PeriLNConfig(
-        **asdict(config.model), bos_token_id=end_of_text, eos_token_id=end_of_text, pad_token_id=None
-    )
+    described = PeriLNConfig(**asdict(config.model))
+    described.bos_token_id = described.eos_token_id = end_of_text
     described._attn_implementation = config.attention
     model = PeriLNForCausalLM(described)
     model.generation_config.eos_token_id = end_of_text

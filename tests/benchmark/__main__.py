@@ -1,0 +1,121 @@
+"""`make bench`: tokens per second and peak memory beside peers, in one run, alternating.
+
+Every arm is a process of its own that trains on the same windows of real text with the same shapes, batch and
+threads; the rounds alternate, and what counts are ratios within a round. `--record` appends to docs/experiments.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.benchmark.arms import ARMS, Shape
+
+ROOT = Path(__file__).parents[2]
+RATIOS = (
+    ("ours-pre-compiled", "hand-compiled"),
+    ("ours-pre-compiled", "hf-trainer"),
+    ("ours-pre", "hf-trainer"),
+    ("ours-pre", "hand-eager"),
+    ("ours-peri-compiled", "ours-pre-compiled"),
+    ("ours-peri", "ours-pre"),
+)
+
+
+class Measured(NamedTuple):
+    """One arm in one round."""
+
+    tokens_per_second: float
+    peak_memory_gib: float
+
+
+def measure(arm: str, shape: Shape, *, steps: int, threads: int, folder: Path) -> Measured:
+    """Run one arm in a fresh process."""
+    described = json.dumps({"arm": arm, "shape": shape._asdict(), "steps": steps, "folder": str(folder)})
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmark.arms", described],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{arm} failed:\n{done.stderr[-3000:]}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def table(rounds: list[dict[str, Measured]]) -> str:
+    """Return the figures as Markdown: medians over the rounds, and the span of each ratio."""
+    lines = ["| arm | tokens/s | peak memory GiB |", "|---|---|---|"]
+    for arm in rounds[0]:
+        speeds = [r[arm].tokens_per_second for r in rounds]
+        memory = statistics.median(r[arm].peak_memory_gib for r in rounds)
+        lines.append(f"| {arm} | {statistics.median(speeds):,.0f} | {memory:.2f} |")
+    lines += ["", "| ratio of tokens/s, within a round | median | lowest | highest |", "|---|---|---|---|"]
+    for ours, peer in RATIOS:
+        if ours in rounds[0] and peer in rounds[0]:
+            ratios = [r[ours].tokens_per_second / r[peer].tokens_per_second for r in rounds]
+            lines.append(
+                f"| {ours} / {peer} | {statistics.median(ratios):.3f} | {min(ratios):.3f} | {max(ratios):.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def device_name() -> str:
+    """Return what the figures were taken on."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    name = models[0].partition(":")[2].strip() if models else platform.machine()
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def main() -> int:
+    """Run all arms and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmark")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of an arm, the first third not counted")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--record", action="store_true", help="append to docs/experiments.md")
+    given = parser.parse_args()
+    threads = len(os.sched_getaffinity(0))
+    shape = Shape()
+    rounds: list[dict[str, Measured]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(given.rounds):
+            measured: dict[str, Measured] = {}
+            # Every other round backwards, so that a slow drift of the machine favours no one.
+            for arm in given.arms if number % 2 == 0 else given.arms[::-1]:
+                measured[arm] = measure(arm, shape, steps=given.steps, threads=threads, folder=Path(folder))
+                print(f"round {number + 1} {arm:20} {measured[arm].tokens_per_second:9,.0f} tok/s", flush=True)
+            rounds.append({arm: measured[arm] for arm in given.arms})
+    text = table(rounds)
+    print(f"\n{text}")
+    if given.record:
+        _record(text, shape, given, threads)
+    return 0
+
+
+def _record(text: str, shape: Shape, given: Any, threads: int) -> None:
+    today = datetime.date.today().isoformat()
+    heading = f"\n## {today}: make bench, {device_name()}\n\n"
+    what = f"{shape.describe()}, fp32, {threads} threads, {given.rounds} rounds of {given.steps} steps.\n\n"
+    with (ROOT / "docs/experiments.md").open("a") as file:
+        file.write(heading + what + text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

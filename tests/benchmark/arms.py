@@ -1,0 +1,215 @@
+"""The arms of the benchmark: our program, Hugging Face's Trainer, and hand-written loops, on the same windows."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TIMED_EVERY = 5  # steps: the clock is read as often as a run would log
+
+
+class Shape(NamedTuple):
+    """Model and batch, the same for every arm."""
+
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    intermediate_size: int = 1024
+    layers: int = 6
+    heads: int = 4
+    sequence_length: int = 256
+    batch_size: int = 8
+
+    def describe(self) -> str:
+        """Return it in words."""
+        return (
+            f"{self.layers} layers x {self.hidden_size}, MLP {self.intermediate_size}, vocabulary {self.vocab_size}, "
+            f"{self.batch_size} x {self.sequence_length} tokens"
+        )
+
+
+def config_of(shape: Shape, folder: Path, *, steps: int, placement: str, compiled: bool) -> Any:
+    """Return our run of this shape on the embedded corpus."""
+    import yaml
+
+    from train.config import load
+
+    tree = {
+        "name": f"{placement}-{compiled}-{time.time_ns()}",
+        "output_dir": str(folder / "runs"),
+        "steps": steps,
+        "global_batch_size": shape.batch_size,
+        "micro_batch_size": shape.batch_size,
+        "log_every": TIMED_EVERY,
+        "evaluate_every": 10 * steps,
+        "task": {
+            "kind": "language_model",
+            "model": {
+                "norm_placement": placement,
+                "vocab_size": shape.vocab_size,
+                "hidden_size": shape.hidden_size,
+                "intermediate_size": shape.intermediate_size,
+                "num_hidden_layers": shape.layers,
+                "num_attention_heads": shape.heads,
+                "num_key_value_heads": shape.heads,
+                "max_position_embeddings": shape.sequence_length,
+            },
+            "data": {
+                "sources": ["python-stdlib"],
+                "tokenizer": "byte-bpe",
+                "sequence_length": shape.sequence_length,
+                "validation_windows": 8,
+            },
+        },
+        "optim": {"lr": 1e-3},
+        "engine": {"precision": "fp32", "zero_stage": 1, "compile": compiled},
+        "checkpoint": {"every": 10 * steps},
+    }
+    path = folder / "bench.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return load(path)
+
+
+def ours(shape: Shape, steps: int, folder: Path, *, placement: str, compiled: bool) -> list[float]:
+    """Run `python -m train`'s own path and read the seconds per step from metrics.jsonl."""
+    from train.__main__ import train
+
+    config = config_of(shape, folder, steps=steps, placement=placement, compiled=compiled)
+    assert train(config) == 0
+    rows = map(json.loads, (Path(config.output_dir) / config.name / "metrics.jsonl").read_text().splitlines())
+    return [row["step_seconds"] for row in rows if "loss" in row]
+
+
+def windows(shape: Shape, steps: int, folder: Path) -> Iterator[np.ndarray]:
+    """Yield the batches that our own run sees, in its order."""
+    from train.data import text
+    from train.data.sampler import SampleOrder
+
+    config = config_of(shape, folder, steps=steps, placement="pre", compiled=False)
+    data = text.prepare(config.task.data, vocab_size=shape.vocab_size)
+    order = SampleOrder(data.num_training_samples, seed=0, global_batch_size=shape.batch_size)
+    for step in range(1, steps + 1):
+        yield data.read("training", order.of_step(step))
+
+
+def llama(shape: Shape) -> Any:
+    """Return transformers' Llama of this shape."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            max_position_embeddings=shape.sequence_length,
+            tie_word_embeddings=False,
+            use_cache=False,
+        )
+    )
+
+
+def by_hand(shape: Shape, steps: int, folder: Path, *, compiled: bool) -> list[float]:
+    """Train Llama in a plain loop: the whole model compiled, or not; fused AdamW; clipping."""
+    import torch
+
+    model = llama(shape).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    forward = torch.compile(model, dynamic=False) if compiled else model
+    seconds, start = [], time.perf_counter()
+    for step, batch in enumerate(windows(shape, steps, folder), 1):
+        tokens = torch.from_numpy(batch)
+        # The window's own tokens as labels, shifted inside: one target fewer than ours per window.
+        loss = forward(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % TIMED_EVERY == 0:
+            loss.item()
+            seconds.append((time.perf_counter() - start) / TIMED_EVERY)
+            start = time.perf_counter()
+    return seconds
+
+
+def trainer(shape: Shape, steps: int, folder: Path) -> list[float]:
+    """Train Llama with Hugging Face's Trainer."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    seconds: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step % TIMED_EVERY == 0:
+                seconds.append((time.perf_counter() - self.start) / TIMED_EVERY)
+                self.start = time.perf_counter()
+
+    rows = [
+        {"input_ids": torch.from_numpy(row[:-1]), "labels": torch.from_numpy(row[:-1])}
+        for batch in windows(shape, steps, folder)
+        for row in batch
+    ]
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        max_steps=steps,
+        per_device_train_batch_size=shape.batch_size,
+        learning_rate=1e-3,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        logging_steps=TIMED_EVERY,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    Trainer(model=llama(shape), args=arguments, train_dataset=rows, callbacks=[Clock()]).train()  # type: ignore[arg-type]
+    return seconds
+
+
+ARMS: dict[str, Callable[[Shape, int, Path], list[float]]] = {
+    "hand-eager": lambda *given: by_hand(*given, compiled=False),
+    "ours-pre": lambda *given: ours(*given, placement="pre", compiled=False),
+    "ours-peri": lambda *given: ours(*given, placement="peri", compiled=False),
+    "hf-trainer": lambda *given: trainer(*given),
+    "hand-compiled": lambda *given: by_hand(*given, compiled=True),
+    "ours-pre-compiled": lambda *given: ours(*given, placement="pre", compiled=True),
+    "ours-peri-compiled": lambda *given: ours(*given, placement="peri", compiled=True),
+}
+
+
+def main() -> None:
+    """Run one arm, described as JSON on the command line, and print its figures as JSON."""
+    import torch
+
+    from train.metrics import peak_memory_gib
+
+    given = json.loads(sys.argv[1])
+    shape = Shape(**given["shape"])
+    seconds = ARMS[given["arm"]](shape, given["steps"], Path(given["folder"]))
+    counted = seconds[len(seconds) // 3 :]
+    tokens = shape.batch_size * shape.sequence_length
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    figures = {
+        "tokens_per_second": tokens / statistics.median(counted),
+        "peak_memory_gib": peak_memory_gib(device),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
