@@ -117,7 +117,8 @@ def _override(tree: dict[str, Any], override: str) -> str | None:
         child = _descend(node, key)
         if not isinstance(child, dict | list):
             above = ".".join(parents[: depth + 1])
-            return f"{path}: {above} is {show(child)}, which has no keys; write {above}={{{last}: {text}}}"
+            instead = f"; give the whole entry, {above}={{..., {last}: {text}}}" if isinstance(node, list) else ""
+            return f"{path}: {above} is {show(child)}, which has no keys{instead}"
         node = cast("dict[str, Any] | list[Any]", child)
     return _put(node, last, value, path)
 

@@ -6,6 +6,7 @@ belongs to another task ends there: its turn comes when the value is right.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -188,9 +189,11 @@ def _head_width_is_even(values: Values) -> Iterator[str]:
 
 
 def _activation_is_known(values: Values) -> Iterator[str]:
-    name = values["task.model.hidden_act"]
+    name: str = values["task.model.hidden_act"]
     if name not in _ACTIVATIONS:
-        yield f"task.model.hidden_act: {name!r} is none of {', '.join(_ACTIVATIONS)}"
+        near = difflib.get_close_matches(name, _ACTIVATIONS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        yield f"task.model.hidden_act: {name!r} is none of {', '.join(_ACTIVATIONS)}{hint}"
 
 
 def _placement_for_every_layer(values: Values) -> Iterator[str]:
@@ -295,7 +298,7 @@ def _spans_fit(values: Values) -> Iterator[str]:
     for path, span in (("optim.warmup", warmup), ("optim.decay", decay or 0)):
         if isinstance(span, float) and not 0 <= span < 1:
             faults = True
-            whole = f", or steps without a point: {span:.0f}" if span >= 1 else ""
+            whole = f", or steps without a point: {span:.0f}" if span.is_integer() and span > 0 else ""
             yield f"{path}: {span} is not a fraction of the run; write a number from 0 to below 1{whole}"
         elif not 0 <= span <= steps:
             faults = True
@@ -332,7 +335,7 @@ def _stage_0_partitions_nothing(values: Values) -> Iterator[str]:
 def _gradients_have_a_type(values: Values) -> Iterator[str]:
     gradients, precision = values["engine.gradient_dtype"], values["engine.precision"]
     if gradients == "bf16" and precision == "fp32":
-        yield "engine.gradient_dtype: bf16 has no effect at engine.precision fp32; write fp32"
+        yield "engine.gradient_dtype: bf16 has no effect at engine.precision fp32; write fp32, or engine.precision=bf16"
     elif gradients == "fp32" and precision != "fp32" and values["engine.zero_stage"] == 0:
         yield (
             f"engine.gradient_dtype: fp32 is not to be had at engine.zero_stage 0 with engine.precision {precision}: "

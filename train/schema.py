@@ -187,9 +187,8 @@ class _Report:
 
     def _tuple(self, kinds: tuple[Any, ...], value: object, path: str) -> Any:
         if not isinstance(value, list | tuple):
-            return self.fault(
-                path, f"{show(value)} is not a list; write [{', '.join(_describe(k) for k in kinds[:1])}, ...]"
-            )
+            more = "" if kinds[-1] is Ellipsis else ", ..."
+            return self.fault(path, f"{show(value)} is not a list; write [{show(value)}{more}]")
         items = list(cast("list[object]", value))
         if kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(items)
