@@ -130,7 +130,7 @@ class PeriLNConfig(PreTrainedConfig):
             if not _is_size(getattr(self, name))
         ]
         faults += [
-            f"{name}: {getattr(self, name)!r} is negative; write 0 for none"
+            f"{name}: {getattr(self, name)!r} is negative or no number; write 0 or more"
             for name in ("norm_eps", "initializer_range", "z_loss_coefficient")
             if not getattr(self, name) >= 0
         ]
@@ -201,6 +201,8 @@ class PeriLNConfig(PreTrainedConfig):
         given = self.rope_parameters.keys() - {"rope_type", "rope_theta"}
         allowed = ", ".join(sorted({"rope_theta"} | required | optional))
         faults = [f"rope_parameters.{key}: rope_type {rope_type!r} needs it" for key in sorted(required - given)]
+        if not self.rope_parameters.get("rope_theta", self.default_theta) > 0:
+            faults.append(f"rope_parameters.rope_theta: {self.rope_parameters['rope_theta']!r} is not positive")
         faults += [
             f"rope_parameters.{key}: rope_type {rope_type!r} does not read it; it reads {allowed}"
             for key in sorted(given - required - optional)

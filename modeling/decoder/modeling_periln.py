@@ -30,7 +30,11 @@ from .configuration_periln import NormPlacement, PeriLNConfig
 ParameterRole = Literal["matrix", "embedding", "output_norm", "norm_or_bias"]
 
 IGNORE_INDEX = -100  # a label that takes no part in the loss
-LOSS_CHUNK_ELEMENTS = 2**24  # of [tokens, V] in fp32 that exist at a time: 64 MiB
+
+# Elements of [tokens, V] that exist at a time, by device type. CPU: 16 MiB in fp32 stay near the cache (V 8192: 162 ms
+# against 193 for 64 MiB). Elsewhere 1 GiB: each chunk reads and writes the whole gradient of the weight.
+LOSS_CHUNK_ELEMENTS = {"cpu": 2**22}
+LOSS_CHUNK_ELEMENTS_ELSEWHERE = 2**28
 
 
 # ---------------------------------------------------------------------------------------------------------- norms
@@ -312,7 +316,7 @@ class _ChunkedLoss(torch.autograd.Function):
         nll_sum = hidden_states.new_zeros((), dtype=torch.float32)
         z_loss_sum = nll_sum.clone()
         rows = weight[:vocab_size]  # the padding of the vocabulary takes no part
-        for chunk in _chunks(len(labels), vocab_size):
+        for chunk in _chunks(labels, vocab_size):
             hidden = hidden_states[chunk]
             part = loss_of(hidden @ rows.T, labels[chunk], z, needs_hidden or needs_weight)
             nll_sum += part.nll_sum
@@ -331,10 +335,11 @@ class _ChunkedLoss(torch.autograd.Function):
         return (*grads, None, None, None, None)
 
 
-def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:
-    """Cut the tokens into chunks whose logits have at most LOSS_CHUNK_ELEMENTS elements, a power of two of tokens."""
-    size = 2 ** max(0, int(math.log2(max(1, LOSS_CHUNK_ELEMENTS // vocab_size))))
-    return [slice(start, start + size) for start in range(0, num_tokens, size)]
+def _chunks(labels: Tensor, vocab_size: int) -> list[slice]:
+    """Cut the tokens into chunks of a power of two, whose logits keep to LOSS_CHUNK_ELEMENTS."""
+    elements = LOSS_CHUNK_ELEMENTS.get(labels.device.type, LOSS_CHUNK_ELEMENTS_ELSEWHERE)
+    size = 1 << max(0, (elements // vocab_size).bit_length() - 1)
+    return [slice(start, start + size) for start in range(0, len(labels), size)]
 
 
 def _accumulate(grad_weight: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:

@@ -1,0 +1,141 @@
+"""What training asks of the decoder: attention's fast path, checkpointing, compilation."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modeling.decoder.modeling_periln import LOSS_CHUNK_ELEMENTS, DecoderLayer, PeriLNForCausalLM, SelfAttention
+
+from .tiny_decoder import VOCAB_SIZE, tiny_decoder, tiny_tokens
+
+
+def loss_and_gradients(model: PeriLNForCausalLM) -> tuple[Tensor, dict[str, Tensor]]:
+    tokens = tiny_tokens()
+    loss = model(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1).loss
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def attention_masks(model: PeriLNForCausalLM, **inputs: Any) -> list[Any]:
+    """The mask that each layer's attention gets."""
+    masks = []
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        masks.append(kwargs["attention_mask"])
+
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            module.register_forward_pre_hook(note, with_kwargs=True)
+    model(input_ids=tiny_tokens(), **inputs)
+    return masks
+
+
+def test_plain_training_builds_no_mask() -> None:
+    model = tiny_decoder().train()
+    assert model.config._attn_implementation == "sdpa"
+    assert attention_masks(model, shift_labels=tiny_tokens()) == [None] * 3
+
+
+def test_padding_builds_one_mask_for_all_layers() -> None:
+    padding = torch.ones(2, 17, dtype=torch.long)
+    padding[0, :3] = 0
+    masks = attention_masks(tiny_decoder().train(), attention_mask=padding)
+    assert masks[0].shape == (2, 1, 17, 17)
+    assert all(mask is masks[0] for mask in masks)
+
+
+def test_plain_training_keeps_no_cache() -> None:
+    assert tiny_decoder().train()(tiny_tokens(), labels=tiny_tokens()).past_key_values is None
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("placement", ["peri", ("post", "pre", "output")], ids=str)
+def test_checkpointed_gradients_are_equal(use_reentrant: bool, placement: Any) -> None:
+    loss, gradients = loss_and_gradients(tiny_decoder(norm_placement=placement).train())
+    model = tiny_decoder(norm_placement=placement).train()
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    runs = []
+    for layer in model.modules():
+        if isinstance(layer, DecoderLayer):
+            layer.attention.branch.register_forward_hook(lambda *_: runs.append(None))
+    if use_reentrant:  # which autograd.grad can not drive
+        tokens = tiny_tokens()
+        checkpointed = model(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1).loss
+        checkpointed.backward()
+        found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    else:
+        checkpointed, found = loss_and_gradients(model)
+    assert len(runs) == 6  # three layers, forward and again
+    torch.testing.assert_close(checkpointed, loss, atol=0, rtol=0)
+    torch.testing.assert_close(found, gradients, atol=0, rtol=0)
+
+
+def test_hidden_states_and_attentions_are_returned_when_asked_for() -> None:
+    model = tiny_decoder()
+    model.set_attn_implementation("eager")
+    output = model(tiny_tokens(), output_hidden_states=True, output_attentions=True)
+    assert [states.shape for states in output.hidden_states] == [(2, 17, 48)] * 4
+    assert [weights.shape for weights in output.attentions] == [(2, 4, 17, 17)] * 3
+    torch.testing.assert_close(output.hidden_states[0], model.model.embed_tokens(tiny_tokens()), atol=0, rtol=0)
+    torch.testing.assert_close(output.attentions[2].sum(-1), torch.ones(2, 4, 17))
+
+
+def test_either_tokens_or_embeddings() -> None:
+    model = tiny_decoder()
+    embeddings = model.model.embed_tokens(tiny_tokens())
+    same = model(inputs_embeds=embeddings).logits
+    torch.testing.assert_close(same, model(tiny_tokens()).logits, atol=0, rtol=0)
+    with pytest.raises(ValueError, match="give one of them"):
+        model(tiny_tokens(), inputs_embeds=embeddings)
+    with pytest.raises(ValueError, match="give one of them"):
+        model()
+
+
+@pytest.mark.parametrize("length", [17, 33])
+def test_one_step_overfits_towards_its_batch(length: int) -> None:
+    model = tiny_decoder().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    tokens = tiny_tokens(2, length)
+    losses = []
+    for _ in range(2):
+        loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+
+
+# ----------------------------------------------------------------------------------------------------- torch.compile
+
+# inductor's own import warns in torch 2.13
+FIRST_COMPILE = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+
+
+@FIRST_COMPILE
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["peri", ("post", "pre", "output")], ids=str)
+def test_compiled_blocks_give_equal_losses_and_gradients(placement: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSS_CHUNK_ELEMENTS, "cpu", 8 * VOCAB_SIZE)  # four chunks
+    loss, gradients = loss_and_gradients(tiny_decoder(norm_placement=placement, z_loss_coefficient=0.01).train())
+    model = tiny_decoder(norm_placement=placement, z_loss_coefficient=0.01).train()
+    names = list(model.state_dict())
+    model.compile_blocks()
+    compiled_loss, compiled_gradients = loss_and_gradients(model)
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(compiled_loss, loss, atol=0, rtol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-4, rtol=1e-4)  # measured: WORST_COMPILED
+
+
+@FIRST_COMPILE
+@pytest.mark.slow
+def test_a_model_compiled_as_a_whole_gives_equal_losses_and_gradients() -> None:
+    loss, gradients = loss_and_gradients(tiny_decoder().train())
+    model = tiny_decoder().train()
+    model.compile(dynamic=False)
+    compiled_loss, compiled_gradients = loss_and_gradients(model)
+    torch.testing.assert_close(compiled_loss, loss, atol=0, rtol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-4, rtol=1e-4)
