@@ -101,12 +101,19 @@ def prepare(config: RunConfig) -> int:
 
 def train(config: RunConfig) -> int:
     """Train this rank to the end."""
-    from train import distributed, run_folder
+    from train import run_folder
+
+    run_folder.refuse_another_config(config)
+    if run_folder.is_finished(config):
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{run_folder.run_folder(config)} is finished: step {config.steps} of {config.steps} is saved")
+        return 0
+
+    from train import distributed
     from train.checkpoint import CheckpointError
     from train.loop import TooManySkippedStepsError
 
     check_world_size(config, distributed.world_size_from_environment())
-    run_folder.refuse_another_config(config)
     distributed.set_up_logging()
     try:
         return train_rank(config)
@@ -150,9 +157,6 @@ def train_rank(config: RunConfig) -> int:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     folder = run_folder(config)
-    if _is_finished(config, folder, world):
-        logger.info("%s is finished: step %d of %d is saved", folder, config.steps, config.steps)
-        return 0
     model = task.build_model()
     _load_starting_weights(config, model)
     engine = wrap(
@@ -178,14 +182,6 @@ def train_rank(config: RunConfig) -> int:
     logger.info("done: %s (tensorboard --logdir %s)", folder, config.output_dir)
     engine.close()
     return 0
-
-
-def _is_finished(config: RunConfig, folder: Path, world: World) -> bool:
-    from train.checkpoint import complete_steps
-    from train.distributed import gather_floats
-
-    steps = complete_steps(folder / "checkpoints") if world.is_main else []
-    return gather_floats(float(config.steps in steps))[0] == 1.0
 
 
 def _load_starting_weights(config: RunConfig, model) -> None:

@@ -22,7 +22,7 @@ from train.engine import Engine, StepResult
 from train.export import write_model_folder
 from train.metrics import Accumulator, RunLog, Stopwatch, speed
 from train.optim import learning_rate
-from train.tasks.task import Batch, Task
+from train.tasks.task import Batch, SampleCost, Task
 
 logger = logging.getLogger(__name__)
 
@@ -91,21 +91,19 @@ def fit(run: Run) -> None:
         watch.steps += 1
         run.progress = advance(run, step, result, micro_batches, losses)
         log.tick()
+        seen = amount_seen(step, config, cost)
 
         if due(step, config.log_every, config.steps):
-            row = {"samples": step * config.global_batch_size}
-            if cost.tokens is not None:
-                row["tokens"] = row["samples"] * cost.tokens
             figures = {**means.means(), "grad_norm": float(result.grad_norm), "lr": lr}
             seconds = watch.seconds_per_step()  # after the figures: reading them has waited for the device
             pace = speed(seconds, cost=cost, global_batch_size=config.global_batch_size, world=world)
             skipped = {"skipped": step - run.progress.updates}
-            log.row(step, {**row, **figures, **pace, **skipped, "samples_hash": samples_hash(micro_batches, run)})
+            log.row(step, {**seen, **figures, **pace, **skipped, "samples_hash": samples_hash(micro_batches, run)})
             watch.restart()
 
         with watch.paused():
             if due(step, config.evaluate_every, config.steps):
-                log.row(step, evaluate(run, step))
+                log.row(step, {**seen, **evaluate(run, step)})
             if due(step, config.checkpoint.every, config.steps) or keeps_weights(config, step):
                 save(run)
 
@@ -113,6 +111,12 @@ def fit(run: Run) -> None:
 def due(step: int, every: int, last: int) -> bool:
     """Return whether something that happens every so many steps, and at the last one, happens now."""
     return step % every == 0 or step == last
+
+
+def amount_seen(step: int, config: RunConfig, cost: SampleCost) -> dict[str, int]:
+    """Return how many samples, and tokens where there are any, the run has seen; skipped ones count."""
+    samples = step * config.global_batch_size
+    return {"samples": samples} if cost.tokens is None else {"samples": samples, "tokens": samples * cost.tokens}
 
 
 def keeps_weights(config: RunConfig, step: int) -> bool:
@@ -196,7 +200,7 @@ def evaluate(run: Run, step: int) -> dict[str, float]:
     Every rank makes the same number of forward passes, as ZeRO-3 needs; a surplus pass counts for nothing.
     """
     task, world = run.task, run.world
-    size = run.config.micro_batch_size
+    size = run.engine.plan.micro_batch_size  # the shape that compiled blocks know
     chunks = [
         np.arange(i, min(i + size, task.num_validation_samples)) for i in range(0, task.num_validation_samples, size)
     ]

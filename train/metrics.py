@@ -184,7 +184,8 @@ def console_line(step: int, steps: int, fields: Mapping[str, Any], seconds_left:
     """Return the line that a person reads: training figures, or those of a validation."""
     head = f"step {step:>{len(str(steps))}}/{steps}"
     if "validation_loss" in fields:
-        figures = (f"{name.removeprefix('validation_')} {_number(value)}" for name, value in fields.items())
+        names = [name for name in fields if name.startswith("validation_")]
+        figures = (f"{name.removeprefix('validation_')} {_number(fields[name])}" for name in names)
         return f"{head}  validation  {'  '.join(figures)}"
     mfu = f"  mfu {100 * fields['mfu']:4.1f}%" if fields["mfu"] is not None else ""
     rate = fields.get("tokens_per_second")

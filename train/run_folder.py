@@ -10,13 +10,14 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
 from train.config import ConfigError, RunConfig, differences, to_yaml
-from train.distributed import World
+
+if TYPE_CHECKING:  # a finished run is recognised before torch is imported
+    from train.distributed import World
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy")
 
@@ -24,6 +25,11 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "nu
 def run_folder(config: RunConfig) -> Path:
     """Return where a run lives."""
     return Path(config.output_dir) / config.name
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Return whether the last step's checkpoint is published."""
+    return (run_folder(config) / "checkpoints" / f"step_{config.steps:06d}").is_dir()
 
 
 def refuse_another_config(config: RunConfig) -> None:
@@ -51,6 +57,8 @@ def write_config(config: RunConfig) -> None:
 
 def write_environment(folder: Path, *, world: World, precision: str, facts: Mapping[str, Any]) -> None:
     """Write environment.json: code, versions, host, device, what `auto` became; no variables of the environment."""
+    import torch
+
     described = {
         "git_sha": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),

@@ -148,12 +148,47 @@ def test_only_the_kept_checkpoints_remain(ranks: Ranks, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "runs/tiny/checkpoints").iterdir()) == ["step_000007", "step_000008"]
 
 
-def test_a_finished_run_says_so(ranks: Ranks, tmp_path: Path) -> None:
+def test_a_finished_run_says_so(ranks: Ranks, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(tiny_file(tmp_path))
     ranks(1, train, path, [])
     before = (tmp_path / "runs/tiny/metrics.jsonl").read_text()
-    ranks(1, train, path, [])
+    assert entry.main([path]) == 0
+    assert "is finished: step 8 of 8 is saved" in capsys.readouterr().out
     assert (tmp_path / "runs/tiny/metrics.jsonl").read_text() == before
+
+
+def full_disk(config_file: str) -> str:
+    """Train while the disk is full from the second checkpoint on."""
+    import errno
+
+    from train import checkpoint
+
+    original, calls = checkpoint.write_safetensors, [0]
+
+    def write(path: Path, *given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > 1:
+            path.write_bytes(b"the beginning")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(path, *given)
+
+    checkpoint.write_safetensors = write
+    try:
+        entry.train_rank(load(config_file))
+    except checkpoint.CheckpointError as error:
+        return str(error)
+    finally:
+        checkpoint.write_safetensors = original
+    return ""
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_untouched(ranks: Ranks, tmp_path: Path) -> None:
+    message = ranks(2, full_disk, str(tiny_file(tmp_path)))[0]
+    assert "No space left on device" in message
+    assert "the last complete checkpoint is step_000003, untouched" in message
+    assert [p.name for p in (tmp_path / "runs/tiny/checkpoints").iterdir()] == ["step_000003"]
+    ranks(2, train, str(tiny_file(tmp_path)), [])
+    assert [e["step"] for e in rows(tmp_path, file="events.jsonl") if e["event"] == "resume"] == [3]
 
 
 def start_elsewhere(config_file: str, overrides: list[str]) -> list[str]:
