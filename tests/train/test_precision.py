@@ -30,7 +30,10 @@ def settings_of(stage: int) -> list[str]:
     return [f"engine.zero_stage={stage}", "engine.precision=bf16", *wide]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+STAGES = [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow), 3]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_bf16_trains_and_resumes_bit_exactly(ranks: Ranks, tmp_path: Path, stage: int) -> None:
     path = str(tiny_file(tmp_path))
     ranks(2, train, path, [*settings_of(stage), "name=unbroken"])
@@ -40,12 +43,12 @@ def test_bf16_trains_and_resumes_bit_exactly(ranks: Ranks, tmp_path: Path, stage
     ranks(2, train_until, path, [*settings_of(stage), "name=broken"], 5)
     ranks(2, train, path, [*settings_of(stage), "name=broken"])
     assert losses(tmp_path, "broken") == losses(tmp_path, "unbroken")
-    # bf16 has 8 bits: 0.4 % per rounding. Measured: within 0.1 % of fp32.
+    # bf16 has 8 bits: 0.4 % per rounding. Measured: within 0.11 % of fp32.
     assert losses(tmp_path, "unbroken") == pytest.approx(losses(tmp_path, "fp32"), rel=4e-3)
 
 
 @pytest.mark.parametrize("setting", ["engine.activation_checkpointing=true", "engine.offload=optimizer"])
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES[1:])
 def test_what_saves_memory_changes_no_number(ranks: Ranks, tmp_path: Path, stage: int, setting: str) -> None:
     path = str(tiny_file(tmp_path))
     ranks(2, train, path, ["name=plain", f"engine.zero_stage={stage}"])

@@ -56,7 +56,7 @@ def train(config_file: str, overrides: list[str], stop_after: int | None = None)
     return "not broken off"
 
 
-@pytest.mark.parametrize(("stage", "size"), [(0, 1), (1, 1), (1, 2), (2, 2), (3, 2)])
+@pytest.mark.parametrize(("stage", "size"), [(0, 1), (1, 2), pytest.param(2, 2, marks=pytest.mark.slow), (3, 2)])
 def test_resume_is_bit_exact(ranks: Ranks, tmp_path: Path, stage: int, size: int) -> None:
     path = str(tiny_file(tmp_path))
     settings = [f"engine.zero_stage={stage}"]
@@ -78,7 +78,7 @@ def test_resume_is_bit_exact(ranks: Ranks, tmp_path: Path, stage: int, size: int
 def test_a_run_goes_on_at_another_stage_and_world_size(
     ranks: Ranks, tmp_path: Path, first: tuple[int, int], second: tuple[int, int]
 ) -> None:
-    """Measured worst case: loss 2.4e-7, gradient norm 6e-7 relative; a wrongly placed moment moves both by > 1e-3."""
+    """Measured worst case: loss 1.0e-7, gradient norm 2.2e-7 relative."""
     path = str(tiny_file(tmp_path))
     ranks(1, train, path, ["name=unbroken", "engine.zero_stage=0"])
     ranks(first[1], train, path, [f"engine.zero_stage={first[0]}"], 5)
@@ -92,7 +92,7 @@ def test_a_run_goes_on_at_another_stage_and_world_size(
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_losses_do_not_depend_on_stage_ranks_or_accumulation(ranks: Ranks, tmp_path: Path, stage: int) -> None:
-    """Measured worst case over 8 steps: loss 2.4e-7, gradient norm 6e-7 relative; sample hashes equal."""
+    """Measured worst case over 8 steps: loss 2.1e-7, gradient norm 2.2e-7 relative; sample hashes equal."""
     path = str(tiny_file(tmp_path))
     ranks(1, train, path, ["name=plain", "engine.zero_stage=0", "micro_batch_size=8"])
     expected = losses(tmp_path, "plain")
