@@ -31,13 +31,9 @@ ParameterRole = Literal["matrix", "embedding", "output_norm", "norm_or_bias"]
 
 IGNORE_INDEX = -100  # a label that takes no part in the loss
 
-# Elements of [tokens, V] that exist at a time, by device type. CPU: 16 MiB in fp32 stay near the cache (V 8192: 162 ms
-# against 193 for 64 MiB). Elsewhere 1 GiB: each chunk reads and writes the whole gradient of the weight.
-LOSS_CHUNK_ELEMENTS = {"cpu": 2**22}
-LOSS_CHUNK_ELEMENTS_ELSEWHERE = 2**28
-
-
-# ---------------------------------------------------------------------------------------------------------- norms
+# Elements of [tokens, V] that exist at a time. CPU: 16 MiB in fp32 stay near the cache (V 8192: 162 ms against 193 for
+# 64 MiB). CUDA: 1 GiB, because each chunk reads and writes the whole gradient of the weight (reckoned, not measured).
+LOSS_CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
 
 
 class ScaleNorm(nn.Module):
@@ -102,9 +98,6 @@ class Residual(nn.Module):
                 return x + self.output_norm(f(self.input_norm(x)))
             case "output":
                 return x + self.output_norm(f(x))
-
-
-# ------------------------------------------------------------------------------------------------------ sub-layers
 
 
 class ResidualProjection(nn.Linear):
@@ -187,9 +180,8 @@ class SelfAttention(nn.Module):
         self.head_dim = config.head_dim
         self.scaling = config.head_dim**-0.5
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        query_size, key_size = (
-            heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads)
-        )
+        query_size = config.num_attention_heads * config.head_dim
+        key_size = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
@@ -262,9 +254,6 @@ class DecoderLayer(GradientCheckpointingLayer):
         return self.mlp(self.attention(hidden_states, **kwargs))
 
 
-# ------------------------------------------------------------------------------------------------- head and its loss
-
-
 class ChunkLoss(NamedTuple):
     """The loss of some tokens, summed, and its derivative by their logits where it was asked for."""
 
@@ -331,13 +320,14 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grads = (None if grad is None else grad * grad_output.to(grad.dtype) for grad in ctx.saved_tensors)
+        scale = grad_output.view(1)  # not a scalar, which would be rounded to bf16 first: 0.2 % off, all the same way
+        grads = (None if grad is None else (grad * scale).to(grad.dtype) for grad in ctx.saved_tensors)
         return (*grads, None, None, None, None)
 
 
 def _chunks(labels: Tensor, vocab_size: int) -> list[slice]:
     """Cut the tokens into chunks of a power of two, whose logits keep to LOSS_CHUNK_ELEMENTS."""
-    elements = LOSS_CHUNK_ELEMENTS.get(labels.device.type, LOSS_CHUNK_ELEMENTS_ELSEWHERE)
+    elements = LOSS_CHUNK_ELEMENTS["cpu" if labels.device.type == "cpu" else "cuda"]
     size = 1 << max(0, (elements // vocab_size).bit_length() - 1)
     return [slice(start, start + size) for start in range(0, len(labels), size)]
 
@@ -381,9 +371,6 @@ class LanguageModelHead(nn.Linear):
             hidden_states, weight, labels, self.vocab_size, self.z_loss_coefficient, self.chunk_loss
         )
         return HeadLoss(*sums)
-
-
-# ----------------------------------------------------------------------------------------------------------- models
 
 
 class PeriLNPreTrainedModel(PreTrainedModel):
@@ -537,7 +524,7 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
             logits_to_keep: The last so many positions, or these; 0: all.
             shift_labels: (B, T), the label of each position, not to be shifted.
             num_items_in_batch: The loss is its sum over tokens divided by this; None: the mean over valid tokens.
-            kwargs: For the attention implementation, and `output_hidden_states`, `output_attentions`.
+            kwargs: `output_hidden_states`, `output_attentions`, and what the attention implementation takes.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -576,12 +563,9 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Count parameters; without embeddings means without the head too, as the sizes of papers are stated."""
-        apart = {id(self.model.embed_tokens.weight), id(self.lm_head.weight)} if exclude_embeddings else set()
-        return sum(
-            parameter.numel()
-            for parameter in self.parameters()
-            if id(parameter) not in apart and (parameter.requires_grad or not only_trainable)
-        )
+        vocabulary = {self.model.embed_tokens.weight, self.lm_head.weight}
+        counted = set(self.parameters()) - (vocabulary if exclude_embeddings else set())
+        return sum(parameter.numel() for parameter in counted if parameter.requires_grad or not only_trainable)
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         """Name what each parameter is, for weight decay; a head tied to the embedding is the embedding."""
@@ -593,12 +577,11 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
         N are the parameters in matrix products: the head's rows without padding count, the embedding look-up does
         not. Causal attention is counted once, by the width H K of the queries, whatever the key and value heads.
         """
-        linears = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
-        in_blocks = sum(linear.in_features * linear.out_features for linear in linears)  # holds under ZeRO-3 too
+        modules = list(self.model.modules())  # their sizes hold under ZeRO-3 too, those of parameters do not
+        in_blocks = sum(module.in_features * module.out_features for module in modules if isinstance(module, nn.Linear))
         in_head = self.config.vocab_size * self.config.hidden_size
-        assert self.config.head_dim is not None
-        attention_width = self.config.num_attention_heads * self.config.head_dim
-        return 6.0 * (in_blocks + in_head + self.config.num_hidden_layers * attention_width * sequence_length)
+        widths = sum(module.q_proj.out_features for module in modules if isinstance(module, SelfAttention))  # L H K
+        return 6.0 * (in_blocks + in_head + widths * sequence_length)
 
     def compile_blocks(self) -> None:
         """Compile each layer and the loss's elementwise part in place, for fixed shapes; names stay as they are."""

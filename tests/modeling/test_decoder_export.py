@@ -86,7 +86,8 @@ def test_an_exported_folder_names_its_code(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_saved_decoder_reads_back_bit_equal(tmp_path: Path, dtype: torch.dtype) -> None:
-    model: Any = tiny_decoder(frozen_norm_scales="output").to(dtype=dtype)
+    model: Any = tiny_decoder(frozen_norm_scales="output")
+    model.to(dtype)
     model.save_pretrained(tmp_path)
     loaded = PeriLNForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), atol=0, rtol=0)

@@ -1,7 +1,7 @@
 """The decoder's logits against transformers' models and against a plain reference, with copied random weights.
 
-Measured worst cases (fp32 on a CPU, logits of order one) stand beside the tolerances. What must not pass: one norm
-at another place, or one scale left out, moves the logits by more than 0.1 (see the last test).
+What must not pass: halving one scale or one row of any matrix moves the logits by over a hundred tolerances (see the
+last test).
 """
 
 import math
@@ -26,9 +26,9 @@ from modeling.decoder.modeling_periln import PeriLNForCausalLM
 
 from .tiny_decoder import VOCAB_SIZE, tiny_decoder, tiny_tokens
 
-TOLERANCE = 1e-5  # worst case measured: WORST
+TOLERANCE = 1e-5  # measured: 0 against Llama, Qwen3 and Olmo2, 2.7e-6 against Gemma2, 3.6e-6 against the reference
 
-NORM_NAMES = {  # ours -> transformers', see facts: post_attention_layernorm means two things
+NORM_NAMES = {  # ours -> transformers', where post_attention_layernorm means two different things
     "llama": {"attention.input_norm": "input_layernorm", "mlp.input_norm": "post_attention_layernorm"},
     "olmo2": {"attention.output_norm": "post_attention_layernorm", "mlp.output_norm": "post_feedforward_layernorm"},
     "gemma2": {
@@ -42,11 +42,10 @@ NORM_NAMES = {  # ours -> transformers', see facts: post_attention_layernorm mea
 
 def shape_of(model: PeriLNForCausalLM) -> dict[str, Any]:
     """The fields that transformers' configurations call as ours does."""
-    names = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "max_position_embeddings rope_parameters tie_word_embeddings"
-    )
-    fields = {name: getattr(model.config, name) for name in names.split()}
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+    heads = ("num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
+    positions = ("max_position_embeddings", "rope_parameters")
+    fields = {name: getattr(model.config, name) for name in (*sizes, *heads, *positions)}
     return fields | {"rms_norm_eps": model.config.norm_eps, "pad_token_id": 0}
 
 
@@ -253,13 +252,14 @@ def test_outer_norms_and_head_equal_a_plain_reference(
 
 @pytest.mark.parametrize("placement", ["pre", "post", "peri", "output"])
 def test_every_weight_moves_the_logits(placement: str) -> None:
-    """The parity tests above can see each weight: halving any one moves the logits beyond all tolerances."""
+    """The parity tests can see each weight: halving one scale, or one row of a matrix, is far beyond the tolerance."""
     model = tiny_decoder(norm_placement=placement)
+    token = tiny_tokens()[0, 0]
     with torch.no_grad():
         before = model(tiny_tokens()).logits
         for name, tensor in model.state_dict().items():
             kept = tensor.clone()
-            tensor[0] *= 0.5
+            tensor[token if "embed_tokens" in name else 0] *= 0.5
             moved = (model(tiny_tokens()).logits - before).abs().max()
             tensor.copy_(kept)
-            assert moved > 100 * TOLERANCE or "embed_tokens" in name, f"{name}: {moved}"
+            assert moved > 100 * TOLERANCE, f"{name}: {moved}"  # measured: 0.007 and more

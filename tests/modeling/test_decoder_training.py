@@ -1,21 +1,14 @@
-"""What training asks of the decoder: attention's fast path, checkpointing, compilation."""
+"""What training asks of the decoder: attention's fast path, checkpointing, and what it can return."""
 
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from modeling.decoder.modeling_periln import LOSS_CHUNK_ELEMENTS, DecoderLayer, PeriLNForCausalLM, SelfAttention
+from modeling.decoder.modeling_periln import DecoderLayer, PeriLNForCausalLM, SelfAttention
 
-from .tiny_decoder import VOCAB_SIZE, tiny_decoder, tiny_tokens
-
-
-def loss_and_gradients(model: PeriLNForCausalLM) -> tuple[Tensor, dict[str, Tensor]]:
-    tokens = tiny_tokens()
-    loss = model(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1).loss
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+from .tiny_decoder import loss_and_gradients, tiny_decoder, tiny_tokens
 
 
 def attention_masks(model: PeriLNForCausalLM, **inputs: Any) -> list[Any]:
@@ -105,37 +98,3 @@ def test_one_step_overfits_towards_its_batch(length: int) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[1] < losses[0]
-
-
-# ----------------------------------------------------------------------------------------------------- torch.compile
-
-# inductor's own import warns in torch 2.13
-FIRST_COMPILE = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-
-
-@FIRST_COMPILE
-@pytest.mark.slow
-@pytest.mark.parametrize("placement", ["peri", ("post", "pre", "output")], ids=str)
-def test_compiled_blocks_give_equal_losses_and_gradients(placement: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LOSS_CHUNK_ELEMENTS, "cpu", 8 * VOCAB_SIZE)  # four chunks
-    loss, gradients = loss_and_gradients(tiny_decoder(norm_placement=placement, z_loss_coefficient=0.01).train())
-    model = tiny_decoder(norm_placement=placement, z_loss_coefficient=0.01).train()
-    names = list(model.state_dict())
-    model.compile_blocks()
-    compiled_loss, compiled_gradients = loss_and_gradients(model)
-    assert list(model.state_dict()) == names
-    torch.testing.assert_close(compiled_loss, loss, atol=0, rtol=1e-6)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-4, rtol=1e-4)  # measured: WORST_COMPILED
-
-
-@FIRST_COMPILE
-@pytest.mark.slow
-def test_a_model_compiled_as_a_whole_gives_equal_losses_and_gradients() -> None:
-    loss, gradients = loss_and_gradients(tiny_decoder().train())
-    model = tiny_decoder().train()
-    model.compile(dynamic=False)
-    compiled_loss, compiled_gradients = loss_and_gradients(model)
-    torch.testing.assert_close(compiled_loss, loss, atol=0, rtol=1e-6)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-4, rtol=1e-4)

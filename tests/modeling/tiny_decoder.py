@@ -40,3 +40,10 @@ def tiny_decoder(**overrides: Any) -> PeriLNForCausalLM:
 
 def tiny_tokens(batch_size: int = 2, length: int = 17) -> Tensor:
     return torch.randint(VOCAB_SIZE, (batch_size, length), generator=torch.Generator().manual_seed(1))
+
+
+def loss_and_gradients(model: PeriLNForCausalLM) -> tuple[Tensor, dict[str, Tensor]]:
+    tokens = tiny_tokens()
+    loss = model(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1).loss
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return loss.detach(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
