@@ -291,7 +291,7 @@ def wrap(
 def _prepare_model(model: nn.Module, engine: EngineConfig) -> None:
     model.train()
     if engine.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if engine.compile:
         compile_blocks = getattr(model, "compile_blocks", None)
         compile_blocks() if compile_blocks is not None else model.compile(dynamic=False)
