@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -404,8 +403,3 @@ def load_folder(model: nn.Module, folder: Path) -> None:
         {name: list(t.shape) for name, t in found.items()}, {n: list(s) for n, s in wanted.items()}, folder
     )
     model.load_state_dict(found, strict=False)
-
-
-def barrier() -> None:
-    """Wait for all ranks."""
-    dist.barrier()
