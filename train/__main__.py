@@ -148,7 +148,9 @@ def train_rank(config: RunConfig) -> int:
     from train import distributed
     from train.engine import BatchPlan, wrap
     from train.loop import Run, fit
+    from train.probes import Probes
     from train.run_folder import run_folder
+    from train.spikes import SpikeWatch
     from train.tasks import build_task
 
     task = build_task(config)  # before the process group: its deadline does not run while one rank tokenises
@@ -173,7 +175,19 @@ def train_rank(config: RunConfig) -> int:
     for note in notes:
         log.event("pass_over", step=progress.step, reason=note)
     _announce(config, log, task, engine, world, progress)
-    run = Run(config=config, folder=folder, task=task, engine=engine, world=world, log=log, progress=progress)
+    run = Run(
+        config=config,
+        folder=folder,
+        task=task,
+        engine=engine,
+        world=world,
+        log=log,
+        probes=Probes(config, sites=task.probe_sites(engine.module), engine=engine, log=log),
+        spikes=SpikeWatch(
+            window=config.probes.spike_window, threshold=config.probes.spike_threshold, recent=progress.recent
+        ),
+        progress=progress,
+    )
     try:
         fit(run)
         log.event("finish", step=run.progress.step)

@@ -17,8 +17,8 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +58,8 @@ class Progress:
     step: int = 0  # optimizer steps taken, skipped ones included
     updates: int = 0  # those that reached the weights
     skipped_in_a_row: int = 0
+    spikes: int = 0  # of loss and gradient norm
+    recent: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by quantity: what the next step is judged by
 
 
 class WrittenFile(NamedTuple):
@@ -88,21 +90,12 @@ def save(
     _together(world, lambda: _make_empty(partial) if world.is_main else None, "could not be started", partial)
     _together(world, lambda: _write_rank(partial, engine, world), "could not be written", partial)
     described = {"format": FORMAT, **asdict(progress), "world_size": world.size, "data_fingerprint": data_fingerprint}
-    described["parameters"] = parameter_shapes(engine.module)
+    described["parameters"] = engine.parameter_shapes()
     final = folder / step_folder(progress.step)
     _together(world, lambda: _publish(partial, final, described) if world.is_main else None, "not published", partial)
     if world.is_main:
         _retire(folder, keep)
     return final
-
-
-def parameter_shapes(module: nn.Module) -> dict[str, list[int]]:
-    """Return the full shape of every trainable parameter, under ZeRO-3 too."""
-    return {
-        name: list(getattr(parameter, "ds_shape", parameter.shape))
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 def _together(world: World, work: Any, failure: str, partial: Path) -> None:
@@ -307,7 +300,7 @@ class CheckpointReader:
             raise CheckpointError(f"{checkpoint}: no readable {MANIFEST}")
         self.folder = checkpoint
         self.manifest = manifest
-        self.progress = Progress(*(manifest[key] for key in ("step", "updates", "skipped_in_a_row")))
+        self.progress = Progress(**{key.name: manifest[key.name] for key in fields(Progress) if key.name in manifest})
         self._files = [safe_open(checkpoint / file["name"], framework="pt") for file in manifest["files"]]
         self._places: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
         for file in self._files:
@@ -356,7 +349,7 @@ def restore(checkpoint: Path, engine: Engine, *, world: World) -> Progress:
         ConfigError: The checkpoint is of a model of other shapes.
     """
     reader = CheckpointReader(checkpoint)
-    _require_same_shapes(reader.manifest["parameters"], parameter_shapes(engine.module), checkpoint)
+    _require_same_shapes(reader.manifest["parameters"], engine.parameter_shapes(), checkpoint)
     engine.load(reader, updates=reader.progress.updates)
     buffers = _persistent_buffers(engine.module)
     for name, value in reader.buffers().items():

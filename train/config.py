@@ -123,6 +123,16 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbesConfig:
+    """What is measured inside the network while it trains. May change at a resume."""
+
+    activations_every: int | None = 100  # steps; step 1, which is the init, and the last always; null: never
+    gradients_every: int | None = 100  # likewise
+    spike_threshold: float | None = 6.0  # robust standard deviations above the median; null: no spikes are told
+    spike_window: int = 100  # steps that a step's loss and gradient norm are judged by
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """What is kept on disk. May change at a resume."""
 
@@ -147,6 +157,7 @@ class RunConfig:
     log_every: int = 10
     evaluate_every: int = 500
     engine: EngineConfig = field(default_factory=EngineConfig)
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
 
@@ -158,6 +169,7 @@ _MAY_CHANGE = (
     "log_every",
     "evaluate_every",
     "engine.",
+    "probes.",
     "checkpoint.",
     "task.data.cache_dir",
     "task.data.num_workers",

@@ -94,12 +94,16 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def gather_over_ranks(values: Tensor) -> list[Tensor]:
+    """Return every rank's tensor, in the order of ranks, on every rank; all have the same shape."""
+    everyone = values.new_zeros(dist.get_world_size(), *values.shape)
+    everyone[dist.get_rank()] = values
+    return list(sum_over_ranks(everyone))
+
+
 def gather_floats(value: float) -> list[float]:
     """Return every rank's value, in the order of ranks, on every rank."""
-    size = dist.get_world_size()
-    values = torch.zeros(size, dtype=torch.float64)
-    values[dist.get_rank()] = value
-    return sum_over_ranks(values).tolist()
+    return [float(other) for other in gather_over_ranks(torch.tensor(value, dtype=torch.float64))]
 
 
 def all_agree(ok: bool) -> bool:

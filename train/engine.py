@@ -186,6 +186,14 @@ class Engine:
         self._micro_steps = done
         self.model.set_gradient_accumulation_boundary(done >= self.plan.accumulation_steps - 1)
 
+    def parameter_shapes(self) -> dict[str, list[int]]:
+        """Return the full shape of every trained parameter, under ZeRO-3 too."""
+        return {
+            name: list(getattr(parameter, "ds_shape", parameter.shape))
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad
+        }
+
     @property
     def weight_decays(self) -> dict[str, float]:
         """The weight decay of every trained parameter, by name."""

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,13 @@ from train import checkpoint
 from train.checkpoint import Progress
 from train.config import RunConfig
 from train.data.sampler import SampleOrder, combined_hash, content_hashes, rank_share
-from train.distributed import World, sum_over_ranks
+from train.distributed import World, gather_over_ranks, sum_over_ranks
 from train.engine import Engine, StepResult
 from train.export import write_model_folder
 from train.metrics import Accumulator, RunLog, Stopwatch, speed
 from train.optim import learning_rate
+from train.probes import Probes
+from train.spikes import SpikeWatch
 from train.tasks.task import Batch, SampleCost, Task
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ class Run:
     engine: Engine
     world: World
     log: RunLog
+    probes: Probes
+    spikes: SpikeWatch
     progress: Progress
 
     @property
@@ -74,7 +78,7 @@ def fit(run: Run) -> None:
         TooManySkippedStepsError: Steps were skipped `optim.stop_after_skipped_steps` times in a row.
         CheckpointError: A checkpoint could not be written.
     """
-    config, task, engine, world, log = run.config, run.task, run.engine, run.world, run.log
+    config, task, engine, world, log, probes = run.config, run.task, run.engine, run.world, run.log, run.probes
     cost = task.cost(engine.module)
     watch = Stopwatch()
 
@@ -82,13 +86,17 @@ def fit(run: Run) -> None:
         lr = learning_rate(step, optim=config.optim, steps=config.steps)
         total_weight = global_weight(micro_batches, world)
         means, losses = Accumulator(), []
-        for micro_batch in micro_batches:
-            output = task.step(engine.model, micro_batch.on(world.device))
-            engine.backward(output.loss_sum, total_weight=total_weight)
-            means.add(output.metrics)
-            losses.append(output.loss_sum.detach())
+        with probes.watching(step):
+            for micro_batch in micro_batches:
+                output = task.step(engine.model, micro_batch.on(world.device))
+                engine.backward(output.loss_sum, total_weight=total_weight)
+                means.add(output.metrics)
+                losses.append(output.loss_sum.detach())
+        probes.read_gradients(step)
         result = engine.step(lr)
+        probes.write(step, lr, applied=result.applied)
         watch.steps += 1
+        run.spikes.add(step, loss=means.totals["loss"], grad_norm=result.grad_norm)
         run.progress = advance(run, step, result, micro_batches, losses)
         log.tick()
         seen = amount_seen(step, config, cost)
@@ -97,8 +105,9 @@ def fit(run: Run) -> None:
             figures = {**means.means(), "grad_norm": float(result.grad_norm), "lr": lr}
             seconds = watch.seconds_per_step()  # after the figures: reading them has waited for the device
             pace = speed(seconds, cost=cost, global_batch_size=config.global_batch_size, world=world)
-            skipped = {"skipped": step - run.progress.updates}
-            log.row(step, {**seen, **figures, **pace, **skipped, "samples_hash": samples_hash(micro_batches, run)})
+            tell_spikes(run)
+            faults = {"skipped": step - run.progress.updates, "spikes": run.progress.spikes}
+            log.row(step, {**seen, **figures, **pace, **faults, "samples_hash": samples_hash(micro_batches, run)})
             watch.restart()
 
         with watch.paused():
@@ -156,27 +165,37 @@ def global_weight(micro_batches: list[MicroBatch], world: World) -> Tensor:
 def samples_hash(micro_batches: list[MicroBatch], run: Run) -> str:
     """Return one hash of the content of the global batch's samples, in order."""
     mine = np.concatenate([content_hashes(micro_batch.host) for micro_batch in micro_batches])
-    return combined_hash(_over_ranks(mine, run.world))
+    return combined_hash(_over_ranks(mine))
 
 
-def _over_ranks(mine: np.ndarray, world: World) -> np.ndarray:
+def _over_ranks(mine: np.ndarray) -> np.ndarray:
     """Put equally long int64 arrays of all ranks one after the other."""
-    everyone = torch.zeros(world.size, len(mine), dtype=torch.int64)
-    everyone[world.rank] = torch.from_numpy(mine)
-    return sum_over_ranks(everyone).numpy().reshape(-1)
+    return torch.cat(gather_over_ranks(torch.from_numpy(mine))).numpy()
+
+
+def tell_spikes(run: Run) -> None:
+    """Judge the loss and gradient norm of the steps since this was last asked."""
+    found = run.spikes.settle()
+    for spike in found:
+        run.log.event("spike", **spike._asdict())
+        if run.world.is_main:
+            logger.warning(
+                "step %d: %s %.4g is a spike (median of the steps before: %.4g)",
+                *(spike.step, spike.quantity, spike.value, spike.median),
+            )
+    run.progress = replace(run.progress, spikes=run.progress.spikes + len(found), recent=run.spikes.recent)
 
 
 def advance(run: Run, step: int, result: StepResult, micro_batches: list[MicroBatch], losses: list[Tensor]) -> Progress:
     """Count the step; name the samples of one that was skipped, and stop after too many in a row."""
     if result.applied:
-        return Progress(step=step, updates=run.engine.updates)
+        return replace(run.progress, step=step, updates=run.engine.updates, skipped_in_a_row=0)
     finite = np.array([bool(torch.isfinite(loss)) for loss in losses])
-    ids = _over_ranks(np.concatenate([m.ids for m in micro_batches]), run.world)
+    ids = _over_ranks(np.concatenate([m.ids for m in micro_batches]))
     suspects = _over_ranks(
         np.concatenate(
             [m.ids if not ok else np.full_like(m.ids, -1) for m, ok in zip(micro_batches, finite, strict=True)]
-        ),
-        run.world,
+        )
     )
     in_a_row = run.progress.skipped_in_a_row + 1
     bad = [int(sample) for sample in suspects if sample >= 0]
@@ -191,7 +210,7 @@ def advance(run: Run, step: int, result: StepResult, micro_batches: list[MicroBa
             "The weights are unharmed; events.jsonl names the samples. Lower optim.lr, or raise "
             "optim.stop_after_skipped_steps"
         )
-    return Progress(step=step, updates=run.engine.updates, skipped_in_a_row=in_a_row)
+    return replace(run.progress, step=step, updates=run.engine.updates, skipped_in_a_row=in_a_row)
 
 
 def evaluate(run: Run, step: int) -> dict[str, float]:
@@ -220,6 +239,7 @@ def evaluate(run: Run, step: int) -> dict[str, float]:
 def save(run: Run) -> None:
     """Write a checkpoint, and from it the bf16 folder that is kept for analysis when one is due."""
     step = run.progress.step
+    tell_spikes(run)  # the checkpoint is to know all steps before it
     folder = checkpoint.save(
         run.checkpoints,
         run.engine,

@@ -9,10 +9,10 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -53,24 +53,33 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+_DRAWN_ACTIVATIONS = ("variance", "max_abs", "top1_over_median", "fp16_overflow_share")
+_DRAWN_GRADIENTS = {
+    "norm": "gradient_norm",
+    "parameter_norm": "parameter_norm",
+    "update_ratio": "update_ratio",
+    "scale_mean": "norm_scale_mean",
+}
+
+
 class Accumulator:
     """Sums and weights by name, kept on the device until they are asked for."""
 
     def __init__(self) -> None:
-        self._totals: dict[str, Tensor] = {}
+        self.totals: dict[str, Tensor] = {}  # (sum, weight) of this rank, (2,) fp64
 
     def add(self, sums: Sums) -> None:
         """Add one micro-batch's sums; does not wait for the device."""
         for name, (value, weight) in sums.items():
             pair = torch.stack((value.detach().double(), weight.detach().double()))
-            self._totals[name] = self._totals[name] + pair if name in self._totals else pair
+            self.totals[name] = self.totals[name] + pair if name in self.totals else pair
 
     def means(self) -> dict[str, float]:
         """Return the means over all ranks: one reduction, one wait."""
-        names = sorted(self._totals)
+        names = sorted(self.totals)
         if not names:
             return {}
-        totals = sum_over_ranks(torch.stack([self._totals[name] for name in names])).tolist()
+        totals = sum_over_ranks(torch.stack([self.totals[name] for name in names])).tolist()
         return {
             name: total / weight if weight else math.nan for name, (total, weight) in zip(names, totals, strict=True)
         }
@@ -130,11 +139,10 @@ class RunLog:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and for one rank only
 
-        for name in ("metrics.jsonl", "activations.jsonl", "gradients.jsonl"):
-            cut_after_step(folder / name, done)
+        for name in ("metrics", "activations", "gradients"):
+            cut_after_step(folder / f"{name}.jsonl", done)
         cut_after_step(folder / "events.jsonl", None)
-        self._metrics = (folder / "metrics.jsonl").open("a")
-        self._events = (folder / "events.jsonl").open("a")
+        self._files: dict[str, TextIO] = {}
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
         self._bar = tqdm(
             total=steps, initial=done, disable=not sys.stderr.isatty(), unit="step", leave=False, dynamic_ncols=True
@@ -145,18 +153,38 @@ class RunLog:
         """Append to events.jsonl: something that happened once."""
         if self._active:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            _write_line(self._events, {"time": now, "event": kind, "step": step, **fields})
+            self._write("events", {"time": now, "event": kind, "step": step, **fields})
 
     def row(self, step: int, fields: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl and TensorBoard, and print the console line."""
         if not self._active:
             return
-        _write_line(self._metrics, {"step": step, **fields})
-        for name, value in fields.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                self._board.add_scalar(name, value, step)
+        self._write("metrics", {"step": step, **fields})
+        self._draw(step, fields)
         self._board.flush()
         self.say(console_line(step, self.steps, fields, self._seconds_left(step)))
+
+    def activations(
+        self, step: int, rows: Sequence[Mapping[str, Any]], histograms: Mapping[tuple[int | None, str], Tensor]
+    ) -> None:
+        """Append to activations.jsonl; scalars and histograms by exponent to TensorBoard."""
+        if not self._active:
+            return
+        for row in rows:
+            self._write("activations", {"step": step, **row})
+            place = _place(row["layer"], row["site"])
+            self._draw(step, {f"{name}/{place}": row[name] for name in _DRAWN_ACTIVATIONS})
+        for (layer, site), counts in histograms.items():
+            self._draw_histogram(f"log2_magnitude/{_place(layer, site)}", counts, step)
+
+    def gradients(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append to gradients.jsonl and TensorBoard."""
+        if not self._active:
+            return
+        for row in rows:
+            self._write("gradients", {"step": step, **row})
+            drawn = {f"{label}/{row['parameter']}": row.get(name) for name, label in _DRAWN_GRADIENTS.items()}
+            self._draw(step, drawn)
 
     def say(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
@@ -173,11 +201,48 @@ class RunLog:
         if self._active:
             self._bar.close()
             self._board.close()
-            self._metrics.close()
-            self._events.close()
+            for file in self._files.values():
+                file.close()
+
+    def _write(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Append a line to a file that is made by its first."""
+        if name not in self._files:
+            self._files[name] = (self.folder / f"{name}.jsonl").open("a")
+        _write_line(self._files[name], fields)
+
+    def _draw(self, step: int, fields: Mapping[str, Any]) -> None:
+        for name, value in fields.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                self._board.add_scalar(name, value, step)
+
+    def _draw_histogram(self, name: str, counts: Tensor, step: int) -> None:
+        """Draw counts by exponent, (256,), over log2 of the magnitude; the ends (zeros, infinities) are left out."""
+        inside = counts[1:-1].nonzero().flatten() + 1
+        if not len(inside):
+            return
+        low, high = int(inside[0]), int(inside[-1])
+        exponents = torch.arange(low, high + 1) - 127
+        drawn = counts[low : high + 1].double()
+        middles = exponents + 0.5
+        self._board.add_histogram_raw(
+            name,
+            min=float(exponents[0]),
+            max=float(exponents[-1] + 1),
+            num=int(drawn.sum()),
+            sum=float((drawn * middles).sum()),
+            sum_squares=float((drawn * middles.square()).sum()),
+            bucket_limits=(exponents + 1).tolist(),
+            bucket_counts=drawn.tolist(),
+            global_step=step,
+        )
 
     def _seconds_left(self, step: int) -> float:
         return (time.monotonic() - self._began) / max(1, step - self._done) * (self.steps - step)
+
+
+def _place(layer: int | None, site: str) -> str:
+    """Return a name by which TensorBoard sorts layers: those below 1000 in their order."""
+    return site if layer is None else f"layer_{layer:03d}.{site}"
 
 
 def console_line(step: int, steps: int, fields: Mapping[str, Any], seconds_left: float) -> str:

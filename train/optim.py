@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
+from analysis.gradients import squared_norm
 from train.config import OptimConfig
 from train.tasks.task import ParameterGroup
 
@@ -52,3 +54,37 @@ def build_optimizer(groups: Sequence[ParameterGroup], *, optim: OptimConfig) -> 
         if group.parameters
     ]
     return torch.optim.AdamW(described, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+_CHUNK_ELEMENTS = 2**24  # of a weight, at a time: the update is never there as a whole
+
+
+def squared_update(
+    state: Mapping[str, Tensor],
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    updates: int,
+) -> Tensor:
+    """Return the squared norm of what AdamW's latest step added to a weight, () fp64, from what the step left.
+
+    With w' = (1 - lr wd) w - lr u and u = m^ / (sqrt(v^) + eps), the step is w' - w = -lr (wd w' + u) / (1 - lr wd)
+    (decoupled weight decay: arXiv 1711.05101, algorithm 2).
+
+    Args:
+        state: "weight", "exp_avg" and "exp_avg_sq" after the step, (n,) each.
+        lr: Learning rate of the step.
+        weight_decay: Of this weight.
+        betas: Of the moments.
+        eps: Beside the root of the second moment.
+        updates: How many steps the moments have seen, this one included.
+    """
+    first, second = (1 - beta**updates for beta in betas)
+    pieces = zip(*(state[key].split(_CHUNK_ELEMENTS) for key in ("weight", "exp_avg", "exp_avg_sq")), strict=True)
+    squares = [
+        squared_norm((exp_avg / first) / ((exp_avg_sq / second).sqrt_() + eps) + weight_decay * weight)
+        for weight, exp_avg, exp_avg_sq in pieces
+    ]
+    return torch.stack(squares).sum() * (lr / (1 - lr * weight_decay)) ** 2

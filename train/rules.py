@@ -16,6 +16,9 @@ _ZERO_MEANS = {
     "optim.gradient_clipping": "write null for no clipping",
     "checkpoint.keep": "write null to keep all",
     "checkpoint.weights_every": "write null for never",
+    "probes.activations_every": "write null for never",
+    "probes.gradients_every": "write null for never",
+    "probes.spike_threshold": "write null to look for none",
     "task.data.num_workers": "write null for one per core",
     "task.data.validation_windows": "write null for all",
 }
@@ -25,6 +28,8 @@ _AT_LEAST_ONE = (
     "micro_batch_size",
     "log_every",
     "evaluate_every",
+    "probes.activations_every",
+    "probes.gradients_every",
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.weights_every",
@@ -47,6 +52,7 @@ _ABOVE_ZERO = (
     "optim.lr",
     "optim.eps",
     "optim.gradient_clipping",
+    "probes.spike_threshold",
     "task.model.norm_eps",
     "task.model.initializer_range",
 )
@@ -96,6 +102,7 @@ _ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 _STDLIB = "python-stdlib"
+_SMALLEST_SPIKE_WINDOW, _DEFAULT_SPIKE_WINDOW = 20, 100
 _SMALLEST_BPE = 257  # 256 bytes and the end of a document
 
 
@@ -343,6 +350,14 @@ def _gradients_have_a_type(values: Values) -> Iterator[str]:
         )
 
 
+def _spikes_have_a_window(values: Values) -> Iterator[str]:
+    window, path = values["probes.spike_window"], "probes.spike_window"
+    if window < _SMALLEST_SPIKE_WINDOW:
+        yield f"{path}: {window} steps are too few to judge by; write {_SMALLEST_SPIKE_WINDOW} or more"
+    elif values["probes.spike_threshold"] is None and window != _DEFAULT_SPIKE_WINDOW:
+        yield f"{path}: has no effect, as probes.spike_threshold is null; leave it out, or write a threshold"
+
+
 def _stage_3_is_not_compiled(values: Values) -> Iterator[str]:
     if values["engine.compile"] and values["engine.zero_stage"] == 3:
         yield (
@@ -371,5 +386,6 @@ RULES = (
     _schedule_reads_its_keys,
     _stage_0_partitions_nothing,
     _gradients_have_a_type,
+    _spikes_have_a_window,
     _stage_3_is_not_compiled,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from analysis.activations import Site
 from modeling.decoder.configuration_periln import PeriLNConfig
-from modeling.decoder.modeling_periln import PeriLNForCausalLM
+from modeling.decoder.modeling_periln import PeriLNForCausalLM, PeriLNModel
 from train.config import LanguageModelConfig, OptimConfig
 from train.data import text
 from train.tasks.task import Batch, ParameterGroup, SampleCost, Split, StepOutput, Sums
@@ -53,6 +54,11 @@ class LanguageModel:
             ParameterGroup(role, {name: p for name, p in named.items() if roles[name] == role}, decay)
             for role, decay in decays.items()
         ]
+
+    def probe_sites(self, model: nn.Module) -> list[Site]:
+        """Return the residual stream, and what each sub-layer adds to it before and after its output norm."""
+        assert isinstance(model, PeriLNForCausalLM)
+        return list(_probe_sites(model.model))
 
     def cost(self, model: nn.Module) -> SampleCost:
         """Return a window's tokens and operations."""
@@ -98,6 +104,19 @@ class LanguageModel:
             "validation_perplexity": math.exp(min(loss, 700.0)),  # e^700 is the end of a double
             "validation_bits_per_byte": means["loss_per_byte"] / math.log(2),
         }
+
+
+def _probe_sites(model: PeriLNModel) -> Iterator[Site]:
+    yield Site(None, "embedding", model.layers[0], tensor="input", histogram=True)
+    for index, layer in enumerate(model.layers):
+        for name in ("attention", "mlp"):
+            residual = getattr(layer, name)
+            yield Site(index, f"{name}.output", residual.branch)
+            if hasattr(residual, "output_norm"):
+                yield Site(index, f"{name}.normed_output", residual.output_norm)
+            yield Site(index, f"{name}.stream", residual, histogram=True)
+    if hasattr(model, "norm"):
+        yield Site(None, "final_norm", model.norm)
 
 
 def decoder(config: LanguageModelConfig, *, end_of_text: int | None = None) -> PeriLNForCausalLM:

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from analysis.activations import Site
+
 Split = Literal["training", "validation"]
 Batch = dict[str, Tensor]  # every value holds one entry per sample along its first dimension
 Sums = dict[str, tuple[Tensor, Tensor]]  # name -> (sum, weight), fp32 scalars; a mean is taken over all ranks at once
@@ -54,6 +56,10 @@ class Task(Protocol):
 
     def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
         """Sort the trainable parameters into groups; each in exactly one."""
+        ...
+
+    def probe_sites(self, model: nn.Module) -> list[Site]:
+        """Name the places where activations are measured; `analysis.activations.sites_of_any` knows some anywhere."""
         ...
 
     def cost(self, model: nn.Module) -> SampleCost:
