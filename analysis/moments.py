@@ -23,7 +23,7 @@ _FIRST_TOKENS = 4  # tried first in the search for the largest ratio
 class Moments(NamedTuple):
     """Statistics of a set of elements that belong to tokens (vectors along the feature dimension)."""
 
-    count: float
+    elements: float
     mean: float
     squares: float  # sum of squared distances from the mean
     abs_sum: float
@@ -37,16 +37,16 @@ class Moments(NamedTuple):
         `variance` is over all elements of all tokens, not the mean of the tokens' variances. `top1_over_median` is
         infinite where half of a token's features are zero.
         """
-        if not self.count:
+        if not self.elements:
             return {"numel": 0}
-        variance = self.squares / self.count
+        variance = self.squares / self.elements
         return {
-            "numel": int(self.count),
+            "numel": int(self.elements),
             "variance": variance,
-            "mean_abs": self.abs_sum / self.count,
+            "mean_abs": self.abs_sum / self.elements,
             "max_abs": self.max_abs,
             "rms": math.sqrt(variance + self.mean**2),
-            "fp16_overflow_share": self.overflow / self.count,
+            "fp16_overflow_share": self.overflow / self.elements,
             "top1_over_median": self.top1_over_median,
         }
 
@@ -59,7 +59,9 @@ def measure(values: Tensor, *, feature_dim: int = -1) -> Tensor:
         feature_dim: -1 for the (B, T, D) of transformers, 1 for the (B, C, H, W) of convolutions.
     """
     values = values.detach()
-    tokens = values.movedim(feature_dim, -1).reshape(-1, values.shape[feature_dim]) if values.ndim else values.view(1, 1)
+    tokens = (
+        values.movedim(feature_dim, -1).reshape(-1, values.shape[feature_dim]) if values.ndim else values.view(1, 1)
+    )
     rows = max(1, _CHUNK_ELEMENTS // max(1, tokens.shape[1]))
     return merge(_measure_chunk(chunk) for chunk in tokens.split(rows) if chunk.numel())
 
@@ -97,20 +99,21 @@ def _merge_two(a: Tensor, b: Tensor) -> Tensor:
 def _measure_chunk(tokens: Tensor) -> Tensor:
     """Measure (N, D) in fp32, or in the fp64 that they have; the sums go on in fp64."""
     tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
-    mean = tokens.mean()
-    centred = tokens - mean
+    numel, rough_mean = tokens.numel(), tokens.mean()
+    centred = tokens - rough_mean
+    rest = centred.sum(dim=1).double().sum() / numel  # what fp32 lost of the mean
     magnitudes = tokens.abs()
     tops = magnitudes.amax(dim=1)
     sums = magnitudes.sum(dim=1)
     max_abs = tops.max()
-    beyond = magnitudes.numel() - (magnitudes <= FP16_MAX).sum() if not bool(max_abs <= FP16_MAX) else mean.new_zeros(())
+    within = numel if bool(max_abs <= FP16_MAX) else (magnitudes <= FP16_MAX).sum()
     row = (
-        mean.new_tensor(tokens.numel(), dtype=torch.float64),
-        mean,
-        centred.square_().sum(dim=1).double().sum(),
+        rest.new_tensor(numel),
+        rough_mean.double() + rest,
+        centred.square_().sum(dim=1).double().sum() - numel * rest.square(),
         sums.double().sum(),
         max_abs,
-        beyond,
+        rest.new_tensor(numel) - within,
         _largest_top1_over_median(magnitudes, tops, sums),
     )
     return torch.stack([figure.double() for figure in row])

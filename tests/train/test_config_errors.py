@@ -76,6 +76,15 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "name that is a path": (["name=a/b"], ["name", "a/b"]),
     "start without a step": (["checkpoint.start_from=other@latest"], ["start_from", "RUN@STEP"]),
     "override without a value": (["optim.lr"], ["optim.lr", "="]),
+    "probes at no interval": (["probes.activations_every=0"], ["probes.activations_every", "null"]),
+    "gradient probes at no interval": (["probes.gradients_every=0"], ["probes.gradients_every", "null"]),
+    "spikes above nothing": (["probes.spike_threshold=0"], ["probes.spike_threshold", "null"]),
+    "spikes judged by few steps": (["probes.spike_window=10"], ["probes.spike_window", "10", "20"]),
+    "window of no spikes": (
+        ["probes.spike_threshold=null", "probes.spike_window=50"],
+        ["probes.spike_window", "spike_threshold"],
+    ),
+    "probe that is not there": (["probes.activation_every=5"], ["probes.activation_every", "activations_every"]),
     "two kinds of validation": (["task.data.validation_sources=[more.txt]"], ["validation"]),
     "no sources": (["task.data.sources=[]"], ["sources"]),
     "column of a text file": (

@@ -140,27 +140,43 @@ def worst_deviations(config: RunConfig, folder: Path) -> tuple[float, float, flo
 PLACEMENTS = {0: "pre", 1: "peri", 2: "post", 3: "output"}
 
 
-@pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_values_equal_full_tensors_in_fp64(ranks: Ranks, tmp_path: Path, stage: int, size: int) -> None:
-    # Worst cases measured: activations 9e-7, gradient norms 2e-6, update ratios 1e-6 relative.
+CASES = [
+    (stage, size, accumulation, checkpointing)
+    for stage in (0, 1, 2, 3)
+    for size in (1, 2)
+    for accumulation in (1, 4)
+    for checkpointing in ("false", "true")
+]
+QUICK = {
+    (0, 2, 4, "true"),
+    (1, 1, 1, "false"),
+    (1, 2, 4, "true"),
+    (2, 2, 4, "false"),
+    (3, 2, 1, "true"),
+    (3, 1, 4, "false"),
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "size", "accumulation", "checkpointing"),
+    [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
+def test_values_equal_full_tensors_in_fp64(
+    ranks: Ranks, tmp_path: Path, stage: int, size: int, accumulation: int, checkpointing: str
+) -> None:
+    # Worst cases measured over all 32 and the compiled: activations 1.5e-6, norms 5.6e-7, update ratios 1.3e-6.
     path = str(tiny_file(tmp_path))
-    for micro_batch_size in (8 // size, 2 // size):  # accumulation 1 and 4
-        for checkpointing in ("false", "true"):
-            name = f"m{micro_batch_size}{checkpointing}"
-            overrides = [
-                f"name={name}",
-                f"engine.zero_stage={stage}",
-                f"micro_batch_size={micro_batch_size}",
-                f"engine.activation_checkpointing={checkpointing}",
-                f"task.model.norm_placement={PLACEMENTS[stage]}",
-                *PROBES,
-                *SHORT,
-            ]
-            ranks(size, train, path, overrides)
-            found = worst_deviations(load(path, overrides), tmp_path)
-            print(stage, size, name, found)
-            assert max(found) < 1e-5, (name, found)
+    overrides = [
+        f"engine.zero_stage={stage}",
+        f"micro_batch_size={8 // size // accumulation}",
+        f"engine.activation_checkpointing={checkpointing}",
+        f"task.model.norm_placement={PLACEMENTS[stage]}",
+        *PROBES,
+        *SHORT,
+    ]
+    ranks(size, train, path, overrides)
+    found = worst_deviations(load(path, overrides), tmp_path)
+    assert max(found) < 1e-5, found
 
 
 COMPILED = [(1, 1, 8, "false"), (1, 2, 1, "true"), (0, 1, 2, "true"), (2, 2, 4, "false"), (2, 2, 1, "true")]
@@ -186,7 +202,6 @@ def test_values_of_compiled_blocks_equal_full_tensors(
     ]
     ranks(size, train, path, overrides)
     found = worst_deviations(load(path, overrides), tmp_path)
-    print(found)
     assert max(found) < 1e-5, found
 
 
@@ -247,7 +262,7 @@ def test_measuring_takes_no_pass_of_its_own_and_changes_no_bit(
 
 @pytest.mark.parametrize(("stage", "size"), [(0, 1), (1, 2), (2, 2), (3, 2)])
 def test_norms_add_up_to_the_runs_gradient_norm(ranks: Ranks, tmp_path: Path, stage: int, size: int) -> None:
-    # Worst case measured: 3e-7 relative.
+    # Worst case measured: 4e-7 relative.
     path = str(tiny_file(tmp_path))
     for precision in ("fp32", "bf16"):
         half = ["engine.gradient_dtype=bf16"] if stage == 0 and precision == "bf16" else []
@@ -257,9 +272,7 @@ def test_norms_add_up_to_the_runs_gradient_norm(ranks: Ranks, tmp_path: Path, st
         for step, norm in logged.items():
             norms = [row["norm"] for row in rows(tmp_path, precision, "gradients") if row["step"] == step]
             total = sum(value**2 for value in norms) ** 0.5
-            print(stage, precision, total / norm - 1)
-            # At stage 0 in bf16 DeepSpeed sums in bf16 itself.
-            assert total == pytest.approx(norm, rel=4e-3 if half else 1e-5)
+            assert total == pytest.approx(norm, rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -115,7 +115,7 @@ def with_a_loud_batch(config_file: str, overrides: list[str], stop_after: int | 
 
 def test_a_run_names_its_spikes_and_counts_them_over_a_resume(ranks: Ranks, tmp_path: Path) -> None:
     path = str(tiny_file(tmp_path))
-    settings = ["steps=30", "checkpoint.every=8", "log_every=10", "evaluate_every=30"]
+    settings = ["steps=30", "checkpoint.every=8", "log_every=10", "evaluate_every=30", "micro_batch_size=2"]
     ranks(2, with_a_loud_batch, path, [*settings, "name=unbroken"], None)
     ranks(2, with_a_loud_batch, path, [*settings, "name=tiny"], 26)
     ranks(2, with_a_loud_batch, path, [*settings, "name=tiny"], None)
