@@ -1,4 +1,4 @@
-"""`make quickstart`: the same small decoder with Pre-, Post- and Peri-LN, then a table, a model folder and a sample.
+"""`make quickstart`: the same small decoder with Pre-, Post- and Peri-LN, then a model folder, a sample and a report.
 
 Starts the ordinary commands one after the other and prints each of them, so that they can be repeated by hand.
 """
@@ -16,6 +16,7 @@ CONFIG = "configs/language_model/quickstart.yaml"
 PLACEMENTS = ("pre", "post", "peri")
 RUNS = Path("runs")
 EXPORTED = Path("exported/quickstart-peri")
+REPORT = RUNS / "quickstart-report"
 PROMPT = "def read_lines(path):"
 
 
@@ -32,6 +33,11 @@ def main() -> int:
         code = run([sys.executable, "-m", "train.export", str(run_folder("peri")), str(EXPORTED), "--prompt", PROMPT])
         if code:
             return code
+    print("\n--- what the placements look like inside", flush=True)
+    runs = [str(run_folder(placement)) for placement in PLACEMENTS]
+    code = run([sys.executable, "-m", "analysis", "report", *runs, "--out", str(REPORT)])
+    if code:
+        return code
     print(summary())
     return 0
 
@@ -69,6 +75,7 @@ def summary() -> str:
             "",
             *rows,
             "",
+            f"figures         {REPORT}/index.html  (opens in any browser)",
             f"curves          {Path(sys.executable).parent / 'tensorboard'} --logdir {RUNS}",
             f"every figure    {RUNS}/quickstart-*/metrics.jsonl",
             f"exported model  {EXPORTED}  (AutoModelForCausalLM.from_pretrained, trust_remote_code=True)",

@@ -15,10 +15,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.benchmark.arms import ARMS, Shape
+from tests.benchmark.arms import ARMS, PROBE_ARMS, Shape
+from train.config import ProbesConfig
 
 ROOT = Path(__file__).parents[2]
 RATIOS = (
@@ -38,8 +40,8 @@ class Measured(NamedTuple):
     peak_memory_gib: float
 
 
-def measure(arm: str, shape: Shape, *, steps: int, threads: int, folder: Path) -> Measured:
-    """Run one arm in a fresh process."""
+def measure(arm: str, shape: Shape, *, steps: int, threads: int, folder: Path) -> dict[str, float]:
+    """Run one arm in a fresh process; returns its figures."""
     described = json.dumps({"arm": arm, "shape": shape._asdict(), "steps": steps, "folder": str(folder)})
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
@@ -52,7 +54,36 @@ def measure(arm: str, shape: Shape, *, steps: int, threads: int, folder: Path) -
     )
     if done.returncode:
         raise RuntimeError(f"{arm} failed:\n{done.stderr[-3000:]}")
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def probe_table(rounds: list[dict[str, dict[str, float]]]) -> str:
+    """Return what measuring costs, as Markdown: medians over the rounds.
+
+    What a measured step takes beyond its unmeasured neighbours, in the same process, is the cost of measuring every
+    step; every N steps it is the N-th part. Steps that are not measured are compared with a run without probes.
+    """
+    every = ProbesConfig().activations_every
+    assert every == ProbesConfig().gradients_every
+    assert every is not None
+    lines = [
+        f"| blocks | probes | step, ms | unmeasured step / probes off | cost at every step | at the default, {every} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for blocks in dict.fromkeys(arm.partition(",")[0] for arm in rounds[0]):
+        off = [r[f"{blocks}, probes off"] for r in rounds]
+        on = [r[f"{blocks}, probes every second step"] for r in rounds]
+        without = statistics.median((row["measured"] + row["unmeasured"]) / 2 for row in off)
+        lines.append(f"| {blocks} | off | {1e3 * without:.1f} | | | |")
+        extra = statistics.median(row["measured"] / row["unmeasured"] - 1 for row in on)
+        still = statistics.median(
+            2 * row["unmeasured"] / (plain["measured"] + plain["unmeasured"])
+            for row, plain in zip(on, off, strict=True)
+        )
+        measured = 1e3 * statistics.median(row["measured"] for row in on)
+        costs = f"{100 * extra:.1f} % | {100 * extra / every:.2f} %"
+        lines.append(f"| {blocks} | on | {measured:.1f} | {still:.3f} | {costs} |")
+    return "\n".join(lines)
 
 
 def table(rounds: list[dict[str, Measured]]) -> str:
@@ -72,6 +103,16 @@ def table(rounds: list[dict[str, Measured]]) -> str:
     return "\n".join(lines)
 
 
+def tables(rounds: list[dict[str, dict[str, float]]]) -> Iterator[str]:
+    """Yield the tables of the arms that ran."""
+    speeds = [{arm: Measured(**row[arm]) for arm in row if arm in ARMS} for row in rounds]
+    if speeds[0]:
+        yield table(speeds)
+    probes = [{arm: row[arm] for arm in row if arm in PROBE_ARMS} for row in rounds]
+    if probes[0]:
+        yield probe_table(probes)
+
+
 def device_name() -> str:
     """Return what the figures were taken on."""
     import torch
@@ -88,21 +129,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of an arm, the first third not counted")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    known = [*ARMS, *PROBE_ARMS]
+    parser.add_argument("--arms", nargs="*", choices=known, default=known, help="which to run; default: all")
     parser.add_argument("--record", action="store_true", help="append to docs/experiments.md")
     given = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
     shape = Shape()
-    rounds: list[dict[str, Measured]] = []
+    rounds: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(given.rounds):
-            measured: dict[str, Measured] = {}
+            measured: dict[str, dict[str, float]] = {}
             # Every other round backwards, so that a slow drift of the machine favours no one.
             for arm in given.arms if number % 2 == 0 else given.arms[::-1]:
                 measured[arm] = measure(arm, shape, steps=given.steps, threads=threads, folder=Path(folder))
-                print(f"round {number + 1} {arm:20} {measured[arm].tokens_per_second:9,.0f} tok/s", flush=True)
+                figures = "  ".join(f"{name} {value:,.3f}" for name, value in measured[arm].items())
+                print(f"round {number + 1}  {arm:32}{figures}", flush=True)
             rounds.append({arm: measured[arm] for arm in given.arms})
-    text = table(rounds)
+    text = "\n\n".join(tables(rounds))
     print(f"\n{text}")
     if given.record:
         _record(text, shape, given, threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import sys
@@ -34,7 +35,17 @@ class Shape(NamedTuple):
         )
 
 
-def config_of(shape: Shape, folder: Path, *, steps: int, placement: str, compiled: bool) -> Any:
+# probes.activations_every and gradients_every of our arms; at "default" their key is not written.
+PROBES: dict[str, dict[str, int | None] | None] = {
+    "off": {"activations_every": None, "gradients_every": None},
+    "default": None,
+    "every second step": {"activations_every": 2, "gradients_every": 2},
+}
+
+
+def config_of(
+    shape: Shape, folder: Path, *, steps: int, placement: str, compiled: bool, probes: str = "default"
+) -> Any:
     """Return our run of this shape on the embedded corpus."""
     import yaml
 
@@ -71,6 +82,8 @@ def config_of(shape: Shape, folder: Path, *, steps: int, placement: str, compile
         "engine": {"precision": "fp32", "zero_stage": 0, "compile": compiled},  # one rank: nothing to share out
         "checkpoint": {"every": 10 * steps},
     }
+    if PROBES[probes] is not None:
+        tree |= {"probes": PROBES[probes], "log_every": 1}
     path = folder / "bench.yaml"
     path.write_text(yaml.safe_dump(tree))
     return load(path)
@@ -84,6 +97,23 @@ def ours(shape: Shape, steps: int, folder: Path, *, placement: str, compiled: bo
     assert train(config) == 0
     rows = map(json.loads, (Path(config.output_dir) / config.name / "metrics.jsonl").read_text().splitlines())
     return [row["step_seconds"] for row in rows if "loss" in row]
+
+
+def probed(shape: Shape, steps: int, folder: Path, *, probes: str, compiled: bool) -> dict[str, float]:
+    """Return the median seconds of a step that is measured and of one that is not, of the same Peri-LN run.
+
+    Steps of both kinds alternate, so that whatever slows the machine slows both; the first third is not counted.
+    """
+    from train.__main__ import train
+
+    config = config_of(shape, folder, steps=steps, placement="peri", compiled=compiled, probes=probes)
+    assert train(config) == 0
+    lines = (Path(config.output_dir) / config.name / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "loss" in row and steps // 3 < row["step"] < steps]
+    return {
+        kind: statistics.median(row["step_seconds"] for row in rows if row["step"] % 2 == odd)
+        for kind, odd in (("measured", 0), ("unmeasured", 1))
+    }
 
 
 def windows(shape: Shape, steps: int, folder: Path) -> Iterator[np.ndarray]:
@@ -192,6 +222,14 @@ ARMS: dict[str, Callable[[Shape, int, Path], list[float]]] = {
 }
 
 
+# blocks, probes -> median seconds of steps by their kind
+PROBE_ARMS: dict[str, Callable[[Shape, int, Path], dict[str, float]]] = {
+    f"{blocks}, probes {probes}": functools.partial(probed, probes=probes, compiled=blocks == "compiled")
+    for blocks in ("eager", "compiled")
+    for probes in ("off", "every second step")
+}
+
+
 def main() -> None:
     """Run one arm, described as JSON on the command line, and print its figures as JSON."""
     import torch
@@ -200,6 +238,9 @@ def main() -> None:
 
     given = json.loads(sys.argv[1])
     shape = Shape(**given["shape"])
+    if given["arm"] in PROBE_ARMS:
+        print(json.dumps(PROBE_ARMS[given["arm"]](shape, given["steps"], Path(given["folder"]))))
+        return
     seconds = ARMS[given["arm"]](shape, given["steps"], Path(given["folder"]))
     counted = seconds[len(seconds) // 3 :]
     tokens = shape.batch_size * shape.sequence_length
