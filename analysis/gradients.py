@@ -18,9 +18,7 @@ def is_norm_scale(module: nn.Module) -> bool:
 
 def norm_scales(model: nn.Module) -> set[str]:
     """Return the names of the parameters that scale norms."""
-    names = {
-        f"{name}.weight" if name else "weight" for name, module in model.named_modules() if is_norm_scale(module)
-    }
+    names = {f"{name}.weight" if name else "weight" for name, module in model.named_modules() if is_norm_scale(module)}
     return names & {name for name, _ in model.named_parameters()}
 
 

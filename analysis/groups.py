@@ -1,0 +1,232 @@
+"""Runs that belong together: those that differ only in seed are one line, and every line says what sets it apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from analysis.runs import Record, column
+from analysis.style import NAMES, Look, look
+
+MAX_POINTS = 2000  # of a curve; a column is some 1,000 dots wide at 300 dpi
+MOST_LINES = 6  # in a figure over depth
+_SEEDS = ("seed", "task.data.seed")
+# What a run is called and how it is logged and kept does not change what it learns.
+_NO_DIFFERENCE = ("name", "output_dir", "log_every", "evaluate_every", "checkpoint.", "probes.",
+                  "task.data.cache_dir", "task.data.num_workers")  # fmt: skip
+
+Curve = Callable[[Record], tuple[np.ndarray, np.ndarray]]
+
+
+class Band(NamedTuple):
+    """A curve over the seeds of a group: mean, least and greatest, (N,) each."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs that differ only in seed; drawn as one line."""
+
+    label: str
+    records: tuple[Record, ...]
+    look: Look
+
+    @property
+    def placement(self) -> str:
+        """The placement that all of them have."""
+        return self.records[0].placement
+
+
+def leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """Flatten a configuration to values by path; a list is a value, unless it holds sections."""
+    if isinstance(tree, Mapping):
+        below = tree.items()
+    elif isinstance(tree, list) and any(isinstance(item, Mapping | list) for item in tree):
+        below = enumerate(tree)
+    else:
+        return {path: tree}
+    found: dict[str, Any] = {}
+    for key, value in below:
+        found |= leaves(value, f"{path}.{key}" if path else str(key))
+    return found
+
+
+def differing_keys(records: Sequence[Record]) -> list[str]:
+    """Return the paths of all settings in which runs differ, in the order of the configuration."""
+    flat = [leaves(record.config) for record in records if record.config]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    return [key for key in keys if any(config.get(key) != flat[0].get(key) for config in flat)]
+
+
+def group_records(records: Sequence[Record], *, also_ignored: Sequence[str] = ()) -> list[Group]:
+    """Join runs that differ only in seed; an inspected model is a group of its own.
+
+    Args:
+        records: In the order in which they are to be shown.
+        also_ignored: Further settings that may differ within a group.
+    """
+    ignored = (*_NO_DIFFERENCE, *_SEEDS, *also_ignored)
+    together: dict[Any, list[Record]] = {}
+    for record in records:
+        settings = {key: value for key, value in leaves(record.config).items() if not key.startswith(ignored)}
+        key = repr(sorted(settings.items(), key=lambda item: item[0])) if record.config else record.label
+        together.setdefault(key, []).append(record)
+    firsts = [members[0] for members in together.values()]
+    keys = [key for key in differing_keys(firsts) if not key.startswith(ignored)]
+    labels = [_label(members, keys, lonely=len(firsts) == 1) for members in together.values()]
+    groups = []
+    for members, label in zip(together.values(), labels, strict=True):
+        same = [record for record in firsts if record.placement == members[0].placement]
+        variant = next(i for i, record in enumerate(same) if record is members[0])
+        distinct = f"{label}, {members[0].label}" if labels.count(label) > 1 else label
+        groups.append(
+            Group(
+                label=distinct + _seeds_text(members),
+                records=tuple(members),
+                look=look(members[0].placement, variant=variant, variants=len(same)),
+            )
+        )
+    return groups
+
+
+def for_depth(records: Sequence[Record]) -> tuple[list[Group], list[str]]:
+    """Return the groups that a figure over depth shows, and words about those that it leaves out.
+
+    More than six lines can not be told apart: of each placement, the group with the lowest final validation loss is
+    shown then.
+    """
+    groups = group_records(records)
+    if len(groups) <= MOST_LINES:
+        return groups, []
+    best: dict[str, Group] = {}
+    for group in sorted(groups, key=lambda group: _final_loss(group)):
+        best.setdefault(group.placement, group)
+    shown = [group for group in groups if group in best.values()]
+    alone = [replace(group, look=look(group.placement)) for group in shown]
+    names = ", ".join(group.label for group in shown)
+    return alone, [f"Of {len(groups)} lines, those with the lowest final validation loss are shown: {names}."]
+
+
+def axis_of(records: Sequence[Record]) -> str:
+    """Return what all the runs count their progress in: "tokens", "samples", or else "step"."""
+    started = [record for record in records if not record.metrics.empty]
+    for name in ("tokens", "samples"):
+        if started and all(np.isfinite(column(record.metrics, name)).any() for record in started):
+            return name
+    return "step"
+
+
+def progress(record: Record, steps: np.ndarray, axis: str) -> np.ndarray:
+    """Return how far a run was at these steps: (N,) tokens or samples; steps where `axis` is "step".
+
+    Between two logged steps, and beyond the last, it goes on evenly.
+    """
+    steps = np.asarray(steps, dtype=float)
+    if axis == "step" or not len(steps):
+        return steps
+    known = np.isfinite(column(record.metrics, axis)) & (column(record.metrics, "step") > 0)
+    if not known.any():
+        return np.full(len(steps), np.nan)
+    logged, order = np.unique(column(record.metrics, "step")[known], return_index=True)
+    amounts = column(record.metrics, axis)[known][order]
+    per_step = amounts[-1] / logged[-1]
+    inside = np.interp(steps, [0.0, *logged], [0.0, *amounts])
+    return np.where(steps > logged[-1], steps * per_step, inside)
+
+
+def band(group: Group, curve: Curve) -> Band:
+    """Return a quantity over a group's runs.
+
+    A point needs every run that came so far: where one of them has no finite value there is a gap, and a run that
+    ended earlier is left out from there on.
+
+    Args:
+        group: The runs.
+        curve: Gives the abscissae, ascending, and the values of one run.
+    """
+    curves = [(x, y) for x, y in (curve(record) for record in group.records) if len(x)]
+    if not curves:
+        empty = np.empty(0)
+        return Band(empty, empty, empty, empty)
+    positions = np.unique(np.concatenate([x for x, _ in curves]))
+    values = np.full((len(curves), len(positions)), np.nan)
+    expected, logged = np.zeros(len(positions)), np.zeros(len(positions))
+    for row, (x, y) in zip(values, curves, strict=True):
+        at = np.searchsorted(positions, x)
+        row[at] = y
+        logged[at] += 1
+        expected += positions <= x[-1]
+    common = logged == expected
+    if not common.any():
+        common[:] = True
+    positions, values, logged = positions[common], values[:, common], logged[common]
+    gap = np.isfinite(values).sum(axis=0) < np.minimum(logged, len(curves))
+    filled = np.where(np.isfinite(values), values, np.nan)
+    mean, low, high = (_over_runs(function, filled, gap) for function in (np.nanmean, np.nanmin, np.nanmax))
+    return Band(positions, mean, low, high)
+
+
+def thin_out(found: Band, most: int = MAX_POINTS) -> Band:
+    """Return at most so many points of a band: of each stretch the lowest, the highest and one gap."""
+    count = len(found.x)
+    if count <= most:
+        return found
+    kept = {0, count - 1}
+    for stretch in np.array_split(np.arange(count), (most - 2) // 3):
+        low, high = found.low[stretch], found.high[stretch]
+        finite = np.isfinite(low) & np.isfinite(high)
+        if finite.any():
+            kept.add(int(stretch[np.argmin(np.where(finite, low, np.inf))]))
+            kept.add(int(stretch[np.argmax(np.where(finite, high, -np.inf))]))
+        if not finite.all():
+            kept.add(int(stretch[np.argmin(finite)]))
+    at = np.array(sorted(kept))
+    return Band(*(values[at] for values in found))
+
+
+def _over_runs(function, values: np.ndarray, gap: np.ndarray) -> np.ndarray:
+    out = np.full(values.shape[1], np.nan)
+    if (~gap).any():
+        out[~gap] = function(values[:, ~gap], axis=0)
+    return out
+
+
+def _label(members: Sequence[Record], keys: Sequence[str], *, lonely: bool) -> str:
+    record = members[0]
+    if not record.config:
+        return record.label
+    known = record.placement != "unknown"
+    name = NAMES[record.placement] if known else record.label
+    others = [
+        key for key in keys if key != "task.model.norm_placement" and not key.startswith("task.model.norm_placement.")
+    ]
+    if lonely or not others or not known:
+        return name
+    if len(others) > 2:
+        return f"{name}, {record.label}"
+    flat = leaves(record.config)
+    return ", ".join([name, *(f"{key.rpartition('.')[2]} {_value_text(flat.get(key))}" for key in others)])
+
+
+def _value_text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _seeds_text(members: Sequence[Record]) -> str:
+    if len(members) == 1:
+        return ""
+    seeds = {repr([leaves(record.config).get(key) for key in _SEEDS]) for record in members}
+    return f" ({len(members)} seeds)" if len(seeds) == len(members) else f" ({len(members)} runs)"
+
+
+def _final_loss(group: Group) -> float:
+    found = [column(record.validation, "validation_loss") for record in group.records]
+    ends = [values[-1] for values in found if len(values)]
+    return float(np.mean(ends)) if ends and np.isfinite(ends).all() else np.inf

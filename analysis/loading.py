@@ -1,0 +1,186 @@
+"""Loading a causal language model of transformers and its tokenizer, and refusing what is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from analysis.runs import InputError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "as-saved": "auto"}
+
+
+_ROOM = 0.7  # of a GPU's free memory that the weights may take; the rest is for activations and the gradients' start
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory.
+
+    Attributes:
+        model: In evaluation mode.
+        tokenizer: Its own, or the one that was asked for.
+        device: For people.
+        dtype: Of most weights, for people.
+        is_offloaded: Some weights do not lie on the device, so there are no gradients.
+        max_length: Most tokens of a window, None where positions have no end.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: str
+    dtype: str
+    is_offloaded: bool
+    max_length: int | None
+
+
+def check(name: str, *, trust: bool = False) -> None:
+    """Refuse a folder or hub name that is no causal language model; reads its configuration only.
+
+    Raises:
+        InputError: Saying what it is.
+    """
+    _config(name, trust or _is_ours(name), name=name)
+
+
+def load(
+    folder: str,
+    *,
+    device: str = "auto",
+    dtype: str | None = None,
+    tokenizer: str | None = None,
+    trust: bool = False,
+    name: str | None = None,
+) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        folder: Folder or hub name.
+        device: auto, cpu, cuda, cuda:1 ...; auto spreads a model over devices, and offloads, where one is too small.
+        dtype: A key of DTYPES; None: fp32 on the CPU, as saved on a GPU.
+        tokenizer: Folder or hub name of another tokenizer.
+        trust: Run the code of the model's folder. Folders with our model_type "periln" run theirs always.
+        name: What messages call it; default: the folder.
+
+    Raises:
+        InputError: It is no causal language model, lacks weights or a tokenizer, or can not be reached.
+    """
+    name = name or folder
+    trust_model = trust or _is_ours(folder)
+    config = _config(folder, trust_model, name=name)
+    chosen = _device(device)
+    dtype = dtype or ("fp32" if chosen.type == "cpu" else "as-saved")
+    settings: dict[str, Any] = {"dtype": DTYPES[dtype], "trust_remote_code": trust_model}
+    if device == "auto" and chosen.type == "cuda" and not _fits(folder, chosen):
+        settings["device_map"] = "auto"
+    model = _weights(folder, settings, name=name)
+    if "device_map" not in settings:
+        model = model.to(chosen)
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return LoadedModel(
+        model=model.eval(),
+        tokenizer=_tokenizer(tokenizer or folder, trust or _is_ours(tokenizer or folder), name=tokenizer or name),
+        device=" + ".join(sorted(places)) if places else str(chosen),
+        dtype=_dtype(model),
+        is_offloaded=bool(places & {"cpu", "disk"}),
+        max_length=limit if isinstance(limit, int) else None,
+    )
+
+
+def _is_ours(name: str) -> bool:
+    path = Path(name) / "config.json"
+    try:
+        return json.loads(path.read_text()).get("model_type") == "periln"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _config(folder: str, trust: bool, *, name: str) -> Any:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(_why_unreadable(name, error)) from error
+    classes = [str(found) for found in getattr(config, "architectures", None) or ()]
+    mapped: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    expected = [mapped.__name__] if mapped is not None else []
+    shown = ", ".join(classes) or type(config).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{name}: {shown} is an encoder-decoder; inspect reads decoders only (causal language models)")
+    is_named = any(found in expected or found.endswith(("ForCausalLM", "LMHeadModel")) for found in classes)
+    is_loadable = mapped is not None or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if not is_loadable or (classes and not is_named):
+        raise InputError(
+            f"{name}: {shown} is not a causal language model; give one that AutoModelForCausalLM loads (...ForCausalLM)"
+        )
+    return config
+
+
+def _why_unreadable(name: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return f"{name}: its folder brings code of its own; read it, and if you trust it write --trust-remote-code"
+    if Path(name).is_dir():
+        return f"{name}/config.json: transformers can not read it: {first}"
+    return (
+        f"{name}: no such folder, and the hub does not give it ({first}); check the name and the network, or download "
+        f"it where there is one (hf download {name} --local-dir FOLDER) and give the folder"
+    )
+
+
+def _weights(folder: str, settings: dict[str, Any], *, name: str) -> Any:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: its weights can not be loaded: {str(error).strip().splitlines()[0]}") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"{name}: lacks {len(missing)} weights ({', '.join(missing[:3])}{', ...' if missing[3:] else ''}), which "
+            "would be measured at random values; give a complete causal language model"
+        )
+    return model
+
+
+def _tokenizer(folder: str, trust: bool, *, name: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    except Exception as error:  # each tokenizer class fails in its own way
+        raise InputError(
+            f"{name}: has no tokenizer that loads; write --tokenizer PATH, a folder with tokenizer.json or a hub name"
+        ) from error
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: not here; write auto, cpu, or a device of this machine") from error
+    return chosen
+
+
+def _fits(name: str, device: torch.device) -> bool:
+    """Whether the weights' files take less than their share of a GPU's free memory; hub names are taken to fit."""
+    size = sum(path.stat().st_size for path in Path(name).glob("*.safetensors")) if Path(name).is_dir() else 0
+    return size < _ROOM * torch.cuda.mem_get_info(device)[0]
+
+
+def _dtype(model: nn.Module) -> str:
+    counts: dict[str, int] = {}
+    for parameter in model.parameters():
+        name = str(parameter.dtype).removeprefix("torch.")
+        counts[name] = counts.get(name, 0) + parameter.numel()
+    return max(counts, key=lambda name: counts[name])

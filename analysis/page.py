@@ -1,0 +1,282 @@
+"""One self-contained HTML page and its figures, written completely or not at all.
+
+The page opens from a file and asks no network for anything: its figures are inside it, and its own policy forbids the
+rest. The same figures lie beside it as PNG (300 dpi) and SVG (text as text).
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from analysis.runs import InputError
+from analysis.style import PAPER, Panel, Plate
+
+DPI = 300
+_STYLE = Path(__file__).with_name("page.css")
+_NO_METADATA: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
+_MARK = re.compile(r'<meta name="periln" content="([^"]*)">')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table; a cell is text or a number, None is shown as a dash."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page: notes first, then tables, then figures."""
+
+    title: str
+    prose: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    plates: Sequence[Plate] = ()
+
+
+def check_out(out: Path, *, kind: str) -> None:
+    """Refuse a folder that is neither new, nor empty, nor an earlier page of the same kind and nothing else.
+
+    Raises:
+        InputError: Saying what the folder holds.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"--out {out}: is a file; give a folder that does not exist yet")
+    found = {path.name for path in out.iterdir()}
+    if not found:
+        return
+    ours = _written_before(out / "index.html", kind)
+    if ours is None:
+        raise InputError(
+            f"--out {out}: is not empty and holds no earlier {kind}; give a folder that does not exist yet, "
+            f"or the folder of an earlier {kind}, which is replaced"
+        )
+    if foreign := sorted(found - ours):
+        raise InputError(
+            f"--out {out}: holds an earlier {kind} and also {', '.join(foreign[:5])}; move that away, or give "
+            "another folder: what is there would be deleted"
+        )
+
+
+def write_page(
+    out: Path,
+    title: str,
+    sections: Sequence[Section],
+    *,
+    kind: str = "report",
+    lead: str = "",
+    files: Mapping[str, str] | None = None,
+) -> Path:
+    """Write index.html, figures/*.png and *.svg, and further files; an earlier page of the same kind is replaced.
+
+    Args:
+        out: Folder; written beside itself and renamed, so that it is there completely or as it was.
+        title: Heading of the page.
+        sections: What it shows. Names of plates are distinct over all sections.
+        kind: What the page is; only a page of this kind may be replaced.
+        lead: A sentence under the heading.
+        files: Further text files, by path below `out`.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        InputError: As `check_out`.
+    """
+    check_out(out, kind=kind)
+    files = files or {}
+    temporary = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        (temporary / "figures").mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"--out {out}: can not be made ({error.strerror}); give a folder that may be written"
+        ) from error
+    try:
+        for path, text in files.items():
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / path).write_text(text)
+        drawn = {
+            id(panel): _save(panel.figure, temporary / "figures" / f"{plate.name}{_ending(panel)}")
+            for section in sections
+            for plate in section.plates
+            for panel in plate.panels
+        }
+        ours = sorted({"index.html", "figures", *(Path(path).parts[0] for path in files)})
+        text = _page(title, lead, sections, drawn, mark=json.dumps({"kind": kind, "files": ours}))
+        (temporary / "index.html").write_text(text)
+        _replace(temporary, out.absolute())
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out / "index.html"
+
+
+def _written_before(index: Path, kind: str) -> set[str] | None:
+    """Return the names that an earlier page of this kind wrote, None where there is no such page."""
+    if not index.is_file():
+        return None
+    with index.open(errors="replace") as file:
+        found = _MARK.search(file.read(4096))
+    if found is None:
+        return None
+    try:
+        mark = json.loads(html.unescape(found.group(1)))
+        return set(mark["files"]) if mark["kind"] == kind else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    if out.exists():
+        out.rename(old)
+    temporary.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _ending(panel: Panel) -> str:
+    return f"-{panel.name}" if panel.name else ""
+
+
+def _save(figure: Figure, stem: Path) -> bytes:
+    """Write PNG and SVG, and return the SVG.
+
+    The canvases are asked directly and the layout is found once: `savefig` draws every figure twice.
+    """
+    svg = stem.with_name(f"{stem.name}.svg")
+    with matplotlib.rc_context(PAPER):
+        figure.set_dpi(DPI)
+        FigureCanvasAgg(figure).print_png(stem.with_name(f"{stem.name}.png"))
+        figure.set_layout_engine("none")
+        FigureCanvasSVG(figure).print_svg(svg, metadata=_NO_METADATA)
+    return svg.read_bytes()
+
+
+def _page(title: str, lead: str, sections: Sequence[Section], drawn: Mapping[int, bytes], *, mark: str) -> str:
+    several = len(sections) > 1
+    links = (f'<a href="#{_anchor(s.title)}">{_text(s.title)}</a>' for s in sections)
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            f'<meta name="periln" content="{html.escape(mark)}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+            "style-src 'unsafe-inline'\">",
+            '<link rel="icon" href="data:,">',
+            f"<title>{_text(title)}</title>",
+            f"<style>{_STYLE.read_text()}</style>",
+            "</head>",
+            "<body>",
+            f"<h1>{_text(title)}</h1>",
+            f"<p>{_text(lead)}</p>" if lead else "",
+            f"<nav>{' '.join(links)}</nav>" if several else "",
+            *(_section(section, drawn) for section in sections),
+            "</body>",
+            "</html>",
+            "",
+        ]
+    )
+
+
+def _section(section: Section, drawn: Mapping[int, bytes]) -> str:
+    parts = [f'<section id="{_anchor(section.title)}">', f"<h2>{_text(section.title)}</h2>"]
+    parts += [f"<p>{_text(sentence)}</p>" for sentence in section.prose]
+    parts.append(_list("notes", section.notes))
+    parts += [_table(table) for table in section.tables]
+    parts += [_plate(plate, drawn) for plate in section.plates]
+    return "\n".join([*(part for part in parts if part), "</section>"])
+
+
+def _plate(plate: Plate, drawn: Mapping[int, bytes]) -> str:
+    images = [_image(panel, drawn[id(panel)]) for panel in plate.panels]
+    grid = f'<div class="panels">{"".join(images)}</div>' if images else ""
+    caption = f"<figcaption>{_text(plate.caption)}</figcaption>" if images else ""
+    return "\n".join(
+        [
+            f"<h3>{_text(plate.title)}</h3>",
+            f"<figure>{grid}{caption}</figure>" if images else "",
+            _list("findings", plate.findings),
+            _list("missing", [f"Not shown: {reason}." for reason in plate.missing]),
+        ]
+    )
+
+
+def _image(panel: Panel, svg: bytes) -> str:
+    width, height = panel.figure.get_size_inches()
+    data = base64.b64encode(svg).decode()
+    return (
+        f'<img alt="{html.escape(panel.alt)}" width="{width * 96:.0f}" height="{height * 96:.0f}" '
+        f'src="data:image/svg+xml;base64,{data}">'
+    )
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in table.header)
+    rows = "".join(
+        f"<tr>{''.join(_cell(value, first=i == 0) for i, value in enumerate(row))}</tr>" for row in table.rows
+    )
+    caption = f"<p>{_text(table.caption)}</p>" if table.caption else ""
+    return (
+        f'<h3>{_text(table.title)}</h3>\n{caption}<div class="scroll" tabindex="0"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _cell(value: Any, *, first: bool) -> str:
+    if first:
+        return f'<th scope="row">{_text(number_text(value))}</th>'
+    kind = ' class="number"' if isinstance(value, int | float) and not isinstance(value, bool) else ""
+    return f"<td{kind}>{_text(number_text(value))}</td>"
+
+
+def number_text(value: Any) -> str:
+    """Return a cell as people read it: four digits of a fraction, counts in full, a dash for nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or (value.is_integer() and 1e3 <= abs(value) < 1e15):
+        return f"{int(value):,}"
+    if math.isinf(value):
+        return "infinite"
+    if 0.1 <= abs(value) < 1e4:
+        return f"{value:#.4g}".rstrip(".")  # with its last zeros: 3.400 below 3.403
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
+
+
+def _list(kind: str, sentences: Iterable[str]) -> str:
+    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="{kind}">{items}</ul>' if items else ""
+
+
+def _text(value: str) -> str:
+    return html.escape(value, quote=False)
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

@@ -1,0 +1,315 @@
+"""Reading a run folder: what was asked, on which machine, and everything that was measured.
+
+A run may still be going on, may have been killed in the middle of a line, or may lack a file: what is there is read,
+and what is not is said in `Record.notes`.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+METRICS = ("step", "samples", "tokens", "loss", "grad_norm", "lr", "samples_per_second", "tokens_per_second", "mfu",
+           "step_seconds", "step_seconds_min", "step_seconds_max", "peak_memory_gib", "skipped", "spikes",
+           "samples_hash", "validation_loss", "is_validation")  # fmt: skip
+ACTIVATIONS = ("step", "layer", "site", "numel", "variance", "mean_abs", "max_abs", "rms", "fp16_overflow_share",
+               "top1_over_median")  # fmt: skip
+GRADIENTS = ("step", "layer", "parameter", "numel", "norm", "parameter_norm", "update_ratio", "scale_min",
+             "scale_mean", "scale_max", "norm_role")  # fmt: skip
+_WORDS = ("site", "parameter", "samples_hash", "norm_role", "is_validation")
+PLACEMENTS = ("pre", "post", "peri", "output")
+
+
+class InputError(ValueError):
+    """What the user gave is wrong: one message with what was given, what is allowed, and what to write instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one run, or one inspected model, has to show.
+
+    Attributes:
+        label: Name for people, distinct within a report.
+        folder: Where it was read from.
+        config: Tree of config.yaml; empty for an inspected model.
+        environment: environment.json, empty where there is none.
+        metrics: A row per log line. `is_validation` tells the two kinds apart (a training loss may be NaN).
+        activations: A row per (step, layer, site); `layer` is NaN outside blocks.
+        gradients: A row per (step, layer, parameter). `norm_role` is what a norm's scale does: "input_norm",
+            "output_norm", "stream_norm" with "attention." or "mlp." before it; None for all else.
+        events: events.jsonl in order.
+        placement: "pre", "post", "peri", "output", "mixed" or "unknown".
+        notes: What the reader should know: a half-written line, a file that is missing, a run that goes on.
+    """
+
+    label: str
+    folder: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    metrics: pd.DataFrame = field(default_factory=lambda: table([], METRICS))
+    activations: pd.DataFrame = field(default_factory=lambda: table([], ACTIVATIONS))
+    gradients: pd.DataFrame = field(default_factory=lambda: table([], GRADIENTS))
+    events: Sequence[Mapping[str, Any]] = ()
+    placement: str = "unknown"
+    notes: Sequence[str] = ()
+
+    @property
+    def training(self) -> pd.DataFrame:
+        """The rows of training steps."""
+        return rows_where(self.metrics, is_validation=False)
+
+    @property
+    def validation(self) -> pd.DataFrame:
+        """The rows of validations."""
+        return rows_where(self.metrics, is_validation=True)
+
+    @property
+    def kind(self) -> str:
+        """The task's kind, "unknown" where the configuration does not say."""
+        return str(setting(self.config, "task.kind") or "unknown")
+
+    @property
+    def steps_asked(self) -> int | None:
+        """Steps of the whole run."""
+        steps = self.config.get("steps")
+        return steps if isinstance(steps, int) else None
+
+    @property
+    def steps_done(self) -> int:
+        """The last step that any file speaks of."""
+        return int(max([0, *column(self.metrics, "step"), *(event["step"] for event in self.events)]))
+
+
+def setting(config: Mapping[str, Any], path: str) -> Any:
+    """Return the value at `a.b.c`, None where there is none."""
+    value: Any = config
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """Return rows as a table in which `columns` always exist, and numbers are numbers: what is null is NaN."""
+    rows = list(rows)
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    return pd.DataFrame({name: _cells([row.get(name) for row in rows], name) for name in names})
+
+
+def _cells(values: Sequence[Any], name: str) -> np.ndarray:
+    if name == "is_validation":
+        return np.array(values, dtype=bool)
+    if name in _WORDS:
+        return np.array([None if value is None else str(value) for value in values], dtype=object)
+    is_number = [isinstance(value, int | float) and not isinstance(value, bool) for value in values]
+    return np.array([value if good else math.nan for value, good in zip(values, is_number, strict=True)], dtype=float)
+
+
+def column(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """Return one column as an array: float64 for numbers, objects for words."""
+    return np.asarray(frame[name])
+
+
+def rows_where(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """Return the rows in which every named column has the wanted value, or one of a wanted list."""
+    kept = np.ones(len(frame), dtype=bool)
+    for name, value in wanted.items():
+        kept &= np.isin(column(frame, name), value) if isinstance(value, list) else column(frame, name) == value
+    return frame.iloc[np.flatnonzero(kept)]
+
+
+def activation_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows of activations.jsonl as a table; of a step that was measured twice, the later counts."""
+    return table(rows, ACTIVATIONS).drop_duplicates(["step", "layer", "site"], keep="last", ignore_index=True)
+
+
+def gradient_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows of gradients.jsonl as a table; `norm_role` is read from our decoder's names where a row has none."""
+    rows = [{"norm_role": norm_role(str(row.get("parameter"))), **row} for row in rows]
+    return table(rows, GRADIENTS).drop_duplicates(["step", "layer", "parameter"], keep="last", ignore_index=True)
+
+
+def norm_role(parameter: str) -> str | None:
+    """Return "attention.output_norm" for "model.layers.0.attention.output_norm.weight", None for others."""
+    for branch, norm in itertools.pairwise(parameter.split(".")):
+        if branch in ("attention", "mlp") and norm in ("input_norm", "output_norm", "stream_norm"):
+            return f"{branch}.{norm}"
+    return None
+
+
+def placement_of(config: Mapping[str, Any]) -> str:
+    """Return the one placement of a configuration, "mixed" where layers differ, "unknown" where it has none."""
+    given = setting(config, "task.model.norm_placement")
+    names = set(given) if isinstance(given, list) else {given}
+    if len(names) > 1:
+        return "mixed"
+    name = next(iter(names), None)
+    return name if name in PLACEMENTS else "unknown"
+
+
+def read_run(folder: str | Path) -> Record:
+    """Read a run folder, however far the run has come.
+
+    Raises:
+        InputError: If it is no run folder, or its config.yaml can not be read.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    notes: list[str] = []
+    rows = {name: _read_lines(folder / f"{name}.jsonl", notes) for name in ("metrics", "activations", "gradients")}
+    for row in rows["metrics"]:
+        row["is_validation"] = any(name.startswith("validation_") for name in row)
+    record = Record(
+        label=str(config.get("name") or folder.resolve().name),
+        folder=folder,
+        config=config,
+        environment=_read_environment(folder / "environment.json", notes),
+        metrics=table(rows["metrics"], METRICS).drop_duplicates(
+            ["step", "is_validation"], keep="last", ignore_index=True
+        ),
+        activations=activation_table(rows["activations"]),
+        gradients=gradient_table(rows["gradients"]),
+        events=_read_lines(folder / "events.jsonl", notes),
+        placement=placement_of(config),
+    )
+    return replace(record, notes=(*notes, *_state_notes(record)))
+
+
+def read_runs(given: Sequence[str]) -> tuple[list[Record], list[str]]:
+    """Read every run that was given, each once, with labels that tell them apart.
+
+    Args:
+        given: Run folders; a pattern that the shell did not expand is expanded here.
+
+    Returns:
+        The records, and notes about what was given.
+
+    Raises:
+        InputError: With everything that is no run folder.
+    """
+    folders, notes, faults = _expand(given)
+    records: list[Record] = []
+    for folder in folders:
+        try:
+            records.append(read_run(folder))
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError("\n".join(faults))
+    return distinct_labels(records), notes
+
+
+def distinct_labels(records: Sequence[Record]) -> list[Record]:
+    """Return the records with as much of their path in the label as tells equal names apart."""
+    labels = [record.label for record in records]
+    for count in range(1, 64):
+        repeated = {label for label in labels if labels.count(label) > 1}
+        if not repeated:
+            break
+        parts = [record.folder.resolve().parts[-count - 1 :] for record in records]
+        labels = ["/".join(p) if label in repeated else label for label, p in zip(labels, parts, strict=True)]
+    return [replace(record, label=label) for record, label in zip(records, labels, strict=True)]
+
+
+def absence(record: Record, name: str) -> str:
+    """Return why a run has no rows of `name` ("activations", "gradients"), in words."""
+    if not record.config:
+        return f"{record.label}: {name} were not measured"
+    probes = record.config.get("probes")
+    every = f"probes.{name}_every"
+    if isinstance(probes, Mapping) and f"{name}_every" in probes and probes[f"{name}_every"] is None:
+        return f"{record.label}: no {name}.jsonl: {every} was null"
+    if (record.folder / f"{name}.jsonl").exists():
+        return f"{record.label}: {name}.jsonl has no row yet"
+    return f"{record.label}: no {name}.jsonl in {record.folder}"
+
+
+def _expand(given: Sequence[str]) -> tuple[list[Path], list[str], list[str]]:
+    folders: dict[Path, Path] = {}
+    notes: list[str] = []
+    faults: list[str] = []
+    for text in given:
+        is_pattern = glob.has_magic(text) and not Path(text).exists()
+        found = sorted(glob.glob(text)) if is_pattern else [text]
+        if not found:
+            faults.append(f"{text}: the pattern matches nothing; give run folders, like runs/quickstart-peri")
+        for path in map(Path, found):
+            if path.resolve() in folders:
+                notes.append(f"{path} was given twice; it is shown once.")
+            folders.setdefault(path.resolve(), path)
+    return list(folders.values()), notes, faults
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder}: {what}; a run is a folder with config.yaml, like runs/quickstart-peri")
+    if not path.is_file():
+        below = sorted(p.parent for p in folder.glob("*/config.yaml"))
+        hint = f"; did you mean {folder}/* ({len(below)} runs)?" if below else ""
+        raise InputError(f"{folder}: not a run folder, it has no config.yaml (python -m train writes it){hint}")
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can not be read as YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: holds {type(config).__name__}, not the settings of a run")
+    return config
+
+
+def _read_environment(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        notes.append("no environment.json: code version and machine are not known.")
+        return {}
+    except ValueError:
+        notes.append("environment.json can not be read: code version and machine are not known.")
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of a JSONL file; lines that are no rows are skipped and noted."""
+    if not path.exists():
+        if path.stem == "metrics":
+            notes.append("no metrics.jsonl: nothing was logged yet.")
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows, broken = [], []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif line.strip():
+            broken.append(number)
+    if broken and broken[-1] == len(lines):  # a whole file ends with a line break
+        notes.append(f"the last line of {path.name} is half-written (line {broken.pop()}); it was skipped.")
+    if broken:
+        notes.append(f"{path.name}: {len(broken)} lines are no rows and were skipped (the first is line {broken[0]}).")
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _state_notes(record: Record) -> list[str]:
+    asked, done = record.steps_asked, record.steps_done
+    if asked is not None and done < asked:
+        return [f"step {done:,} of {asked:,}: the run is still going on, or was stopped."]
+    return []

@@ -1,0 +1,210 @@
+"""How figures look: one palette, one size, one legend; a figure is one panel at the width of a paper's column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+DEPTH, LAYER = "depth (blocks)", "layer"  # axes that count blocks
+
+PAPER: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "periln",  # the same figure gives the same file
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+WIDTH, HEIGHT = 3.5, 2.45  # inches, without the legend
+
+# Okabe-Ito; the same placement has the same colour, marker and line everywhere.
+_LOOKS = {
+    "pre": ("#D55E00", "s", "--"),
+    "post": ("#0072B2", "v", "-."),
+    "peri": ("#009E73", "o", "-"),
+    "output": ("#CC79A7", "D", (0, (3, 1, 1, 1, 1, 1))),
+    "mixed": ("#E69F00", "P", (0, (6, 2))),
+    "unknown": ("#555555", "X", "-"),
+}
+NAMES = {
+    "pre": "Pre-LN",
+    "post": "Post-LN",
+    "peri": "Peri-LN",
+    "output": "Output-LN",
+    "mixed": "mixed placements",
+    "unknown": "unknown placement",
+}
+paper = matplotlib.rc_context(PAPER)  # as a decorator: what a function draws has this style
+
+
+class Look(NamedTuple):
+    """How one line is drawn."""
+
+    colour: str | tuple[float, float, float]
+    marker: str
+    line: str | tuple[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure file; `name` is the end of its file's name, `alt` says in words what it shows."""
+
+    name: str
+    alt: str
+    figure: Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plate:
+    """The panels that belong together, and what is to be said about them.
+
+    Attributes:
+        name: Beginning of the files' names.
+        title: Heading.
+        caption: What it shows and how it was measured.
+        panels: None where nothing was measured.
+        findings: Sentences computed from the data.
+        missing: What is not drawn, each with its reason.
+    """
+
+    name: str
+    title: str
+    caption: str
+    panels: Sequence[Panel] = ()
+    findings: Sequence[str] = ()
+    missing: Sequence[str] = ()
+
+
+def look(placement: str, *, variant: int = 0, variants: int = 1) -> Look:
+    """Return the look of a placement; its several variants are shades of it."""
+    colour, marker, line = _LOOKS.get(placement, _LOOKS["unknown"])
+    if variants == 1:
+        return Look(colour, marker, line)
+    return Look(shades(colour, variants)[variant], marker, line)
+
+
+def shades(colour: str | tuple[float, float, float], count: int) -> list[tuple[float, float, float]]:
+    """Return shades of a colour from light to dark, the last for what matters most."""
+    if count == 1:
+        return [to_rgb(colour)]
+    light, dark = (0.6, -0.5) if count > 2 else (0.3, -0.3)  # share of white; of black where it is negative
+    base = np.array(to_rgb(colour))
+    return [
+        to_rgb(tuple(base + share * (1 - base) if share > 0 else base * (1 + share)))
+        for share in np.linspace(light, dark, count)
+    ]
+
+
+def new_axes(*, x: str, y: str, title: str = "") -> Axes:
+    """Return empty axes of a figure of their own."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if x in (DEPTH, LAYER):
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    if title:
+        axes.set_title(title, loc="left")
+    return axes
+
+
+def finish(axes: Axes, *, log: str = "", counts: str = "", legend: bool = True) -> Figure:
+    """Set scales and ticks, put the legend below, and return the figure.
+
+    Args:
+        axes: With everything drawn.
+        log: Axes that are logarithmic: "", "x", "y" or "xy"; an axis without a positive value stays linear.
+        counts: Axes whose ticks are counts, like 30M.
+        legend: Whether there is one; lines without a label are not in it.
+    """
+    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+        if name in log and _has_positive(axes, name):
+            axes.set_xscale("log", nonpositive="mask") if name == "x" else axes.set_yscale("log", nonpositive="mask")
+            limits = _wide_enough(*(axes.get_xlim() if name == "x" else axes.get_ylim()))
+            axes.set_xlim(limits) if name == "x" else axes.set_ylim(limits)
+            _log_ticks(axis, *limits)
+        if name in counts:
+            axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: count_text(value)))
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    if legend:
+        _legend_below(figure, axes)
+    return figure
+
+
+def count_text(value: float) -> str:
+    """Return a count with at most three digits and a letter: 409.6k, 30B."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.4g}"
+
+
+def _has_positive(axes: Axes, name: str) -> bool:
+    drawn = [line.get_xdata() if name == "x" else line.get_ydata() for line in axes.get_lines()]
+    return any(bool((np.asarray(values, dtype=float) > 0).any()) for values in drawn)
+
+
+def _wide_enough(low: float, high: float) -> tuple[float, float]:
+    """Widen a logarithmic axis to a factor of 4: what barely varies looks it, and some ticks have labels."""
+    if low <= 0 or high / low >= 4:
+        return low, high
+    centre = math.sqrt(low * high)
+    return centre / 2, centre * 2
+
+
+def _log_ticks(axis, low: float, high: float) -> None:
+    """Label 1, 2, 5 within a few decades and powers of ten beyond; plain numbers where they are short."""
+    decades = math.log10(high / low) if low > 0 else 9.0
+    subs = (1.0, 2.0, 5.0) if decades <= 2.5 else (1.0,)
+    if decades <= 0.7:
+        subs = tuple(float(digit) for digit in range(1, 10))
+    axis.set_major_locator(ticker.LogLocator(base=10, subs=subs, numticks=8))
+    axis.set_minor_locator(ticker.NullLocator())  # dozens of unlabelled ticks take half of the time of drawing
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _log_text(value)))
+
+
+def _log_text(value: float) -> str:
+    if value <= 0:
+        return ""
+    exponent = math.floor(math.log10(value) + 1e-9)
+    if -4 < exponent < 4:
+        return f"{value:g}"
+    digit = round(value / 10**exponent)
+    return f"$10^{{{exponent}}}$" if digit == 1 else f"${digit}{{\\cdot}}10^{{{exponent}}}$"
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    columns = max(1, min(3, len(labels), int(76 / (max(map(len, labels)) + 8))))
+    rows = math.ceil(len(labels) / columns)
+    figure.set_size_inches(WIDTH, HEIGHT + 0.14 * rows + 0.06)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, handlelength=2.2)

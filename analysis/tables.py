@@ -1,0 +1,171 @@
+"""Tables of a report: facts of the runs, what differs between them, fits and uniformity in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.depth_figures import variance_growth
+from analysis.gradient_figures import gradient_uniformity
+from analysis.groups import differing_keys, leaves
+from analysis.page import Table
+from analysis.runs import Record, column, rows_where, setting
+from analysis.style import NAMES
+from analysis.training_figures import final, outcome, skipped_steps, spikes, validation_names
+
+_FACTS = ("run", "placement", "parameters", "steps", "state", "tokens", "samples", "training loss", "validation loss",
+          "best validation loss")  # fmt: skip
+_MACHINE = ("gradient spikes", "loss spikes", "skipped steps", "tokens/s", "samples/s", "peak memory (GiB)", "lr",
+            "seed", "device", "ranks", "precision", "commit")  # fmt: skip
+
+
+def facts(records: Sequence[Record]) -> Table:
+    """Return a row of facts per run; columns that no run can fill are left out."""
+    names = [name for name in validation_names(records) if name != "validation_loss"]
+    header = [*_FACTS, *(name.replace("_", " ") for name in names), *_MACHINE]
+    rows = [
+        [*_learned(record), *(_shown(final(record, name)) for name in names), *_measured(record)] for record in records
+    ]
+    kept = [i for i in range(len(header)) if i == 0 or any(row[i] is not None for row in rows)]
+    return Table(
+        title="Facts",
+        header=[header[i] for i in kept],
+        rows=[[row[i] for i in kept] for row in rows],
+        caption="Losses are those of the last logged step and the last validation; speed is the median over logged "
+        "steps, memory the most that any rank held.",
+    )
+
+
+def differences(records: Sequence[Record]) -> Table | None:
+    """Return the settings in which the runs differ, a row per key; None for a single run or equal ones."""
+    known = [record for record in records if record.config]
+    keys = [key for key in differing_keys(known) if key != "name"]
+    if len(known) < 2 or not keys:
+        return None
+    flat = [leaves(record.config) for record in known]
+    rows = [[key, *(_value(config, key) for config in flat)] for key in keys]
+    return Table(
+        title="What differs",
+        header=["setting", *(record.label for record in known)],
+        rows=rows,
+        caption="All settings of config.yaml whose values are not the same in every run.",
+    )
+
+
+def fits(records: Sequence[Record]) -> Table | None:
+    """Return slope, R2 and doubling depth of the variance's fits; None where nothing could be fitted."""
+    rows = [
+        [
+            found.group.label,
+            int(found.step) or None,  # 0: a model that was not seen in training
+            found.growth.verdict,
+            found.growth.linear.rate,
+            found.growth.linear.r2,
+            found.growth.exponential.doubling_depth if found.growth.verdict != "constant" else None,
+            found.growth.exponential.r2,
+            found.growth.ratio,
+        ]
+        for found in variance_growth(records)
+    ]
+    header = ["runs", "step", "described by", "slope per block", "linear R2", "doubling depth (blocks)",
+              "exponential R2", "largest / smallest"]  # fmt: skip
+    if not rows:
+        return None
+    return Table(
+        title="Fits of the variance against depth",
+        header=header,
+        rows=rows,
+        caption="Both fits are least squares in the variance itself, so their R2 compare. A negative doubling depth is "
+        "the depth in which the variance halves. Constant: largest over smallest is at most 1.05.",
+    )
+
+
+def uniformity(records: Sequence[Record]) -> Table | None:
+    """Return how evenly the gradient norm is spread over layers; None where it was not measured."""
+    rows = [
+        [found.group.label, int(found.step) or None, found.found.max_over_min, found.found.coefficient_of_variation]
+        for found in gradient_uniformity(records)
+    ]
+    header = ["runs", "step", "largest / smallest layer", "standard deviation / mean"]
+    return Table(title="Uniformity of the gradient norm over layers", header=header, rows=rows) if rows else None
+
+
+def _learned(record: Record) -> list[Any]:
+    losses = column(record.training, "loss")
+    validation = column(record.validation, "validation_loss")
+    finite = validation[np.isfinite(validation)]
+    asked = f" of {record.steps_asked:,}" if record.steps_asked is not None else ""
+    return [
+        record.label,
+        NAMES[record.placement] if record.placement != "unknown" else None,
+        parameter_count(record),
+        f"{record.steps_done:,}{asked}",
+        outcome(record),
+        _whole(_greatest(record, "tokens")),
+        _whole(_greatest(record, "samples")),
+        _last(losses),
+        _last(validation),
+        float(finite.min()) if len(finite) else None,
+    ]
+
+
+def _measured(record: Record) -> list[Any]:
+    found = spikes(record)
+    of_loss = sum(event.get("quantity") == "loss" for event in found)
+    commit = record.environment.get("git_sha")
+    dirty = " (changed)" if record.environment.get("git_dirty") else ""
+    return [
+        len(found) - of_loss,
+        of_loss,
+        len(skipped_steps(record)),
+        _median(record, "tokens_per_second"),
+        _median(record, "samples_per_second"),
+        _greatest(record, "peak_memory_gib"),
+        setting(record.config, "optim.lr"),
+        record.config.get("seed"),
+        record.environment.get("device"),
+        record.environment.get("world_size"),
+        record.environment.get("precision"),
+        f"{str(commit)[:9]}{dirty}" if commit else None,
+    ]
+
+
+def parameter_count(record: Record) -> int | None:
+    """Return the parameters that environment.json states, else the sum over gradients.jsonl, else None."""
+    stated = record.environment.get("parameters")
+    if isinstance(stated, int):
+        return stated
+    steps = column(record.gradients, "step")
+    return _whole(float(column(rows_where(record.gradients, step=steps[0]), "numel").sum())) if len(steps) else None
+
+
+def _last(values: np.ndarray) -> float | str | None:
+    if not len(values):
+        return None
+    return float(values[-1]) if np.isfinite(values[-1]) else "not finite"
+
+
+def _shown(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _whole(value: float | None) -> int | None:
+    return int(value) if value is not None and np.isfinite(value) else None
+
+
+def _greatest(record: Record, name: str) -> float | None:
+    values = column(record.metrics, name)
+    return float(np.nanmax(values)) if np.isfinite(values).any() else None
+
+
+def _median(record: Record, name: str) -> float | None:
+    values = column(record.training, name)
+    return float(np.nanmedian(values)) if np.isfinite(values).any() else None
+
+
+def _value(config: dict[str, Any], key: str) -> str:
+    if key not in config:
+        return "(not given)"
+    return "null" if config[key] is None else str(config[key])
