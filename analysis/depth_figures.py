@@ -159,7 +159,7 @@ def variance(records: Sequence[Record]) -> Plate:
     return Plate(
         name="variance",
         title="Variance of the residual stream",
-        caption="Variance over all elements of all tokens of the step's batch, after each sub-layer. Dashed: "
+        caption="Variance over all elements of all tokens of the batch, after each sub-layer. Dashed: "
         "least-squares line; dotted: least-squares exponential; both are fitted to the variance itself, without the "
         "embedding at depth 0, and a line is curved on this logarithmic axis. Shades from light to dark: training from "
         f"its start to its end. {SEEDS} Post-LN keeps the variance near the square of its norms' scales by "
@@ -173,7 +173,8 @@ def variance(records: Sequence[Record]) -> Plate:
 def verdict(found: GrowthOfGroup) -> str:
     """Say in a sentence how the variance grows, from the two fits."""
     growth, linear, exponential = found.growth, found.growth.linear, found.growth.exponential
-    head = f"{found.group.label}, step {found.step:,.0f}: "
+    when = f", step {found.step:,.0f}" if found.step else ""  # 0: a model that was not seen in training
+    head = f"{found.group.label}{when}: "
     both = f"R2 {linear.r2:.3f} for the line, {exponential.r2:.3f} for the exponential"
     rate = f"{linear.rate:.3g} per block"
     doubling = f"doubling every {exponential.doubling_depth:.3g} blocks"
