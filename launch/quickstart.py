@@ -16,7 +16,7 @@ CONFIG = "configs/language_model/quickstart.yaml"
 PLACEMENTS = ("pre", "post", "peri")
 RUNS = Path("runs")
 EXPORTED = Path("exported/quickstart-peri")
-REPORT = RUNS / "quickstart-report"
+REPORT = Path("reports/quickstart")
 PROMPT = "def read_lines(path):"
 
 
