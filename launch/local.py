@@ -1,0 +1,49 @@
+"""`python -m launch local CONFIG [key=value ...] [--ranks N]`: train on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import torchrun
+from train.config import ConfigError, RunConfig, check_world_size, load
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns the ranks' exit code.
+
+    Raises:
+        ConfigError: What was given is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m launch local",
+        description="Train on this machine, with as many processes as it has GPUs, or a share of its cores each.",
+    )
+    parser.add_argument("config", help="a YAML file, like configs/language_model/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, like optim.lr=3e-4")
+    parser.add_argument("--ranks", type=int, help="processes (default: one per GPU; without one, one per two cores)")
+    given = parser.parse_intermixed_args(arguments)
+    config = load(given.config, given.overrides)
+    ranks = given.ranks if given.ranks is not None else default_ranks(config)
+    if ranks < 1:
+        raise ConfigError([f"--ranks: {ranks} is too small; write 1 or more"])
+    check_world_size(config, ranks)
+    command = torchrun.training_command([given.config, *given.overrides], ranks=ranks)
+    print("$", torchrun.shown(command), flush=True)
+    return torchrun.run(command, run_folder=Path(config.output_dir) / config.name)
+
+
+def default_ranks(config: RunConfig) -> int:
+    """Return how many ranks this machine is good for: those that divide the global batch, one per GPU or two cores."""
+    most = gpus() or max(1, len(os.sched_getaffinity(0)) // 2)
+    return next(ranks for ranks in range(most, 0, -1) if config.global_batch_size % ranks == 0)
+
+
+def gpus() -> int:
+    """Count the NVIDIA GPUs that this process may use, without asking their driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))

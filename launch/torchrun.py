@@ -1,0 +1,118 @@
+"""Starting the ranks of one node and staying with them: signals go to the ranks, their exit code comes back.
+
+torchrun by itself kills ranks 30 s after SIGTERM, dies of SIGUSR1, and turns every exit code into 1. So it runs in a
+session of its own, signals pass it by, and a run that stopped early says so in its folder (`stopped.json`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+STOPPED_EARLY = 75  # on a signal, with a checkpoint saved: start the same command again (EX_TEMPFAIL of sysexits.h)
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
+
+
+class Nodes(NamedTuple):
+    """The nodes of a job; ranks meet at the first of them."""
+
+    size: int
+    head: str  # host name of the first node
+    port: int
+    job: str  # what tells this job's meeting from another's
+
+
+def training_command(arguments: Sequence[str], *, ranks: int, nodes: Nodes | None = None) -> list[str]:
+    """Return the command that trains on this node.
+
+    Args:
+        arguments: What `python -m train` takes.
+        ranks: Processes on this node.
+        nodes: None: this machine alone.
+    """
+    if ranks == 1 and nodes is None:
+        return [sys.executable, "-m", "train", *arguments]
+    meeting = (
+        ["--standalone"]
+        if nodes is None
+        else [
+            f"--nnodes={nodes.size}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={nodes.head}:{nodes.port}",
+            f"--rdzv-id={nodes.job}",
+        ]
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={ranks}"]
+    return [*torchrun, "--max-restarts=0", "-m", "train", *arguments]
+
+
+def shown(command: Sequence[str]) -> str:
+    """Return a command as one would type it."""
+    return shlex.join(["python", *command[1:]] if command[0] == sys.executable else command)
+
+
+def run(command: Sequence[str], *, run_folder: Path) -> int:
+    """Run a training command to its end and return the exit code of its ranks.
+
+    SIGTERM, SIGINT and SIGUSR1 to this process reach every rank once each; a terminal's Ctrl-C too, since the ranks do
+    not share its process group. Should this process be killed, torchrun is told to end.
+    """
+    began = time.time()
+    # torchrun would announce that it sets this; the ranks choose their threads themselves.
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
+
+    def forward(number: int, _: object) -> None:
+        for pid in _ranks(child.pid, is_torchrun="torch.distributed.run" in command):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code == 0 or code == STOPPED_EARLY:
+        return code
+    return STOPPED_EARLY if _stopped_since(began, run_folder) else (1 if code < 0 else code)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _ranks(pid: int, *, is_torchrun: bool) -> list[int]:
+    """Return the ranks' processes: torchrun's children, or the one rank itself."""
+    if not is_torchrun:
+        return [pid]
+    found: list[int] = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def _stopped_since(moment: float, run_folder: Path) -> bool:
+    """Return whether the run itself said, after this moment, that it stopped early with a checkpoint."""
+    path = run_folder / "stopped.json"
+    try:
+        return path.stat().st_mtime >= moment - 1 and json.loads(path.read_text())["exit_code"] == STOPPED_EARLY
+    except (OSError, ValueError, KeyError):
+        return False
