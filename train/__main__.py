@@ -1,6 +1,7 @@
 """`python -m train CONFIG [key=value ...] [--check | --describe | --prepare]`: one rank of a training run.
 
-Alone, or under torchrun, srun and accelerate launch. Exit codes: 0 done, 2 what was given is wrong, 1 anything else.
+Alone, or under torchrun, srun and accelerate launch. Exit codes: 0 done, 2 what was given is wrong, 75 stopped early on
+a signal with a checkpoint saved, 1 anything else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # the real imports take seconds; a mistyped key is answered b
     from train.checkpoint import Progress
     from train.distributed import World
     from train.engine import Engine
+    from train.loop import Run
+    from train.stopping import StopSignal
     from train.tasks.task import Task
 
 logger = logging.getLogger("train")
@@ -112,11 +115,19 @@ def train(config: RunConfig) -> int:
     from train import distributed
     from train.checkpoint import CheckpointError
     from train.loop import TooManySkippedStepsError
+    from train.stopping import STOPPED_EARLY, StoppedInPreparationError, StopSignal, note_stopped
 
     check_world_size(config, distributed.world_size_from_environment())
     distributed.set_up_logging()
+    stop = StopSignal(deadline=config.checkpoint.stop_deadline)
     try:
-        return train_rank(config)
+        with stop.listening():
+            return train_rank(config, stop)
+    except StoppedInPreparationError:
+        if os.environ.get("RANK", "0") == "0":
+            note_stopped(run_folder.run_folder(config), step=0, name=stop.name or "signal")
+            logger.warning("stopped before the first step: nothing is lost; start the same command again")
+        return STOPPED_EARLY
     except (CheckpointError, TooManySkippedStepsError) as error:
         logger.error("%s", error)
         return 1
@@ -141,13 +152,51 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:160]
 
 
-def train_rank(config: RunConfig) -> int:
-    """Assemble the run on this rank and fit it; leaves the process group as it is."""
+def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
+    """Assemble the run on this rank and fit it; leaves the process group as it is.
+
+    Args:
+        config: The run.
+        stop: Hears the signals to this process; None: nobody does.
+
+    Returns:
+        The exit code: 0, or 75 where the run stopped early with a checkpoint saved.
+
+    Raises:
+        StoppedInPreparationError: A signal came before the first step.
+    """
+    from train.loop import fit
+    from train.stopping import STOPPED_EARLY, StopSignal, note_stopped
+
+    stop = stop or StopSignal()
+    with stop.preparing():
+        run = assemble(config, stop)
+    try:
+        finished = fit(run)
+        stop.is_saved()
+        if finished:
+            run.log.event("finish", step=run.progress.step)
+    finally:
+        run.saver.close()
+        run.log.close()
+    if finished:
+        logger.info("done: %s (tensorboard --logdir %s)", run.folder, config.output_dir)
+    else:
+        if run.world.is_main:
+            note_stopped(run.folder, step=run.progress.step, name=stop.name or "signal to another rank")
+        logger.info("stopped after step %d, which is saved; start the same command again", run.progress.step)
+    run.engine.close()
+    return 0 if finished else STOPPED_EARLY
+
+
+def assemble(config: RunConfig, stop: StopSignal) -> Run:
+    """Bring together everything that this rank trains with, at the step where it is to go on."""
     import torch
 
     from train import distributed
+    from train.checkpoint import Saver
     from train.engine import BatchPlan, wrap
-    from train.loop import Run, fit
+    from train.loop import Run
     from train.probes import Probes
     from train.run_folder import run_folder
     from train.spikes import SpikeWatch
@@ -175,7 +224,7 @@ def train_rank(config: RunConfig) -> int:
     for note in notes:
         log.event("pass_over", step=progress.step, reason=note)
     _announce(config, log, task, engine, world, progress)
-    run = Run(
+    return Run(
         config=config,
         folder=folder,
         task=task,
@@ -186,16 +235,17 @@ def train_rank(config: RunConfig) -> int:
         spikes=SpikeWatch(
             window=config.probes.spike_window, threshold=config.probes.spike_threshold, recent=progress.recent
         ),
+        saver=Saver(
+            folder / "checkpoints",
+            engine,
+            world=world,
+            data_fingerprint=task.data_fingerprint,
+            keep=config.checkpoint.keep,
+        ),
+        stop=stop,
+        channel=distributed.SideChannel(),
         progress=progress,
     )
-    try:
-        fit(run)
-        log.event("finish", step=run.progress.step)
-    finally:
-        log.close()
-    logger.info("done: %s (tensorboard --logdir %s)", folder, config.output_dir)
-    engine.close()
-    return 0
 
 
 def _load_starting_weights(config: RunConfig, model) -> None:
@@ -261,9 +311,11 @@ def _open_run_folder(config: RunConfig, folder: Path, engine: Engine, task: Task
     from train import run_folder
     from train.engine import resolve_precision
     from train.metrics import RunLog
+    from train.stopping import forget_stopped
 
     if world.is_main:
         run_folder.write_config(config)
+        forget_stopped(folder)
         precision = resolve_precision(config.engine, world.device)
         facts = getattr(task, "data_facts", {})
         run_folder.write_environment(folder, world=world, precision=precision, facts=facts)

@@ -17,7 +17,8 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from train.config import ConfigError
-from train.distributed import World, all_agree, gather_floats, sum_over_ranks
+from train.distributed import SideChannel, World, all_agree, gather_floats, sum_over_ranks
 from train.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Progress:
     step: int = 0  # optimizer steps taken, skipped ones included
     updates: int = 0  # those that reached the weights
     skipped_in_a_row: int = 0
+    evaluated: int = 0  # the last step after which the validation split was evaluated
     spikes: int = 0  # of loss and gradient norm
     recent: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by quantity: what the next step is judged by
 
@@ -78,42 +80,95 @@ def step_folder(step: int) -> str:
 # ------------------------------------------------------------------------------------------------------- writing
 
 
-def save(
-    folder: Path, engine: Engine, *, progress: Progress, world: World, data_fingerprint: str, keep: int | None
-) -> Path:
-    """Write a checkpoint on all ranks and publish it; returns its folder.
+class Saver:
+    """Writes checkpoints on all ranks: training waits for the copy into host memory, the rest goes on behind it.
 
-    Raises:
-        CheckpointError: A rank could not write (disk full, permission). Earlier checkpoints are as they were.
+    One checkpoint is under way at a time. Every rank makes the same calls in the same order.
+
+    Args:
+        folder: Of the run's checkpoints.
+        engine: Whose state is saved.
+        world: This rank's place.
+        data_fingerprint: Of the run's samples.
+        keep: How many checkpoints stay; None: all.
     """
-    partial = folder / f"{step_folder(progress.step)}.partial"
-    _together(world, lambda: _make_empty(partial) if world.is_main else None, "could not be started", partial)
-    _together(world, lambda: _write_rank(partial, engine, world), "could not be written", partial)
-    described = {"format": FORMAT, **asdict(progress), "world_size": world.size, "data_fingerprint": data_fingerprint}
-    described["parameters"] = engine.parameter_shapes()
-    final = folder / step_folder(progress.step)
-    _together(world, lambda: _publish(partial, final, described) if world.is_main else None, "not published", partial)
-    if world.is_main:
-        _retire(folder, keep)
-    return final
 
+    def __init__(self, folder: Path, engine: Engine, *, world: World, data_fingerprint: str, keep: int | None) -> None:
+        self.folder = folder
+        self._engine = engine
+        self._world = world
+        self._data_fingerprint = data_fingerprint
+        self._keep = keep
+        self._channel = SideChannel()
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._under_way: Future[None] | None = None
 
-def _together(world: World, work: Any, failure: str, partial: Path) -> None:
-    """Do a part of the work on every rank; if one fails, all raise."""
-    fault: Exception | None = None
-    try:
-        work()
-    except OSError as error:
-        fault = error
-        logger.error("%s: %s: %s", partial, failure, error)
-    if all_agree(fault is None):
-        return
-    if world.is_main:
-        shutil.rmtree(partial, ignore_errors=True)
-    last = complete_steps(partial.parent)
-    kept = f"the last complete checkpoint is {step_folder(last[-1])}" if last else "there is no earlier checkpoint"
-    reason = fault or "another rank says why"
-    raise CheckpointError(f"checkpoint {partial.stem}: {failure} ({reason}); {kept}, untouched")
+    def start(self, progress: Progress, *, then: Callable[[Path], None]) -> None:
+        """Copy the state and write it behind; `then` gets the published folder, in the writer's thread of each rank.
+
+        Waits for the checkpoint before, if that is not written yet.
+
+        Raises:
+            CheckpointError: The checkpoint before could not be written.
+        """
+        self.finish()
+        described = {
+            "format": FORMAT,
+            **asdict(progress),
+            "world_size": self._world.size,
+            "data_fingerprint": self._data_fingerprint,
+            "parameters": self._engine.parameter_shapes(),
+        }
+        copied = snapshot(self._engine, self._world)
+        self._under_way = self._writer.submit(self._write, progress.step, described, copied, then)
+
+    def finish(self) -> None:
+        """Wait until what was started is on the disk.
+
+        Raises:
+            CheckpointError: It could not be written (disk full, permission): on every rank, and earlier checkpoints
+                are as they were.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether `finish` would raise; does not wait."""
+        under_way = self._under_way
+        return under_way is not None and under_way.done() and under_way.exception() is not None
+
+    def close(self) -> None:
+        """Wait for the writer and end it; what went wrong has been told."""
+        self._writer.shutdown()
+
+    def _write(self, step: int, described: Mapping[str, Any], copied: Snapshot, then: Callable[[Path], None]) -> None:
+        partial, final = self.folder / f"{step_folder(step)}.partial", self.folder / step_folder(step)
+        is_main, rank = self._world.is_main, self._world.rank
+        self._together(lambda: _make_empty(partial) if is_main else None, "could not be started", partial)
+        self._together(lambda: _write_rank(partial, copied, rank), "could not be written", partial)
+        self._together(lambda: _publish(partial, final, described) if is_main else None, "not published", partial)
+        if is_main:
+            _retire(self.folder, self._keep)
+        self._together(lambda: then(final), "saved, but not what was to come of it", partial)
+
+    def _together(self, work: Callable[[], None], failure: str, partial: Path) -> None:
+        """Do a part of the work on every rank; if one fails, all raise."""
+        fault: Exception | None = None
+        try:
+            work()
+        except Exception as error:  # whatever it is: the other ranks wait to hear of it
+            fault = error
+            logger.error("%s: %s: %s", partial, failure, error)
+        if self._channel.all_agree(fault is None):
+            return
+        if self._world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        last = complete_steps(partial.parent)
+        kept = f"the last complete checkpoint is {step_folder(last[-1])}" if last else "there is no earlier checkpoint"
+        reason = fault or "another rank says why"
+        raise CheckpointError(f"checkpoint {partial.stem}: {failure} ({reason}); {kept}, untouched") from fault
 
 
 def _make_empty(folder: Path) -> None:
@@ -121,19 +176,22 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _write_rank(partial: Path, engine: Engine, world: World) -> None:
-    tensors, fragments = snapshot(engine, world)
-    name = f"rank_{world.rank:05d}"
-    written = write_safetensors(partial / f"{name}.safetensors", tensors, {"fragments": json.dumps(fragments)})
+class Snapshot(NamedTuple):
+    """What one rank has to save, in host memory."""
+
+    tensors: dict[str, Tensor]  # by key
+    places: dict[str, list[int]]  # of each fragment's key: [start, numel] in the flattened parameter
+
+
+def _write_rank(partial: Path, copied: Snapshot, rank: int) -> None:
+    name = f"rank_{rank:05d}"
+    places = {"fragments": json.dumps(copied.places)}
+    written = write_safetensors(partial / f"{name}.safetensors", copied.tensors, places)
     (partial / f"{name}.json").write_text(json.dumps(written._asdict()))
 
 
-def snapshot(engine: Engine, world: World) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """Copy what this rank has to save into host memory.
-
-    Returns:
-        The tensors by key, and for each fragment's key [start, numel] in the flattened parameter.
-    """
+def snapshot(engine: Engine, world: World) -> Snapshot:
+    """Copy what this rank has to save into host memory."""
     tensors: dict[str, Tensor] = {}
     places: dict[str, list[int]] = {}
     for fragment in engine.owned_fragments():
@@ -147,7 +205,7 @@ def snapshot(engine: Engine, world: World) -> tuple[dict[str, Tensor], dict[str,
     if world.is_main:
         buffers = _persistent_buffers(engine.module)
         tensors |= {f"buffer/{name}": buffer.detach().to("cpu", copy=True) for name, buffer in buffers.items()}
-    return tensors, places
+    return Snapshot(tensors, places)
 
 
 def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -139,6 +139,8 @@ class CheckpointConfig:
     every: int = 1000
     keep: int | None = 2  # the latest so many; null: all
     weights_every: int | None = None  # bf16 Hugging Face folders, never deleted
+    when_not_saved: Literal["continue", "stop"] = "continue"  # disk full, quota: warn and train on, or stop
+    stop_deadline: float | None = 600.0  # seconds from a signal to the forced exit; null: no limit
     start_from: str | None = None  # RUN@STEP with optimizer state, or a Hugging Face folder of this model
 
 

@@ -111,6 +111,29 @@ def all_agree(ok: bool) -> bool:
     return all(vote == 1.0 for vote in gather_floats(1.0 if ok else 0.0))
 
 
+class SideChannel:
+    """A process group of its own, on the CPU: a thread's small messages beside what the main thread computes.
+
+    Every rank makes its channels in the same order, and of each channel only one thread's calls may be under way.
+    """
+
+    def __init__(self) -> None:
+        alone = dist.get_world_size() == 1
+        self._group = None if alone else dist.new_group(backend="gloo", timeout=PROCESS_GROUP_TIMEOUT)
+
+    def largest(self, value: int) -> int:
+        """Return the largest of all ranks' values."""
+        if self._group is None:
+            return value
+        values = torch.tensor(value)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self._group)
+        return int(values)
+
+    def all_agree(self, ok: bool) -> bool:
+        """Return whether every rank said yes."""
+        return self.largest(int(not ok)) == 0
+
+
 class _RankFilter(logging.Filter):
     """Rank 0 says INFO; the others speak from WARNING on, and say who they are."""
 

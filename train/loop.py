@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train import checkpoint
-from train.checkpoint import Progress
+from train.checkpoint import CheckpointError, Progress, Saver
 from train.config import RunConfig
 from train.data.sampler import SampleOrder, combined_hash, content_hashes, rank_share
-from train.distributed import World, gather_over_ranks, sum_over_ranks
+from train.distributed import SideChannel, World, gather_over_ranks, sum_over_ranks
 from train.engine import Engine, StepResult
 from train.export import write_model_folder
 from train.metrics import Accumulator, RunLog, Stopwatch, speed
 from train.optim import learning_rate
 from train.probes import Probes
 from train.spikes import SpikeWatch
+from train.stopping import StopSignal
 from train.tasks.task import Batch, SampleCost, Task
 
 logger = logging.getLogger(__name__)
@@ -45,12 +45,10 @@ class Run:
     log: RunLog
     probes: Probes
     spikes: SpikeWatch
+    saver: Saver
+    stop: StopSignal
+    channel: SideChannel  # over which the ranks agree to stop
     progress: Progress
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.folder / "checkpoints"
 
 
 class MicroBatch:
@@ -68,19 +66,20 @@ class MicroBatch:
         return {key: value.pin_memory().to(device, non_blocking=True) for key, value in self.host.items()}
 
 
-def fit(run: Run) -> None:
-    """Train from `run.progress` to the last step.
+def fit(run: Run) -> bool:
+    """Train from `run.progress` to the last step; returns whether it came to it.
 
     Step n is the pass with the weights after n-1 updates; all that it logs carries the number n. The last step
-    always logs, evaluates and saves.
+    always logs, evaluates and saves. After a signal to any rank, the step under way is the last, and is saved.
 
     Raises:
         TooManySkippedStepsError: Steps were skipped `optim.stop_after_skipped_steps` times in a row.
-        CheckpointError: A checkpoint could not be written.
+        CheckpointError: The last checkpoint could not be written, or any, where `checkpoint.when_not_saved` says stop.
     """
     config, task, engine, world, log, probes = run.config, run.task, run.engine, run.world, run.log, run.probes
     cost = task.cost(engine.module)
     watch = Stopwatch()
+    evaluate_when_due(run)  # the run may have been stopped before it could
 
     for step, micro_batches in feed(run):
         lr = learning_rate(step, optim=config.optim, steps=config.steps)
@@ -111,10 +110,16 @@ def fit(run: Run) -> None:
             watch.restart()
 
         with watch.paused():
-            if due(step, config.evaluate_every, config.steps):
-                log.row(step, {**seen, **evaluate(run, step)})
-            if due(step, config.checkpoint.every, config.steps) or keeps_weights(config, step):
+            evaluate_when_due(run)
+            stopping = asked_to_stop(run)
+            if stopping or due(step, config.checkpoint.every, config.steps) or keeps_weights(config, step):
                 save(run)
+        if stopping:
+            log.event("signal", step=step, signal=run.stop.name or "to another rank")
+            break
+
+    run.saver.finish()
+    return run.progress.evaluated == config.steps
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -213,8 +218,32 @@ def advance(run: Run, step: int, result: StepResult, micro_batches: list[MicroBa
     return replace(run.progress, step=step, updates=run.engine.updates, skipped_in_a_row=in_a_row)
 
 
-def evaluate(run: Run, step: int) -> dict[str, float]:
-    """Return the figures of the whole validation split, shared evenly among the ranks.
+def asked_to_stop(run: Run) -> bool:
+    """Return whether any rank has heard a signal: all ranks ask at the same moments and get the same answer.
+
+    Raises:
+        CheckpointError: The last checkpoint could not be written, and the run is to stop then.
+    """
+    gives_up = run.config.checkpoint.when_not_saved == "stop" and run.saver.has_failed
+    answer = run.channel.largest(2 if gives_up else int(run.stop.name is not None))
+    if answer == 2:
+        run.saver.finish()
+    return answer == 1
+
+
+def evaluate_when_due(run: Run) -> None:
+    """Evaluate after this step, where that is due and not yet done, and log it."""
+    step, config = run.progress.step, run.config
+    if step == 0 or not due(step, config.evaluate_every, config.steps) or run.progress.evaluated >= step:
+        return
+    figures = evaluate(run, step)
+    if figures is not None:
+        run.log.row(step, {**amount_seen(step, config, run.task.cost(run.engine.module)), **figures})
+        run.progress = replace(run.progress, evaluated=step)
+
+
+def evaluate(run: Run, step: int) -> dict[str, float] | None:
+    """Return the figures of the whole validation split, shared evenly among the ranks; None if asked to stop meanwhile.
 
     Every rank makes the same number of forward passes, as ZeRO-3 needs; a surplus pass counts for nothing.
     """
@@ -227,6 +256,9 @@ def evaluate(run: Run, step: int) -> dict[str, float]:
     run.engine.model.eval()
     with torch.no_grad():
         for index in range(world.rank, math.ceil(len(chunks) / world.size) * world.size, world.size):
+            if asked_to_stop(run):
+                run.engine.model.train()
+                return None
             counted = index < len(chunks)
             batch = task.batch(chunks[index if counted else 0], split="validation", step=step)
             on_device = {key: value.to(world.device) for key, value in batch.items()}
@@ -237,17 +269,25 @@ def evaluate(run: Run, step: int) -> dict[str, float]:
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint, and from it the bf16 folder that is kept for analysis when one is due."""
-    step = run.progress.step
+    """Start to write a checkpoint, and from it the bf16 folder that is kept for analysis when one is due.
+
+    Raises:
+        CheckpointError: The one before could not be written, and the run is to stop then.
+    """
     tell_spikes(run)  # the checkpoint is to know all steps before it
-    folder = checkpoint.save(
-        run.checkpoints,
-        run.engine,
-        progress=run.progress,
-        world=run.world,
-        data_fingerprint=run.task.data_fingerprint,
-        keep=run.config.checkpoint.keep,
-    )
-    run.log.event("save", step=step, checkpoint=folder.name)
-    if keeps_weights(run.config, step) and run.world.is_main:
-        write_model_folder(run.task, folder, run.folder / "weights" / folder.name, dtype=torch.bfloat16)
+    progress = run.progress
+
+    def then(folder: Path) -> None:
+        run.log.event("save", step=progress.step, checkpoint=folder.name)
+        if keeps_weights(run.config, progress.step) and run.world.is_main:
+            write_model_folder(run.task, folder, run.folder / "weights" / folder.name, dtype=torch.bfloat16)
+
+    try:
+        run.saver.finish()
+    except CheckpointError as error:
+        if run.config.checkpoint.when_not_saved == "stop":
+            raise
+        run.log.event("not_saved", step=progress.step, reason=str(error))
+        if run.world.is_main:
+            logger.error("TRAINING GOES ON WITHOUT A NEW CHECKPOINT: %s", error)
+    run.saver.start(progress, then=then)

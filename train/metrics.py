@@ -8,6 +8,7 @@ import logging
 import math
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -143,6 +144,7 @@ class RunLog:
             cut_after_step(folder / f"{name}.jsonl", done)
         cut_after_step(folder / "events.jsonl", None)
         self._files: dict[str, TextIO] = {}
+        self._lock = threading.Lock()  # a checkpoint's writer tells its event from a thread of its own
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
         self._bar = tqdm(
             total=steps, initial=done, disable=not sys.stderr.isatty(), unit="step", leave=False, dynamic_ncols=True
@@ -206,9 +208,10 @@ class RunLog:
 
     def _write(self, name: str, fields: Mapping[str, Any]) -> None:
         """Append a line to a file that is made by its first."""
-        if name not in self._files:
-            self._files[name] = (self.folder / f"{name}.jsonl").open("a")
-        _write_line(self._files[name], fields)
+        with self._lock:
+            if name not in self._files:
+                self._files[name] = (self.folder / f"{name}.jsonl").open("a")
+            _write_line(self._files[name], fields)
 
     def _draw(self, step: int, fields: Mapping[str, Any]) -> None:
         for name, value in fields.items():

@@ -15,6 +15,7 @@ from typing import Any
 _ZERO_MEANS = {
     "optim.gradient_clipping": "write null for no clipping",
     "checkpoint.keep": "write null to keep all",
+    "checkpoint.stop_deadline": "write null for no limit",
     "checkpoint.weights_every": "write null for never",
     "probes.activations_every": "write null for never",
     "probes.gradients_every": "write null for never",
@@ -52,6 +53,7 @@ _ABOVE_ZERO = (
     "optim.lr",
     "optim.eps",
     "optim.gradient_clipping",
+    "checkpoint.stop_deadline",
     "probes.spike_threshold",
     "task.model.norm_eps",
     "task.model.initializer_range",

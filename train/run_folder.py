@@ -28,8 +28,22 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def is_finished(config: RunConfig) -> bool:
-    """Return whether the last step's checkpoint is published."""
-    return (run_folder(config) / "checkpoints" / f"step_{config.steps:06d}").is_dir()
+    """Return whether the last step is saved, and evaluated: a signal may have come in between."""
+    folder = run_folder(config)
+    try:
+        saved = json.loads((folder / "checkpoints" / f"step_{config.steps:06d}" / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return saved.get("evaluated", config.steps) == config.steps or _said_so(folder / "events.jsonl", config.steps)
+
+
+def _said_so(events: Path, steps: int) -> bool:
+    """Return whether the last event is the end of the run."""
+    try:
+        last = json.loads(events.read_text().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return False
+    return last["event"] == "finish" and last["step"] == steps
 
 
 def refuse_another_config(config: RunConfig) -> None:

@@ -1,0 +1,259 @@
+"""A signal to any one rank: all save at the next step boundary and leave with 75; the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import tiny_file
+from train import run_folder
+from train.config import load
+
+ROOT = Path(__file__).parents[2]
+SLOW_STEPS = ["steps=200", "checkpoint.every=1000", "evaluate_every=100", "log_every=1"]
+
+
+def rows(run: Path, file: str = "metrics") -> list[dict[str, Any]]:
+    path = run / f"{file}.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in rows(run) if "loss" in row}
+
+
+def validations(run: Path) -> dict[int, float]:
+    return {row["step"]: row["validation_loss"] for row in rows(run) if "validation_loss" in row}
+
+
+@contextmanager
+def training(path: Path, overrides: list[str], *, ranks: int = 1) -> Iterator[subprocess.Popen[str]]:
+    """Start `python -m launch local`; whatever is left of it at the end is killed."""
+    command = [sys.executable, "-m", "launch", "local", str(path), *overrides, "--ranks", str(ranks)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        for pid in [*descendants(process.pid), process.pid]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.communicate()
+
+
+def descendants(pid: int) -> list[int]:
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        parents.setdefault(parent, []).append(int(stat.parent.name))
+    found, left = [], [pid]
+    while left:
+        children = parents.get(left.pop(), [])
+        found += children
+        left += children
+    return found
+
+
+def rank_processes(launcher: int) -> dict[int, int]:
+    """Process ids of the training processes by rank."""
+    found = {}
+    for pid in descendants(launcher):
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        ranks = [int(variable[5:]) for variable in variables if variable.startswith(b"RANK=")]
+        if b"train" in words and ranks:
+            found[ranks[0]] = pid
+    return found
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it did not come to that")
+
+
+OTHERS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGINT)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, *OTHERS])
+def test_a_signal_to_the_launcher_saves_and_the_same_command_finishes(tmp_path: Path, number: signal.Signals) -> None:
+    path, run = tiny_file(tmp_path), tmp_path / "runs/tiny"
+    settings = ["steps=60", "checkpoint.every=1000", "evaluate_every=30"]
+    with training(path, settings) as process:
+        wait_until(lambda: len(losses(run)) >= 5)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    stopped = json.loads((run / "stopped.json").read_text())
+    step = stopped["step"]
+    assert stopped == {"exit_code": 75, "step": step, "signal": number.name, "time": stopped["time"]}
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == [f"step_{step:06d}"]
+    assert max(losses(run)) == step < 60
+    assert [event["signal"] for event in rows(run, "events") if event["event"] == "signal"] == [number.name]
+    assert f"stopped after step {step}" in said
+    with training(path, settings) as process:
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert not (run / "stopped.json").exists()
+    with training(path, [*settings, "name=unbroken"]) as process:
+        process.communicate(timeout=120)
+    assert losses(run) == losses(tmp_path / "runs/unbroken")
+    assert validations(run) == validations(tmp_path / "runs/unbroken")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path, stage: int) -> None:
+    path, run = tiny_file(tmp_path), tmp_path / "runs/tiny"
+    settings = [*SLOW_STEPS, f"engine.zero_stage={stage}"]
+    with training(path, settings, ranks=2) as process:
+        wait_until(lambda: len(losses(run)) >= 5)
+        os.kill(rank_processes(process.pid)[1], signal.SIGUSR1)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    stopped = json.loads((run / "stopped.json").read_text())
+    assert max(losses(run)) == stopped["step"]
+    assert (run / f"checkpoints/step_{stopped['step']:06d}/manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_broken_off_and_made_up_for(tmp_path: Path) -> None:
+    """The last one: the run is not finished before it is evaluated, and never evaluated twice."""
+    path, run = tiny_file(tmp_path), tmp_path / "runs/tiny"
+    settings = ["steps=4", "evaluate_every=4", "checkpoint.every=1000", "task.data.validation_fraction=0.5"]
+    settings += ["micro_batch_size=1"]  # some hundred validation passes
+    config = load(path, settings)
+    with training(path, settings) as process:
+        wait_until(lambda: len(losses(run)) >= 4)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert validations(run) == {}
+    assert (run / "checkpoints/step_000004").exists()
+    assert not run_folder.is_finished(load(path, [*settings, f"output_dir={tmp_path / 'runs'}"]))
+    with training(path, settings) as process:
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert list(validations(run)) == [4]
+    assert run_folder.is_finished(config)
+
+
+def test_a_signal_in_preparation_leaves_at_once_with_nothing_lost(tmp_path: Path) -> None:
+    path, run = tiny_file(tmp_path), tmp_path / "runs/tiny"
+    with training(path, SLOW_STEPS) as process:
+        wait_until(lambda: b"train" in b" ".join(command_lines(process.pid)))
+        wait_until(lambda: any(handles(pid, signal.SIGTERM) for pid in descendants(process.pid)))
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 75, said
+    assert "nothing is lost" in said
+    assert not rows(run)
+
+
+def command_lines(pid: int) -> list[bytes]:
+    found = []
+    for child in descendants(pid):
+        try:
+            found.append(Path(f"/proc/{child}/cmdline").read_bytes())
+        except OSError:
+            continue
+    return found
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.slow
+def test_a_second_signal_leaves_without_hurting_the_last_checkpoint(tmp_path: Path) -> None:
+    path, run = tiny_file(tmp_path), tmp_path / "runs/tiny"
+    settings = ["steps=4000", "checkpoint.every=2", "checkpoint.keep=2", "evaluate_every=4000"]
+    with training(path, settings) as process:
+        wait_until(lambda: len(losses(run)) >= 6)
+        process.send_signal(signal.SIGSTOP)  # so that both signals wait together
+        pid = next(iter(descendants(process.pid)))
+        os.kill(pid, signal.SIGSTOP)
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGUSR1)
+        os.kill(pid, signal.SIGCONT)
+        process.send_signal(signal.SIGCONT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "the last complete one is untouched" in said
+    assert not (run / "stopped.json").exists()
+    with training(path, [*settings[1:], f"steps={settings[0][6:]}"]) as process:
+        wait_until(lambda: any(event["event"] == "resume" for event in rows(run, "events")))
+    assert next(event["step"] for event in rows(run, "events") if event["event"] == "resume") >= 4
+
+
+def test_a_deadline_forces_the_exit(tmp_path: Path) -> None:
+    from train.stopping import StopSignal
+
+    script = (
+        "import logging, os, signal, time; logging.basicConfig();"
+        "from train.stopping import StopSignal; stop = StopSignal(deadline=0.3)\n"
+        "with stop.listening():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1); assert stop.name == 'SIGTERM'; time.sleep(20)"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "0.3 s ago" in done.stderr
+    assert time.monotonic() - began < 10
+    assert StopSignal().name is None
+
+
+def test_after_the_save_signals_change_nothing() -> None:
+    script = (
+        "import os, signal, time\nfrom train.stopping import StopSignal\nstop = StopSignal(deadline=0.2)\n"
+        "with stop.listening():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1); stop.is_saved()\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.4)\n"
+        "raise SystemExit(75)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 75, done.stderr
+
+
+def test_a_worker_that_ends_is_no_signal_to_the_run() -> None:
+    script = (
+        "import os, signal, time\nfrom train.stopping import StopSignal\nstop = StopSignal()\n"
+        "with stop.listening():\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n        time.sleep(20); os._exit(0)\n"
+        "    time.sleep(0.1); os.kill(child, signal.SIGTERM); code = os.waitpid(child, 0)[1]; time.sleep(0.2)\n"
+        "    assert code == signal.SIGTERM and stop.name is None, (code, stop.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

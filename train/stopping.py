@@ -1,0 +1,131 @@
+"""Stopping early and losing nothing: a signal to any rank leads all to a checkpoint at the next step boundary."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+STOPPED_EARLY = 75  # exit code: a checkpoint is saved, start the same command again (EX_TEMPFAIL of sysexits.h)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StoppedInPreparationError(Exception):
+    """A signal came before the first step: there is nothing to save yet, and nothing is lost."""
+
+
+class StopSignal:
+    """Whether this process was asked to stop, and by which signal.
+
+    A Python handler runs only when the main thread comes back from a collective or a backward pass, seconds late. So
+    a thread reads the signals from a pipe and hears them at once: it says what is going to happen, and forces the exit
+    at a second signal or when the deadline has passed.
+
+    Args:
+        deadline: Seconds from a signal to the forced exit; None: no limit.
+    """
+
+    def __init__(self, *, deadline: float | None = None) -> None:
+        self.name: str | None = None  # of the signal that was heard
+        self._deadline = deadline
+        self._preparing = False
+        self._saved = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear the signals inside; the main thread only."""
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        owner = os.getpid()
+        os.register_at_fork(after_in_child=lambda: _be_an_ordinary_process() if os.getppid() == owner else None)
+        thread = threading.Thread(target=self._hear, args=(receiver,), name="signals", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            sender.close()  # ends the thread
+            thread.join()
+            receiver.close()
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Break off what happens inside at a signal.
+
+        Raises:
+            StoppedInPreparationError: There was one.
+        """
+        self._preparing = True
+        try:
+            if self.name is not None:
+                raise StoppedInPreparationError
+            yield
+        finally:
+            self._preparing = False
+
+    def is_saved(self) -> None:
+        """Say that the checkpoint lies on the disk: from here on signals change nothing."""
+        self._saved = True
+
+    def _handle(self, number: int, _: object) -> None:
+        if self._preparing:
+            raise StoppedInPreparationError
+
+    def _hear(self, receiver: socket.socket) -> None:
+        while numbers := receiver.recv(16):
+            for number in numbers:
+                if number in SIGNALS:
+                    self._heard(signal.Signals(number).name)
+
+    def _heard(self, name: str) -> None:
+        if self._saved:
+            return
+        if self.name is not None:
+            self._force(f"{name} after {self.name}")
+        self.name = name
+        then = "" if self._preparing else ": saving a checkpoint at the end of this step; a second signal exits at once"
+        logger.warning("%s%s", name, then)
+        if self._deadline is not None:
+            timer = threading.Timer(self._deadline, self._force, [f"{name} was {self._deadline:g} s ago"])
+            timer.daemon = True
+            timer.start()
+
+    def _force(self, reason: str) -> None:
+        if self._saved:
+            return
+        logger.error("%s: leaving without a new checkpoint; the last complete one is untouched", reason)
+        os._exit(1)
+
+
+def _be_an_ordinary_process() -> None:
+    """Undo in a forked worker what it inherited: its own end is not a signal to this run."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def note_stopped(folder: Path, *, step: int, name: str) -> None:
+    """Write into the run folder that the run stopped early: torchrun turns the exit code of its ranks into 1."""
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    noted = {"exit_code": STOPPED_EARLY, "step": step, "signal": name, "time": time}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stopped.json").write_text(json.dumps(noted) + "\n")
+
+
+def forget_stopped(folder: Path) -> None:
+    """Take the note of an earlier stop away."""
+    (folder / "stopped.json").unlink(missing_ok=True)
