@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import logging
 import math
+import os
 import resource
 import sys
 import threading
@@ -13,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,14 +140,12 @@ class RunLog:
         self._active = world.is_main
         if not self._active:
             return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and for one rank only
-
         for name in ("metrics", "activations", "gradients"):
             cut_after_step(folder / f"{name}.jsonl", done)
         cut_after_step(folder / "events.jsonl", None)
-        self._files: dict[str, TextIO] = {}
+        self._files: dict[str, LineFile] = {}
         self._lock = threading.Lock()  # a checkpoint's writer tells its event from a thread of its own
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        self._board = Board(folder / "tensorboard", first_step=done + 1)
         self._bar = tqdm(
             total=steps, initial=done, disable=not sys.stderr.isatty(), unit="step", leave=False, dynamic_ncols=True
         )
@@ -163,7 +163,7 @@ class RunLog:
             return
         self._write("metrics", {"step": step, **fields})
         self._draw(step, fields)
-        self._board.flush()
+        self._board.draw("flush")
         self.say(console_line(step, self.steps, fields, self._seconds_left(step)))
 
     def activations(
@@ -202,7 +202,7 @@ class RunLog:
         """Flush and close everything."""
         if self._active:
             self._bar.close()
-            self._board.close()
+            self._board.draw("close")
             for file in self._files.values():
                 file.close()
 
@@ -210,13 +210,13 @@ class RunLog:
         """Append a line to a file that is made by its first."""
         with self._lock:
             if name not in self._files:
-                self._files[name] = (self.folder / f"{name}.jsonl").open("a")
-            _write_line(self._files[name], fields)
+                self._files[name] = LineFile(self.folder / f"{name}.jsonl")
+            self._files[name].append(fields)
 
     def _draw(self, step: int, fields: Mapping[str, Any]) -> None:
         for name, value in fields.items():
             if isinstance(value, int | float) and math.isfinite(value):
-                self._board.add_scalar(name, value, step)
+                self._board.draw("add_scalar", name, value, step)
 
     def _draw_histogram(self, name: str, counts: Tensor, step: int) -> None:
         """Draw counts by exponent, (256,), over log2 of the magnitude; the ends (zeros, infinities) are left out."""
@@ -227,7 +227,8 @@ class RunLog:
         exponents = torch.arange(low, high + 1) - 127
         drawn = counts[low : high + 1].double()
         middles = exponents + 0.5
-        self._board.add_histogram_raw(
+        self._board.draw(
+            "add_histogram_raw",
             name,
             min=float(exponents[0]),
             max=float(exponents[-1] + 1),
@@ -283,9 +284,55 @@ def strict(value: Any) -> Any:
     return [strict(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _write_line(file: Any, fields: Mapping[str, Any]) -> None:
-    file.write(json.dumps(strict(fields), allow_nan=False) + "\n")
-    file.flush()
+class Board:
+    """TensorBoard's files; a disk that is full ends the drawing, not the run."""
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and for one rank only
+
+        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=first_step)
+
+    def draw(self, method: str, *given: Any, **named: Any) -> None:
+        """Call a method of the SummaryWriter."""
+        if self._writer is None:
+            return
+        try:
+            getattr(self._writer, method)(*given, **named)
+        except OSError as error:
+            logger.error("TensorBoard ends here (%s); all figures are in the .jsonl files", error.strerror or error)
+            self._writer = None
+
+
+class LineFile:
+    """A file of JSON lines that only grows. A full disk does not end the run: lines wait until there is room."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+        self._warned = False
+
+    def append(self, fields: Mapping[str, Any]) -> None:
+        """Write a line, after those that still wait."""
+        self._waiting += json.dumps(strict(fields), allow_nan=False).encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            written = self._file.write(self._waiting)
+            if written != len(self._waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), size)  # no half lines
+            if not self._warned:
+                logger.error("%s: %s; its lines are kept and written when that is over", self.path, error.strerror)
+            self._warned = True
+            return
+        self._waiting, self._warned = b"", False
+
+    def close(self) -> None:
+        """Close the file; lines that could not be written are lost now, and that is said."""
+        if self._waiting:
+            logger.error("%s: %d lines could not be written", self.path, self._waiting.count(b"\n"))
+        self._file.close()
 
 
 def cut_after_step(path: Path, step: int | None) -> None:

@@ -8,93 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.faults.processes import descendants, losses, rank_processes, rows, training, validations, wait_until
 from tests.tiny import tiny_file
 from train import run_folder
 from train.config import load
 
 ROOT = Path(__file__).parents[2]
 SLOW_STEPS = ["steps=200", "checkpoint.every=1000", "evaluate_every=100", "log_every=1"]
-
-
-def rows(run: Path, file: str = "metrics") -> list[dict[str, Any]]:
-    path = run / f"{file}.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def losses(run: Path) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in rows(run) if "loss" in row}
-
-
-def validations(run: Path) -> dict[int, float]:
-    return {row["step"]: row["validation_loss"] for row in rows(run) if "validation_loss" in row}
-
-
-@contextmanager
-def training(path: Path, overrides: list[str], *, ranks: int = 1) -> Iterator[subprocess.Popen[str]]:
-    """Start `python -m launch local`; whatever is left of it at the end is killed."""
-    command = [sys.executable, "-m", "launch", "local", str(path), *overrides, "--ranks", str(ranks)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield process
-    finally:
-        for pid in [*descendants(process.pid), process.pid]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        process.communicate()
-
-
-def descendants(pid: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        parents.setdefault(parent, []).append(int(stat.parent.name))
-    found, left = [], [pid]
-    while left:
-        children = parents.get(left.pop(), [])
-        found += children
-        left += children
-    return found
-
-
-def rank_processes(launcher: int) -> dict[int, int]:
-    """Process ids of the training processes by rank."""
-    found = {}
-    for pid in descendants(launcher):
-        try:
-            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        ranks = [int(variable[5:]) for variable in variables if variable.startswith(b"RANK=")]
-        if b"train" in words and ranks:
-            found[ranks[0]] = pid
-    return found
-
-
-def wait_until(condition: Callable[[], Any], *, seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    raise AssertionError("it did not come to that")
 
 
 OTHERS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGINT)]

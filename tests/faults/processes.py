@@ -1,0 +1,88 @@
+"""Training runs as separate processes that a test may signal, stop and kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def training(path: Path, overrides: list[str], *, ranks: int = 1) -> Iterator[subprocess.Popen[str]]:
+    """Start `python -m launch local`; whatever is left of it at the end is killed."""
+    command = [sys.executable, "-m", "launch", "local", str(path), *overrides, "--ranks", str(ranks)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        for pid in [*descendants(process.pid), process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process, and theirs."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+    found, left = [], [pid]
+    while left:
+        children = parents.get(left.pop(), [])
+        found += children
+        left += children
+    return found
+
+
+def rank_processes(launcher: int) -> dict[int, int]:
+    """Process ids of the training processes by rank."""
+    found = {}
+    for pid in descendants(launcher):
+        with suppress(OSError):
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            ranks = [int(variable[5:]) for variable in variables if variable.startswith(b"RANK=")]
+            if b"train" in words and ranks:
+                found[ranks[0]] = pid
+    return found
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float = 120, pause: float = 0.02) -> Any:
+    """Wait until something is so, and return it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(pause)
+    raise AssertionError("it did not come to that")
+
+
+def rows(run: Path, file: str = "metrics") -> list[dict[str, Any]]:
+    """The whole lines of a file of a run that may be growing."""
+    path = run / f"{file}.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Training loss by step."""
+    return {row["step"]: row["loss"] for row in rows(run) if "loss" in row}
+
+
+def validations(run: Path) -> dict[int, float]:
+    """Validation loss by step."""
+    return {row["step"]: row["validation_loss"] for row in rows(run) if "validation_loss" in row}
