@@ -65,6 +65,14 @@ def differing_keys(records: Sequence[Record]) -> list[str]:
     return [key for key in keys if any(config.get(key) != flat[0].get(key) for config in flat)]
 
 
+def by_numbers(records: Sequence[Record]) -> list[Record]:
+    """Return runs sorted by the settings in which they differ, where those are numbers; else as they were given."""
+    flat = [leaves(record.config) for record in records]
+    keys = [key for key in differing_keys(records) if all(type(config.get(key)) in (int, float) for config in flat)]
+    order = sorted(range(len(records)), key=lambda index: [flat[index][key] for key in keys])
+    return [records[index] for index in order]
+
+
 def group_records(records: Sequence[Record], *, also_ignored: Sequence[str] = ()) -> list[Group]:
     """Join runs that differ only in seed; an inspected model is a group of its own.
 

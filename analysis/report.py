@@ -71,7 +71,10 @@ def report_sections(records: Sequence[Record], notes: Sequence[str] = ()) -> lis
 
 def _task_sections(records: Sequence[Record], notes: Sequence[str], *, prefix: str) -> list[Section]:
     from analysis import tables, training_figures
+    from analysis.groups import by_numbers
     from analysis.page import Section
+
+    records = by_numbers(records)
 
     of_runs = [f"{record.label}: {note}" for record in records for note in record.notes]
     heading = f"{prefix}: " if prefix else ""

@@ -240,3 +240,15 @@ def test_rows_of_the_real_format_are_read(tmp_path: Path) -> None:
     gradients = read_run(folder).gradients
     assert math.isnan(column(gradients, "update_ratio")[0])
     assert column(gradients, "norm_role")[0] is None
+
+
+def test_runs_are_sorted_by_numbers_and_else_stay_as_given() -> None:
+    from analysis.groups import by_numbers
+
+    def record(placement: str, lr: float) -> Record:
+        config = {"optim": {"lr": lr}, "task": {"model": {"norm_placement": placement}}}
+        return Record(label=f"{placement} {lr}", folder=Path(), config=config)
+
+    given = [record(placement, lr) for placement in ("pre", "peri") for lr in (0.01, 0.001, 0.03)]
+    assert [r.label for r in by_numbers(given)] == [f"{p} {lr}" for lr in (0.001, 0.01, 0.03) for p in ("pre", "peri")]
+    assert by_numbers(given[::3]) == given[::3]
