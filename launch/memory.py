@@ -57,14 +57,14 @@ class Case:
 
 
 class Memory(NamedTuple):
-    """Bytes on one GPU, by part."""
+    """Bytes on one GPU by part, at the fullest moment of a pass."""
 
     weights: float
     gradients: float
     optimizer: float
     buffers: float  # buckets of gradients, gathered weights
     activations: float
-    loss: float  # the largest moment after the activations are there: loss, or the backward pass of a layer
+    loss: float  # or, where that moment is fuller, the backward pass of a layer
     update: float  # copies at the optimizer step, when activations, loss and buffers are gone
     context: float
     margin: float
@@ -79,6 +79,14 @@ class Memory(NamedTuple):
         """The larger of what a pass and what the update needs."""
         passing = self.buffers + self.activations + self.loss
         return self.kept + max(passing, self.update) + self.context + self.margin
+
+
+class Moment(NamedTuple):
+    """What comes and goes, at one moment of a pass."""
+
+    buffers: float
+    activations: float
+    loss: float
 
 
 def case_of(engine: EngineConfig, *, gpus: int, micro_batch_size: int) -> Case:
@@ -110,11 +118,34 @@ def memory(config: RunConfig, case: Case) -> Memory:
     """Reckon the memory of one GPU while training."""
     counts = shape.parameters(config.task.model)
     weights, gradients, optimizer = held(counts.total, case)
-    buffers = passing_buffers(counts.total, case)
-    activations, loss = activation_bytes(config, case), loss_bytes(config, case)
+    fullest = max(moments(config, case), key=sum)
     update = update_bytes(counts.groups, case)
-    margin = FRAGMENTATION * max(buffers + activations + loss, update)
-    return Memory(weights, gradients, optimizer, buffers, activations, loss, update, CONTEXT, margin)
+    margin = FRAGMENTATION * max(sum(fullest), update)
+    return Memory(weights, gradients, optimizer, *fullest, update, CONTEXT, margin)
+
+
+def moments(config: RunConfig, case: Case) -> list[Moment]:
+    """Return the moments of a pass that may be its fullest.
+
+    The loss; the first layer of the backward pass, when the head's gradient already lies in the bucket; and the
+    moment when the bucket is full and on its way, but the layers above have given their activations back.
+    """
+    counts = shape.parameters(config.task.model)
+    parameters, vocabulary = counts.total, counts.head or counts.embedding
+    activations, layer = activation_bytes(config, case), layer_backward_bytes(config, case)
+    bucket = case.gradient_size * min(case.bucket, parameters)
+    filling = case.gradient_size * min(case.bucket, vocabulary) + bucket * (1 + case.overlap)
+    live, gathering = gathered_weights(parameters, case)
+    if case.zero_stage == 0 or case.keeps_whole_gradients:
+        return [Moment(0.0, activations, max(head_bytes(config, case), layer))]
+    if case.zero_stage == 1:  # the bucket stays from pass to pass
+        return [Moment(bucket * (1 + case.overlap), activations, max(head_bytes(config, case), layer))]
+    left = max(0.0, 1 - case.bucket / parameters)
+    return [
+        Moment(live, activations, head_bytes(config, case)),
+        Moment(filling + live + gathering, activations, layer),
+        Moment(bucket * (2 + case.overlap) + (live if left else 0.0), activations * left, layer if left else 0.0),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ what ZeRO shares out
@@ -137,18 +168,11 @@ def held(parameters: int, case: Case) -> tuple[float, float, float]:
     return weights, gradients, optimizer
 
 
-def passing_buffers(parameters: int, case: Case) -> float:
-    """Return the bytes that a backward pass needs beside gradients: buckets, and at stage 3 the gathered weights.
-
-    A bucket is no larger than the model. Stages 2 and 3 have it twice, filled and on its way; overlapping adds one.
-    """
-    if case.zero_stage == 0 or case.keeps_whole_gradients:
-        return 0.0
-    bucket = case.gradient_size * min(case.bucket, parameters)
-    buffers = bucket * (1 if case.zero_stage == 1 else 2) + bucket * case.overlap
-    if case.zero_stage == 3 and case.gpus > 1:
-        buffers += case.itemsize * (min(parameters, _MAX_LIVE) + min(parameters, _PREFETCH))
-    return float(buffers)
+def gathered_weights(parameters: int, case: Case) -> tuple[float, float]:
+    """Return the bytes of the weights that stage 3 has gathered, and of those it is gathering."""
+    if case.zero_stage < 3 or case.gpus == 1:
+        return 0.0, 0.0
+    return float(case.itemsize * min(parameters, _MAX_LIVE)), float(case.itemsize * min(parameters, _PREFETCH))
 
 
 def update_bytes(groups: Sequence[int], case: Case) -> float:
@@ -210,16 +234,11 @@ def _kept(config: RunConfig, case: Case, placement: str) -> int:
     )
 
 
-def loss_bytes(config: RunConfig, case: Case) -> float:
-    """Return the bytes of the largest moment while all activations are there: the loss, or a layer's backward pass."""
-    return max(head_bytes(config, case), layer_backward_bytes(config, case))
-
-
-def head_bytes(config: RunConfig, case: Case, *, chunk_elements: int = LOSS_CHUNK_ELEMENTS) -> float:
+def head_bytes(config: RunConfig, case: Case) -> float:
     """Return the bytes of the chunked loss: logits of a chunk in several forms, and the fp32 gradient of the head."""
     model, tokens = config.task.model, case.micro_batch_size * config.task.data.sequence_length
     size = case.itemsize
-    chunk = min(tokens, 1 << max(0, (chunk_elements // model.vocab_size).bit_length() - 1)) * model.vocab_size
+    chunk = min(tokens, 1 << max(0, (LOSS_CHUNK_ELEMENTS // model.vocab_size).bit_length() - 1)) * model.vocab_size
     weight = shape.padded_vocabulary(model) * model.hidden_size
     # Compiled: logits and their gradient. Else: logits, an fp32 copy where they are none, logsumexp's exponentials.
     forms = 2 * size if case.compiled else size + _FLOAT + (_FLOAT if case.bf16 else 0)
@@ -232,11 +251,19 @@ def head_bytes(config: RunConfig, case: Case, *, chunk_elements: int = LOSS_CHUN
 def layer_backward_bytes(config: RunConfig, case: Case) -> float:
     """Return the bytes of one layer's backward pass: gradients of its tensors; recomputed ones with checkpointing.
 
-    The attention kernel sums the queries' gradient in fp32 and, with grouped queries, widens those of keys and values.
+    The MLP comes first, when all that the layer keeps is still there; the attention when the MLP's is gone. Its kernel
+    sums the queries' gradient in fp32 and, with grouped queries, widens those of keys and values.
     """
     model, tokens = config.task.model, case.micro_batch_size * config.task.data.sequence_length
     width = shape.widths(model)
-    in_mlp = (2 * width.stream + 4 * width.mlp) * case.itemsize
-    in_attention = (2 * width.stream + 3 * width.query + 2 * width.key) * case.itemsize + _FLOAT * width.query
+    in_mlp = (width.stream + width.mlp) * case.itemsize
+    in_attention = (2 * width.stream + 3 * width.query + 2 * width.key - 3 * width.mlp) * case.itemsize
+    in_attention += _FLOAT * (
+        width.query + (2 * width.heads * config.task.data.sequence_length if _eager(config) else 0)
+    )
     again = max(_kept(config, case, name) for name in shape.placements(model)) if case.checkpointing else 0
     return float(tokens * (max(in_mlp, in_attention) + again))
+
+
+def _eager(config: RunConfig) -> bool:
+    return config.task.attention == "eager"
