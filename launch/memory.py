@@ -187,7 +187,7 @@ def update_bytes(groups: Sequence[int], case: Case) -> float:
     if stage == 0:
         return float(max(size * min(parameters, _FALLBACK_BUCKET), _FLOAT * parameters if case.bf16 else 0))
     if case.keeps_whole_gradients:  # groups are flat tensors: a bucket ends with the one that overfills it
-        return float(max(_FLOAT * _largest_bucket(groups), case.itemsize * min(parameters, case.bucket)))
+        return float(max(_FLOAT * _largest_copy(groups), case.itemsize * min(parameters, case.bucket)))
     gathered = case.itemsize * min(parameters, case.bucket) if case.gpus > 1 and stage < 3 else 0
     if case.offload:
         return float(gathered)
@@ -199,13 +199,14 @@ def update_bytes(groups: Sequence[int], case: Case) -> float:
     return max(clone, flat * sub_group / case.gpus, float(gathered))
 
 
-def _largest_bucket(groups: Sequence[int]) -> int:
-    largest = filled = 0
-    for size in groups:
-        filled += size
-        largest = max(largest, filled)
+def _largest_copy(groups: Sequence[int]) -> int:
+    """Return the elements of the largest flat copy that is reduced: a bucket of one tensor is reduced in place."""
+    largest = filled = tensors = 0
+    for size in (group for group in groups if group):
+        filled, tensors = filled + size, tensors + 1
+        largest = max(largest, filled if tensors > 1 else 0)
         if filled > _FALLBACK_BUCKET:
-            filled = 0
+            filled = tensors = 0
     return largest
 
 

@@ -87,7 +87,9 @@ def _model_on_meta(config: RunConfig):
     from train.tasks.language_model import decoder
 
     with init_empty_weights():
-        return decoder(config.task)
+        model = decoder(config.task)
+    model.tie_weights()  # on the meta device each parameter is made anew, a tied head too
+    return model
 
 
 def prepare(config: RunConfig) -> int:

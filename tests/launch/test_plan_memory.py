@@ -14,7 +14,7 @@ from launch import shape
 from modeling.decoder import modeling_periln
 from tests.ranks import Ranks
 from tests.train.test_engine import here
-from train.config import DecoderConfig, EngineConfig, LanguageModelConfig, OptimConfig, RunConfig, TextDataConfig
+from train.config import DecoderConfig, EngineConfig, LanguageModelConfig, OptimConfig, RunConfig, TextDataConfig, load
 from train.engine import BatchPlan, Engine, wrap
 from train.tasks.language_model import decoder
 from train.tasks.task import ParameterGroup
@@ -222,6 +222,30 @@ def test_a_compiled_layer_keeps_less(placement: str, model: dict[str, Any]) -> N
     torch.compiler.reset()
     measured, reckoned = kept_by_a_layer({"precision": "bf16"}, norm_placement=placement, compiled=True, **model)
     assert 0.99 * reckoned < measured <= reckoned
+
+
+class Reducer:
+    """Stands for DeepSpeed's engine: notes what would be flattened into a copy."""
+
+    def __init__(self) -> None:
+        self.copied: list[int] = []
+
+    def allreduce_and_copy(self, bucket: list[torch.Tensor], *_: object) -> None:
+        self.copied.append(sum(tensor.numel() for tensor in bucket) if len(bucket) > 1 else 0)
+
+
+@pytest.mark.parametrize("size", ["400m", "1.5b", "3.2b"])
+def test_deepspeed_reduces_groups_in_the_buckets_that_are_planned(size: str) -> None:
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    model = load(f"configs/language_model/{size}.yaml").task.model
+    groups = shape.parameters(model).groups
+    reducer = Reducer()
+    tensors = [torch.empty(group, device="meta") for group in groups]
+    DeepSpeedEngine.allreduce_no_retain(reducer, tensors, None)  # type: ignore[arg-type]
+    assert max(reducer.copied) == planned._largest_copy(groups)
+    alone = torch.zeros(8)
+    assert torch._utils._flatten_dense_tensors([alone]).data_ptr() == alone.data_ptr()  # in place, no copy
 
 
 def test_the_logits_of_a_chunk_are_as_many_as_the_model_makes_on_a_gpu() -> None:
