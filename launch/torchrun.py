@@ -30,6 +30,7 @@ class Nodes(NamedTuple):
     head: str  # host name of the first node
     port: int
     job: str  # what tells this job's meeting from another's
+    is_head: bool  # whether this is the first node; a machine can not always tell by its own names
 
 
 def training_command(arguments: Sequence[str], *, ranks: int, nodes: Nodes | None = None) -> list[str]:
@@ -50,6 +51,7 @@ def training_command(arguments: Sequence[str], *, ranks: int, nodes: Nodes | Non
             "--rdzv-backend=c10d",
             f"--rdzv-endpoint={nodes.head}:{nodes.port}",
             f"--rdzv-id={nodes.job}",
+            f"--rdzv-conf=is_host={str(nodes.is_head).lower()}",
         ]
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={ranks}"]

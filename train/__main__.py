@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from train import launchers
 from train.config import ConfigError, RunConfig, check_world_size, load, micro_batches
 
 if TYPE_CHECKING:  # the real imports take seconds; a mistyped key is answered before them
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     given = _parse(arguments)
     try:
+        launchers.adopt_srun(os.environ)
         config = load(given.config, given.overrides)
         if given.describe:
             return describe(config)
@@ -108,6 +110,7 @@ def train(config: RunConfig) -> int:
     """Train this rank to the end."""
     from train import run_folder
 
+    launchers.refuse_other_engines(config, os.environ)
     run_folder.refuse_another_config(config)
     if run_folder.is_finished(config):
         if os.environ.get("RANK", "0") == "0":

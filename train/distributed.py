@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from train import launchers
+
 logger = logging.getLogger(__name__)
 
 PROCESS_GROUP_TIMEOUT = datetime.timedelta(minutes=30)
@@ -36,7 +38,7 @@ class World:
 
 
 def world_size_from_environment() -> int:
-    """Return how many ranks the launcher (torchrun, srun through torchrun, accelerate) announced; 1 without one.
+    """Return how many ranks the launcher (torchrun, accelerate; srun by `launchers.adopt_srun`) announced; 1 without one.
 
     Judged by RANK and WORLD_SIZE alone: `accelerate launch` sets MASTER_ADDR even for a single process.
     """
@@ -54,12 +56,13 @@ def start(*, threads: int | None = None) -> World:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1" if size == 1 else str(size)))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = _device(local_rank)
     world = World(rank=rank, size=size, local_rank=local_rank, local_size=local_size, device=device)
     if joined:
         return world
     # torchrun sets OMP_NUM_THREADS=1 where nobody chose; a CPU rank would then use one core of its share.
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+    cores = launchers.cpus_of_task(os.environ) or len(os.sched_getaffinity(0)) // local_size
+    torch.set_num_threads(threads or max(1, cores))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
@@ -68,6 +71,13 @@ def start(*, threads: int | None = None) -> World:
         device_id=device if device.type == "cuda" else None,
     )
     return world
+
+
+def _device(local_rank: int) -> torch.device:
+    """Return this rank's GPU, or the CPU; `srun --gpus-per-task=1` shows each rank its own GPU alone."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else local_rank)
 
 
 def stop() -> None:

@@ -74,8 +74,7 @@ def write_environment(folder: Path, *, world: World, precision: str, facts: Mapp
     import torch
 
     described = {
-        "git_sha": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        **_code(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "host": socket.gethostname(),
@@ -99,9 +98,19 @@ def _replace(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _git(*arguments: str) -> str | None:
+def _code() -> dict[str, Any]:
+    """Return the commit of this code, and whether it was changed since; a snapshot of `launch slurm` knows its own."""
+    root = Path(__file__).resolve().parents[1]
+    if (root / "snapshot.json").exists():
+        return json.loads((root / "snapshot.json").read_text())
+    return {"git_sha": _git(root, "rev-parse", "HEAD"), "git_dirty": bool(_git(root, "status", "--porcelain"))}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
     try:
-        found = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+        found = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()

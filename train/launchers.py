@@ -1,0 +1,111 @@
+"""What other launchers say in the environment: srun names the rank in its own words, accelerate asks for more.
+
+torchrun's words (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) are the ones that the rest
+of the program reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, MutableMapping
+
+from train.config import ConfigError, RunConfig
+
+
+def adopt_srun(environment: MutableMapping[str, str]) -> None:
+    """Describe a task of a bare `srun python -m train` in torchrun's words.
+
+    Only inside a step of several tasks: SLURM_NTASKS and SLURM_PROCID=0 also stand in a batch script that starts
+    Python without srun, and there nobody else would come.
+
+    Raises:
+        ConfigError: The step does not say where its tasks are.
+    """
+    if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return
+    if "SLURM_STEP_ID" not in environment:
+        return
+    try:
+        per_node = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
+        described = {
+            "RANK": environment["SLURM_PROCID"],
+            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": environment["SLURM_LOCALID"],
+            "LOCAL_WORLD_SIZE": str(per_node[int(environment["SLURM_NODEID"])]),
+            "MASTER_ADDR": first_host(environment["SLURM_STEP_NODELIST"]),
+            "MASTER_PORT": str(_port(environment["SLURM_JOB_ID"], environment["SLURM_STEP_ID"])),
+        }
+    except (KeyError, ValueError, IndexError) as error:
+        raise ConfigError([f"srun: the step does not describe its tasks ({error}); start it with torchrun"]) from None
+    for name, value in described.items():
+        environment.setdefault(name, value)
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Return the tasks of each node from SLURM's notation: `2(x3),1` is [2, 2, 2, 1]."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={text}")
+        found += [int(match[1])] * int(match[2] or 1)
+    return found
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of SLURM's notation: `gpu[07-09,12],login1` begins with gpu07."""
+    first = re.split(r",(?![^\[]*\])", nodes)[0]  # at commas outside brackets
+    host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", host):
+        raise ValueError(f"SLURM_STEP_NODELIST={nodes}")
+    return host
+
+
+def cpus_of_task(environment: Mapping[str, str]) -> int | None:
+    """Return the cores that srun gave this task alone; None where the ranks of a machine share what they see."""
+    alone = "SLURM_STEP_ID" in environment and environment.get("SLURM_PROCID") == environment.get("RANK")
+    several = int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    cpus = environment.get("SLURM_CPUS_PER_TASK")
+    return int(cpus) if cpus and alone and several else None
+
+
+def refuse_other_engines(config: RunConfig, environment: Mapping[str, str]) -> None:
+    """Refuse what `accelerate launch` was told to do and this program would not: it has an engine of its own.
+
+    Raises:
+        ConfigError: Naming each variable, and the key that stands for it here.
+    """
+    faults = list(_asked_of_accelerate(config, environment))
+    if faults:
+        raise ConfigError(faults)
+
+
+def _asked_of_accelerate(config: RunConfig, environment: Mapping[str, str]) -> Iterator[str]:
+    for name in ("FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        variable = f"ACCELERATE_USE_{name}"
+        if environment.get(variable, "false").lower() in ("true", "1"):
+            yield f"{variable}: this program shards with DeepSpeed; launch without it and set engine.zero_stage"
+    asked = {
+        "ACCELERATE_MIXED_PRECISION": ("engine.precision", config.engine.precision, ("no",)),
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("engine.zero_stage", str(config.engine.zero_stage), ()),
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": (
+            "engine.offload",
+            "cpu" if config.engine.offload == "optimizer" else "none",
+            (),
+        ),
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("engine.offload", "none", ()),
+    }
+    for variable, (key, here, neutral) in asked.items():
+        value = environment.get(variable, "").lower()
+        if value and value not in neutral and value != here:
+            yield f"{variable}={value}: {key} is {here} here; set {key}, or launch without it"
+    if environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none").lower() not in ("none", ""):
+        yield "ACCELERATE_DEEPSPEED_CONFIG_FILE: would not be read; write its settings as engine.*"
+    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no" and not (backend == "inductor" and config.engine.compile):
+        yield f"ACCELERATE_DYNAMO_BACKEND={backend}: set engine.compile=true instead, and launch without it"
+
+
+def _port(job: str, step: str) -> int:
+    """Return a port that all tasks of a step agree on, below those that Linux gives away by itself."""
+    return 10_000 + (int(job) * 17 + int(step)) % 10_000
