@@ -185,9 +185,8 @@ def _needed(batch: Batch) -> list[Path]:
 def _refuse_odd_paths(batch: Batch, cluster: ClusterConfig) -> None:
     paths = [*_needed(batch), batch.log, *(member.config for member in batch.members)]
     odd = "\n\r" + (",:" if cluster.container else "")
-    faults = [
-        f"{str(path)!r}: a path of a job can not hold {odd!r}; move it" for path in paths if set(odd) & set(str(path))
-    ]
+    bad = [path for path in paths if set(odd) & set(str(path))]
+    faults = [f"{str(path)!r}: a path of a job can not hold any of {odd!r}; choose another folder" for path in bad]
     if faults:
         raise ConfigError(faults)
 

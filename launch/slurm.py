@@ -7,7 +7,6 @@ code, the configuration and the script of each submission, and in logs/ what the
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import importlib.util
 import json
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         refuse(config)
         check_here([given.config, *given.overrides], where)
-        about = shlex.join(["python", "-m", "launch", "slurm", *arguments])
+        about = shlex.join(["python", "-m", "launch", "slurm", *(word for word in arguments if word != "--dry-run")])
         done = submit([config], where, folder=run, name=config.name, about=about, dry_run=given.dry_run)
     except (SlurmError, OSError) as error:
         print(error, file=sys.stderr)
@@ -149,13 +148,8 @@ def check_here(arguments: Sequence[str], where: cluster.ClusterConfig) -> None:
     if where.container and importlib.util.find_spec("torch") is None:
         print("data, tokenizer and shapes are not checked: this machine has no torch; the job checks them")
         return
-    done = subprocess.run(
-        [python, "-m", "train", *arguments, "--check"],
-        stderr=subprocess.PIPE,
-        stdout=sys.stderr,
-        text=True,
-        check=False,
-    )
+    command = [python, "-m", "train", *arguments, "--check"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, stdout=sys.stderr, text=True, check=False)
     if done.returncode == 2:
         raise ConfigError(done.stderr.strip().splitlines())
     if done.returncode != 0:
@@ -228,17 +222,23 @@ def next_submission(folder: Path) -> Path:
 def followed(done: Submission, where: cluster.ClusterConfig) -> str:
     """Return what to tell after a submission."""
     nodes = f"{where.nodes} node{'s' * (where.nodes > 1)}"
-    log = shlex.quote(str(done.log)) if "*" not in done.log.name else str(done.log)
-    with contextlib.suppress(ValueError):
-        log = shlex.quote(str(done.log.relative_to(Path.cwd()))) if "*" not in done.log.name else log
+    path = done.log.relative_to(Path.cwd()) if done.log.is_relative_to(Path.cwd()) else done.log
+    log = f"{shlex.quote(str(path.parent))}/{path.name}"  # an array's name has a *, for the shell
     return "\n".join(
         [
-            f"job {done.job}: {nodes} with {where.ranks} rank{'s' * (where.ranks > 1)} each, {where.time} at a time",
+            f"job {done.job}: {nodes} with {where.ranks} rank{'s' * (where.ranks > 1)} each, {duration(where.seconds)} at a time",
             f"follow it   tail -F {log}",
             f"its state   squeue --jobs={done.job}",
             f"end it      scancel {done.job}",
         ]
     )
+
+
+def duration(seconds: int) -> str:
+    """Return a time limit as SLURM shows it: 1-02:03:04, or 02:03:04 below a day."""
+    days, rest = divmod(seconds, 86_400)
+    clock = f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days}-{clock}" if days else clock
 
 
 def _note(run: Path, job: str, made: Path) -> None:
@@ -253,7 +253,7 @@ def _slurm(command: Sequence[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise SlurmError(
-            f"{command[0]}: no such command; submit on a login node of the cluster, or look at the script with --dry-run"
+            f"{command[0]}: no such command; submit on a login node of a cluster, or read the script with --dry-run"
         ) from None
     if done.returncode != 0:
         raise SlurmError(f"{command[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")

@@ -17,7 +17,7 @@ _PASSED_OVER = {"__pycache__", ".git", ".venv"}
 def take(target: Path, *, root: Path = ROOT) -> int:
     """Copy our packages and configs: what git tracks, changed or not, and what is new and not ignored.
 
-    Without git, everything but caches. Beside it stands snapshot.json: the commit, and whether the files differ from it.
+    Without git, everything but caches. In it stands snapshot.json: the commit, and whether anything differs from it.
 
     Args:
         target: A folder that does not exist yet.

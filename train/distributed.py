@@ -38,7 +38,7 @@ class World:
 
 
 def world_size_from_environment() -> int:
-    """Return how many ranks the launcher (torchrun, accelerate; srun by `launchers.adopt_srun`) announced; 1 without one.
+    """Return how many ranks the launcher announced (torchrun, accelerate; srun by way of `launchers`); 1 without one.
 
     Judged by RANK and WORLD_SIZE alone: `accelerate launch` sets MASTER_ADDR even for a single process.
     """
@@ -61,8 +61,8 @@ def start(*, threads: int | None = None) -> World:
     if joined:
         return world
     # torchrun sets OMP_NUM_THREADS=1 where nobody chose; a CPU rank would then use one core of its share.
-    cores = launchers.cpus_of_task(os.environ) or len(os.sched_getaffinity(0)) // local_size
-    torch.set_num_threads(threads or max(1, cores))
+    cores = launchers.cores_of_rank(os.environ, seen=len(os.sched_getaffinity(0)), local_size=local_size)
+    torch.set_num_threads(threads or cores)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(

@@ -61,12 +61,25 @@ def first_host(nodes: str) -> str:
     return host
 
 
-def cpus_of_task(environment: Mapping[str, str]) -> int | None:
-    """Return the cores that srun gave this task alone; None where the ranks of a machine share what they see."""
-    alone = "SLURM_STEP_ID" in environment and environment.get("SLURM_PROCID") == environment.get("RANK")
-    several = int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-    cpus = environment.get("SLURM_CPUS_PER_TASK")
-    return int(cpus) if cpus and alone and several else None
+def cores_of_rank(environment: Mapping[str, str], *, seen: int, local_size: int) -> int:
+    """Return how many cores this rank should use.
+
+    Args:
+        environment: In a SLURM job it says how many cores of the machine are the job's; not every cluster binds to them.
+        seen: Cores that this process may run on: those of all ranks of the machine, or under a bare srun that binds its
+            tasks, this rank's own.
+        local_size: Ranks on this machine.
+    """
+    of_job = int(environment.get("SLURM_CPUS_ON_NODE", str(seen)))
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and _is_task(environment):
+        return max(1, min(seen, of_job // local_size))
+    return max(1, min(seen, of_job) // local_size)
+
+
+def _is_task(environment: Mapping[str, str]) -> bool:
+    """Return whether each rank is a task of srun, not a child of a torchrun that is one."""
+    names = (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    return "TORCHELASTIC_RUN_ID" not in environment and all(environment.get(a) == environment.get(b) for a, b in names)
 
 
 def refuse_other_engines(config: RunConfig, environment: Mapping[str, str]) -> None:
