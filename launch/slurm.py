@@ -221,12 +221,12 @@ def next_submission(folder: Path) -> Path:
 
 def followed(done: Submission, where: cluster.ClusterConfig) -> str:
     """Return what to tell after a submission."""
-    nodes = f"{where.nodes} node{'s' * (where.nodes > 1)}"
+    shape = f"{where.nodes} node{'s' * (where.nodes > 1)} with {where.ranks} rank{'s' * (where.ranks > 1)} each"
     path = done.log.relative_to(Path.cwd()) if done.log.is_relative_to(Path.cwd()) else done.log
     log = f"{shlex.quote(str(path.parent))}/{path.name}"  # an array's name has a *, for the shell
     return "\n".join(
         [
-            f"job {done.job}: {nodes} with {where.ranks} rank{'s' * (where.ranks > 1)} each, {duration(where.seconds)} at a time",
+            f"job {done.job}: {shape}, {duration(where.seconds)} at a time",
             f"follow it   tail -F {log}",
             f"its state   squeue --jobs={done.job}",
             f"end it      scancel {done.job}",

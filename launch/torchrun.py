@@ -93,6 +93,8 @@ def run(command: Sequence[str], *, run_folder: Path) -> int:
 
 
 def _end_with_parent() -> None:
+    # SLURM may send its signals to every process of a job. torchrun dies of this one; a rank listens to it in time.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

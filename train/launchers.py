@@ -65,7 +65,7 @@ def cores_of_rank(environment: Mapping[str, str], *, seen: int, local_size: int)
     """Return how many cores this rank should use.
 
     Args:
-        environment: In a SLURM job it says how many cores of the machine are the job's; not every cluster binds to them.
+        environment: In a SLURM job it says how many cores are the job's; not every cluster binds to them.
         seen: Cores that this process may run on: those of all ranks of the machine, or under a bare srun that binds its
             tasks, this rank's own.
         local_size: Ranks on this machine.
