@@ -170,6 +170,7 @@ def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
     Raises:
         StoppedInPreparationError: A signal came before the first step.
     """
+    from train import distributed
     from train.loop import fit
     from train.stopping import STOPPED_EARLY, StopSignal, note_stopped
 
@@ -189,6 +190,7 @@ def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
     else:
         if run.world.is_main:
             note_stopped(run.folder, step=run.progress.step, name=stop.name or "signal to another rank")
+        distributed.all_agree(True)  # none leaves before that is noted: launchers end all ranks with the first
         logger.info("stopped after step %d, which is saved; start the same command again", run.progress.step)
     run.engine.close()
     return 0 if finished else STOPPED_EARLY

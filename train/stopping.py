@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 STOPPED_EARLY = 75  # exit code: a checkpoint is saved, start the same command again (EX_TEMPFAIL of sysexits.h)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# SLURM may signal every process of a job, and torchrun and our launcher pass theirs on: one wish comes several times.
+_ONE_WISH_SECONDS = 2.0
 
 
 class StoppedInPreparationError(Exception):
@@ -36,6 +39,7 @@ class StopSignal:
 
     def __init__(self, *, deadline: float | None = None) -> None:
         self.name: str | None = None  # of the signal that was heard
+        self._heard_at = 0.0  # on the monotonic clock
         self._deadline = deadline
         self._preparing = False
         self._saved = False
@@ -93,9 +97,11 @@ class StopSignal:
     def _heard(self, name: str) -> None:
         if self._saved:
             return
+        if self.name == name and time.monotonic() - self._heard_at < _ONE_WISH_SECONDS:
+            return
         if self.name is not None:
             self._force(f"{name} after {self.name}")
-        self.name = name
+        self.name, self._heard_at = name, time.monotonic()
         then = "" if self._preparing else ": saving a checkpoint at the end of this step; a second signal exits at once"
         logger.warning("%s%s", name, then)
         if self._deadline is not None:
@@ -120,8 +126,8 @@ def _be_an_ordinary_process() -> None:
 
 def note_stopped(folder: Path, *, step: int, name: str) -> None:
     """Write into the run folder that the run stopped early: torchrun turns the exit code of its ranks into 1."""
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    noted = {"exit_code": STOPPED_EARLY, "step": step, "signal": name, "time": time}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    noted = {"exit_code": STOPPED_EARLY, "step": step, "signal": name, "time": now}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stopped.json").write_text(json.dumps(noted) + "\n")
 

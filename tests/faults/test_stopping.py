@@ -158,6 +158,20 @@ def test_a_deadline_forces_the_exit(tmp_path: Path) -> None:
     assert StopSignal().name is None
 
 
+def test_a_signal_that_comes_by_two_ways_is_one_wish() -> None:
+    """SLURM may signal every process of a job, and the launcher passes its own on; a later one is a second wish."""
+    script = (
+        "import os, signal, time\nfrom train import stopping\nstop = stopping.StopSignal()\n"
+        "stopping._ONE_WISH_SECONDS = 1.0\n"
+        "with stop.listening():\n"
+        "    for _ in range(3):\n        os.kill(os.getpid(), signal.SIGUSR1); time.sleep(0.1)\n"
+        "    print('alive', flush=True); time.sleep(1.0)\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1); time.sleep(20)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "alive\n"), done.stderr
+
+
 def test_after_the_save_signals_change_nothing() -> None:
     script = (
         "import os, signal, time\nfrom train.stopping import StopSignal\nstop = StopSignal(deadline=0.2)\n"

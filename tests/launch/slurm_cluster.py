@@ -7,6 +7,7 @@ resolved, as a cluster's can, without a line in /etc/hosts.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -77,10 +78,8 @@ class SlurmCluster:
 
     def state(self, job: str) -> str:
         """Return a job's state and what it is waiting for, as in `PENDING BeginTime`."""
-        words = dict(
-            word.partition("=")[::2] for word in self.run("scontrol", "show", "job", job).split() if "=" in word
-        )
-        return f"{words['JobState']} {words['Reason']}"
+        shown = self.run("scontrol", "show", "job", job)
+        return " ".join(re.search(rf"{key}=(\S*)", shown)[1] for key in ("JobState", "Reason"))  # type: ignore[index]
 
     def wait_for(self, condition: Callable[[], object], seconds: float) -> None:
         """Wait until the condition holds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.tiny import tiny_file, tiny_run
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TWO_NODES = "nodes: 2\ntime: 10\nsignal_seconds: 60\n"
-LONG = ("steps=300", "evaluate_every=150", "checkpoint.every=1000")
+LONG = ("steps=120", "evaluate_every=60", "checkpoint.every=1000")
 
 
 @pytest.fixture
@@ -83,23 +84,26 @@ def test_a_signal_queues_the_job_again_and_the_losses_are_those_of_an_unbroken_r
     assert slurm_cluster.wait_until_over(submit("name=unbroken", *LONG), 200) == "COMPLETED", log(unbroken)
     job = submit("name=broken", *LONG)
     for stops in (1, 2):
-        slurm_cluster.wait_for(lambda stops=stops: max(losses(broken), default=0) > 40 * stops, 120)
+        slurm_cluster.wait_for(lambda stops=stops: max(losses(broken), default=0) > 25 * stops, 120)
         slurm_cluster.run("scancel", "--signal=USR1", job)
         slurm_cluster.wait_for(lambda stops=stops: len(events(broken, "resume")) == stops, 120)
     assert slurm_cluster.wait_until_over(job, 200) == "COMPLETED", log(broken)
     resumed = [event["step"] for event in events(broken, "resume")]
     assert len(resumed) == 2
-    assert 0 < resumed[0] < resumed[1] < 300
+    assert 0 < resumed[0] < resumed[1] < 120
     assert losses(broken) == losses(unbroken)
     assert "is queued again" in log(broken)
 
 
 def test_a_job_goes_on_beyond_its_time_limit(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
-    """SLURM looks at time limits twice a minute; the signal may come up to that much early."""
-    steps = ("steps=1500", "evaluate_every=1500", "checkpoint.every=5000", "probes.activations_every=null")
+    """SLURM looks at time limits twice a minute: the signal comes 30 to 60 seconds after the start."""
     unbroken, limited = tmp_path / "runs/unbroken", tmp_path / "runs/limited"
+    assert slurm_cluster.wait_until_over(submit("name=pace", "steps=40", "evaluate_every=40"), 200) == "COMPLETED"
+    pace = statistics.median(row["step_seconds"] for row in rows(tmp_path / "runs/pace", "metrics.jsonl")[5:-1])
+    number = int(70 / pace)  # a minute and a bit, however busy this machine is
+    steps = (f"steps={number}", f"evaluate_every={number}", "checkpoint.every=100000")
     assert slurm_cluster.wait_until_over(submit("name=unbroken", *steps), 400) == "COMPLETED", log(unbroken)
-    job = submit("name=limited", *steps, where="nodes: 2\ntime: 1\nsignal_seconds: 15\n")
+    job = submit("name=limited", *steps, where="nodes: 2\ntime: 3\nsignal_seconds: 120\n")
     assert slurm_cluster.wait_until_over(job, 600) == "COMPLETED", log(limited)
     resumed = [event["step"] for event in events(limited, "resume")]
     assert resumed
@@ -121,7 +125,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm_cluster: SlurmCluster, 
 
 def test_a_lost_node_queues_the_job_again(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
     unbroken, robbed = tmp_path / "runs/unbroken", tmp_path / "runs/robbed"
-    settings = ("steps=300", "evaluate_every=150", "checkpoint.every=25")
+    settings = ("steps=150", "evaluate_every=150", "checkpoint.every=10")
     assert slurm_cluster.wait_until_over(submit("name=unbroken", *settings), 200) == "COMPLETED", log(unbroken)
     job = submit("name=robbed", *settings)
     slurm_cluster.wait_for(lambda: len(events(robbed, "save")) >= 2, 120)
@@ -134,7 +138,7 @@ def test_a_lost_node_queues_the_job_again(slurm_cluster: SlurmCluster, submit, t
     assert slurm_cluster.wait_until_over(job, 300) == "COMPLETED", log(robbed)
     resumed = [event["step"] for event in events(robbed, "resume")]
     assert len(resumed) == 1
-    assert resumed[0] >= 50
+    assert resumed[0] >= 20
     assert losses(robbed) == losses(unbroken)
 
 
