@@ -1,6 +1,6 @@
-"""A real SLURM cluster of two nodes on this machine, in a folder of its own, for as long as the tests need it.
+"""A real SLURM cluster of three nodes on this machine, in a folder of its own, for as long as the tests need it.
 
-Both nodes are this machine. Their names are addresses of the loopback device in hexadecimal, so that they can be
+Jobs take two of them; the third stands in for one that is lost. All are this machine. Their names are addresses of the loopback device in hexadecimal, so that they can be
 resolved, as a cluster's can, without a line in /etc/hosts.
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-NODES = {"0x7f000001": "127.0.0.1", "0x7f000002": "127.0.0.2"}
+NODES = {"0x7f000001": "127.0.0.1", "0x7f000002": "127.0.0.2", "0x7f000003": "127.0.0.3"}
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 SBIN = "/usr/sbin"  # not on every PATH
 
@@ -44,7 +44,7 @@ def install() -> None:
 
 
 class SlurmCluster:
-    """munged, slurmctld and two slurmd; every command that talks to them needs `environment`.
+    """munged, slurmctld and three slurmd; every command that talks to them needs `environment`.
 
     Args:
         folder: Empty; everything of the cluster lies in it.
@@ -66,7 +66,7 @@ class SlurmCluster:
             self._start("slurmctld", "-D")
             for node in NODES:
                 self.start_node(node)
-            self.wait_for(lambda: self.run("sinfo", "-h", "-o", "%T %D").split() == ["idle", "2"], 60)
+            self.wait_for(lambda: self.run("sinfo", "-h", "-o", "%T %D").split() == ["idle", "3"], 60)
         except (TimeoutError, OSError) as error:
             self.close()
             raise Unavailable(f"SLURM does not start ({error}); see {folder}/*.log") from error
@@ -192,6 +192,7 @@ class SlurmCluster:
             f"SlurmdLogFile={self.folder}/slurmd.%n.log",
             "ReturnToService=2",
             "MpiDefault=none",
+            f"FirstJobId={1 + os.getpid() % 9000}",  # ranks meet at a port of their job's: another cluster may be here
             "SlurmdTimeout=15",
             *nodes,
             "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP",

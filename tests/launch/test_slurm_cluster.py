@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM cluster of two nodes: stopped, requeued, cancelled, robbed of a node; nothing is lost."""
+"""Jobs of two nodes on a real SLURM cluster: stopped, requeued, cancelled, robbed of a node; nothing is lost."""
 
 from __future__ import annotations
 
@@ -132,10 +132,12 @@ def test_a_lost_node_queues_the_job_again(slurm_cluster: SlurmCluster, submit, t
     lost = list(NODES)[1]
     slurm_cluster.lose_node(lost)
     try:
-        slurm_cluster.wait_for(lambda: "down" in slurm_cluster.run("sinfo", "-h", "-n", lost, "-o", "%T"), 120)
+        slurm_cluster.wait_for(lambda: len(events(robbed, "resume")) == 1, 200)
+        assert slurm_cluster.wait_until_over(job, 300) == "COMPLETED", log(robbed)
+        assert "down" in slurm_cluster.run("sinfo", "-h", "-n", lost, "-o", "%T")
     finally:
         slurm_cluster.start_node(lost)
-    assert slurm_cluster.wait_until_over(job, 300) == "COMPLETED", log(robbed)
+        slurm_cluster.wait_for(lambda: slurm_cluster.run("sinfo", "-h", "-o", "%T").split() == ["idle"], 60)
     resumed = [event["step"] for event in events(robbed, "resume")]
     assert len(resumed) == 1
     assert resumed[0] >= 20
