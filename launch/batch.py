@@ -170,8 +170,8 @@ def _after() -> Iterator[str]:
     yield f'if [ $code -eq {STOPPED_EARLY} ] || {{ [ $code -ne 0 ] && [ -e "$run/stopped.json" ]; }}; then'
     yield f"    code={STOPPED_EARLY}"
     yield '    if [ -z "$ended" ]; then'
-    yield '        echo "stopped early with a checkpoint; job $SLURM_JOB_ID is queued again and will go on from it"'
-    yield '        scontrol requeue "$SLURM_JOB_ID"'
+    yield '        echo "stopped early, nothing is lost; job $SLURM_JOB_ID is queued again and will go on"'
+    yield '        scontrol requeue "$SLURM_JOB_ID" || echo "it could not be queued again: submit it by hand" >&2'
     yield "    fi"
     yield "fi"
     yield "exit $code"

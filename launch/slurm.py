@@ -11,6 +11,7 @@ import datetime
 import importlib.util
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -111,7 +112,10 @@ def refuse(config: RunConfig) -> None:
     path = run / "logs" / "job.json"
     if not path.exists():
         return
-    job = str(json.loads(path.read_text())["job_id"])
+    try:
+        job = str(json.loads(path.read_text())["job_id"])
+    except (ValueError, KeyError, TypeError):
+        raise SlurmError(f"{path}: is damaged; delete it if no job uses this folder (squeue --me)") from None
     state = job_state(job)
     if state is not None:
         raise ConfigError(
@@ -206,7 +210,11 @@ def submit(
         file.write_text(to_yaml(config))
     log.parent.mkdir(exist_ok=True)
     (kept / "job.sh").write_text(text)
-    job = _slurm(["sbatch", "--parsable", str(kept / "job.sh")]).strip().split(";")[0]
+    try:
+        job = _slurm(["sbatch", "--parsable", str(kept / "job.sh")]).strip().split(";")[0]
+    except SlurmError:
+        shutil.rmtree(kept)  # it is nobody's
+        raise
     for number, member in enumerate(members):
         _note(member.run, f"{job}_{number}" if array else job, kept / "job.sh")
     return Submission(job, text, Path(str(log).replace("%j", job).replace("%A_%a", f"{job}_*")))

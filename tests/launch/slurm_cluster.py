@@ -1,7 +1,7 @@
 """A real SLURM cluster of three nodes on this machine, in a folder of its own, for as long as the tests need it.
 
-Jobs take two of them; the third stands in for one that is lost. All are this machine. Their names are addresses of the loopback device in hexadecimal, so that they can be
-resolved, as a cluster's can, without a line in /etc/hosts.
+Jobs take two of them; the third stands in for one that is lost. All are this machine: their names are addresses of the
+loopback device in hexadecimal, so that they can be resolved, as a cluster's can, without a line in /etc/hosts.
 """
 
 from __future__ import annotations

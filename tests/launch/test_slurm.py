@@ -98,6 +98,13 @@ def test_a_silent_squeue_is_no_leave_to_submit(
     assert "Unable to contact" in capsys.readouterr().err
 
 
+def test_a_damaged_note_is_named(tmp_path: Path, played: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs/tiny/logs").mkdir(parents=True)
+    (tmp_path / "runs/tiny/logs/job.json").write_text('{"job')
+    assert entry.main(given(tmp_path)) == 1
+    assert "job.json: is damaged" in capsys.readouterr().err
+
+
 def test_another_run_s_folder_is_refused(tmp_path: Path, played: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "runs/tiny"
     run.mkdir(parents=True)
@@ -136,6 +143,7 @@ def test_a_machine_without_slurm_says_so(
     monkeypatch.setenv("PATH", "/nowhere")
     assert entry.main(given(tmp_path)) == 1
     assert "sbatch: no such command" in capsys.readouterr().err
+    assert not list((tmp_path / "runs/tiny/submitted").iterdir())
 
 
 def test_a_fault_in_the_data_is_found_before_the_queue(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
