@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from train import document
-from train.config import ConfigError
-from train.schema import check
+from train.config import ConfigError, check, document
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+-]*")
 _MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+/-]*")

@@ -73,8 +73,13 @@ class Member:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last step's checkpoint is published, which is what train itself goes by."""
-        return (self.folder / "checkpoints" / f"step_{self.config.steps:06d}").is_dir()
+        """Whether the last step is saved and evaluated; only `python -m train` itself knows it of a rarer case."""
+        last = self.folder / "checkpoints" / f"step_{self.config.steps:06d}" / "manifest.json"
+        try:
+            saved = json.loads(last.read_text())
+        except (OSError, ValueError):
+            return False
+        return saved.get("evaluated", self.config.steps) == self.config.steps
 
     @property
     def is_begun(self) -> bool:

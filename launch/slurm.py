@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch import batch, cluster, progress, snapshot
-from train import document
-from train.config import ConfigError, RunConfig, check_world_size, differences, load, to_yaml
+from train.config import ConfigError, RunConfig, check_world_size, differences, document, load, to_yaml
 
 
 class SlurmError(RuntimeError):

@@ -39,7 +39,9 @@ if deed == "wait":
 if deed == "fail":
     print("the reason why")
     sys.exit(1)
-(folder / "checkpoints" / "step_000008").mkdir(parents=True)
+last = folder / "checkpoints" / "step_000008"
+last.mkdir(parents=True)
+(last / "manifest.json").write_text("{}")
 """
 
 
@@ -122,9 +124,16 @@ def test_the_experiments_sweep_is_36_runs() -> None:
 
 def test_finished_means_what_training_means_by_it(tmp_path: Path) -> None:
     member = members(read_sweep(sweep_file(tmp_path)))[0]
-    for step in (7, 8):
-        (member.folder / f"checkpoints/step_{step:06d}").mkdir(parents=True)
-        assert member.is_finished == is_finished(member.config) == (step == 8)
+    for step, saved, finished in (
+        (7, {}, False),
+        (8, {"evaluated": 4}, False),
+        (8, {}, True),
+        (8, {"evaluated": 8}, True),
+    ):
+        manifest = member.folder / f"checkpoints/step_{step:06d}/manifest.json"
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_text(json.dumps(saved))
+        assert member.is_finished == is_finished(member.config) == finished
 
 
 # ------------------------------------------------------------------------------------------------------ what is wrong
