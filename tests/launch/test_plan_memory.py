@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._utils import _flatten_dense_tensors
 from torch.profiler import ProfilerActivity, profile
 
 from launch import memory as planned
@@ -245,7 +246,7 @@ def test_deepspeed_reduces_groups_in_the_buckets_that_are_planned(size: str) -> 
     DeepSpeedEngine.allreduce_no_retain(reducer, tensors, None)  # type: ignore[arg-type]
     assert max(reducer.copied) == planned._largest_copy(groups)
     alone = torch.zeros(8)
-    assert torch._utils._flatten_dense_tensors([alone]).data_ptr() == alone.data_ptr()  # in place, no copy
+    assert _flatten_dense_tensors([alone]).data_ptr() == alone.data_ptr()  # in place, no copy
 
 
 def test_the_logits_of_a_chunk_are_as_many_as_the_model_makes_on_a_gpu() -> None:
