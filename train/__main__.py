@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the real imports take seconds; a mistyped key is answered b
     from train.loop import Run
     from train.stopping import StopSignal
     from train.tasks.task import Task
+    from train.watchdog import Watchdog
 
 logger = logging.getLogger("train")
 
@@ -136,25 +137,11 @@ def train(config: RunConfig) -> int:
     except (CheckpointError, TooManySkippedStepsError) as error:
         logger.error("%s", error)
         return 1
-    except RuntimeError as error:
-        if not _is_lost_peer(error):
-            raise
-        logger.error("lost contact with another rank (%s); start the same command again to go on", _first_line(error))
-        return 1
     except OSError as error:
         logger.error("%s; nothing that was saved is lost: start the same command again", error)
         return 1
     finally:
         distributed.stop()
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    signs = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Timed out waiting", "Broken pipe")
-    return any(sign in str(error) for sign in signs)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:160]
 
 
 def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
@@ -170,13 +157,24 @@ def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
     Raises:
         StoppedInPreparationError: A signal came before the first step.
     """
+    from train.distributed import world_size_from_environment
+    from train.run_folder import run_folder
+    from train.stopping import StopSignal
+    from train.watchdog import Watchdog
+
+    size = world_size_from_environment()
+    rank = int(os.environ["RANK"]) if size > 1 else 0
+    with Watchdog(config.watchdog, run_folder(config), rank=rank, size=size) as watchdog:
+        return _train_rank(config, stop or StopSignal(), watchdog)
+
+
+def _train_rank(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> int:
     from train import distributed
     from train.loop import fit
-    from train.stopping import STOPPED_EARLY, StopSignal, note_stopped
+    from train.stopping import STOPPED_EARLY, note_stopped
 
-    stop = stop or StopSignal()
     with stop.preparing():
-        run = assemble(config, stop)
+        run = assemble(config, stop, watchdog)
     try:
         finished = fit(run)
         stop.is_saved()
@@ -196,7 +194,7 @@ def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
     return 0 if finished else STOPPED_EARLY
 
 
-def assemble(config: RunConfig, stop: StopSignal) -> Run:
+def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
     """Bring together everything that this rank trains with, at the step where it is to go on."""
     import torch
 
@@ -208,13 +206,16 @@ def assemble(config: RunConfig, stop: StopSignal) -> Run:
     from train.run_folder import run_folder
     from train.spikes import SpikeWatch
     from train.tasks import build_task
+    from train.watchdog import process_group_timeout, record_flights
 
     task = build_task(config)  # before the process group: its deadline does not run while one rank tokenises
-    world = distributed.start()
+    folder = run_folder(config)
+    watchdog.announce()
+    record_flights(folder)
+    world = distributed.start(timeout=process_group_timeout(config.watchdog))
     if config.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    folder = run_folder(config)
     model = task.build_model()
     _load_starting_weights(config, model)
     engine = wrap(
@@ -252,6 +253,7 @@ def assemble(config: RunConfig, stop: StopSignal) -> Run:
         stop=stop,
         channel=distributed.SideChannel(),
         progress=progress,
+        watchdog=watchdog,
     )
 
 

@@ -145,6 +145,17 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchdogConfig:
+    """Seconds after which a run that does not move is ended, and says why; null: never. May change at a resume."""
+
+    preparation: float | None = 3600  # data, process group, weights, resuming
+    first_step: float | None = 1800  # of each start: with compiling and warming up
+    step: float | None = 600  # reading its data included
+    evaluation: float | None = 3600
+    save: float | None = 1800
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run."""
 
@@ -161,6 +172,7 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
 
 # What may be another at a resume: how a run is computed, shown and kept, not what it learns. A name with a point
@@ -173,6 +185,7 @@ _MAY_CHANGE = (
     "engine.",
     "probes.",
     "checkpoint.",
+    "watchdog.",
     "task.data.cache_dir",
     "task.data.num_workers",
 )

@@ -18,8 +18,6 @@ from train import launchers
 
 logger = logging.getLogger(__name__)
 
-PROCESS_GROUP_TIMEOUT = datetime.timedelta(minutes=30)
-
 
 @dataclass(frozen=True)
 class World:
@@ -45,10 +43,11 @@ def world_size_from_environment() -> int:
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 1
 
 
-def start(*, threads: int | None = None) -> World:
+def start(*, threads: int | None = None, timeout: datetime.timedelta = datetime.timedelta(minutes=30)) -> World:
     """Join the process group (gloo for CPU tensors, NCCL for GPU tensors), once, and set device and threads.
 
     Args:
+        timeout: How long a collective may take, of every group: DeepSpeed makes its own, and says nothing of it.
         threads: CPU threads of this rank; default: an equal share of the cores this process may use.
     """
     _announce_single_process()
@@ -65,9 +64,11 @@ def start(*, threads: int | None = None) -> World:
     torch.set_num_threads(threads or cores)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    for default in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        setattr(dist.distributed_c10d, default, timeout)
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        timeout=PROCESS_GROUP_TIMEOUT,
+        timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
     return world
@@ -116,6 +117,13 @@ def gather_floats(value: float) -> list[float]:
     return [float(other) for other in gather_over_ranks(torch.tensor(value, dtype=torch.float64))]
 
 
+def gather_hosts() -> list[str]:
+    """Return the name of every rank's machine, in the order of ranks, on every rank."""
+    name = socket.gethostname().encode()[:64]
+    mine = torch.tensor(list(name.ljust(64, b"\0")), dtype=torch.int64)
+    return [bytes(other.tolist()).rstrip(b"\0").decode() for other in gather_over_ranks(mine)]
+
+
 def all_agree(ok: bool) -> bool:
     """Return whether every rank said yes; a meeting point for all of them."""
     return all(vote == 1.0 for vote in gather_floats(1.0 if ok else 0.0))
@@ -129,7 +137,7 @@ class SideChannel:
 
     def __init__(self) -> None:
         alone = dist.get_world_size() == 1
-        self._group = None if alone else dist.new_group(backend="gloo", timeout=PROCESS_GROUP_TIMEOUT)
+        self._group = None if alone else dist.new_group(backend="gloo")
 
     def largest(self, value: int) -> int:
         """Return the largest of all ranks' values."""

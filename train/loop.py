@@ -25,6 +25,7 @@ from train.probes import Probes
 from train.spikes import SpikeWatch
 from train.stopping import StopSignal
 from train.tasks.task import Batch, SampleCost, Task
+from train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Run:
     stop: StopSignal
     channel: SideChannel  # over which the ranks agree to stop
     progress: Progress
+    watchdog: Watchdog
 
 
 class MicroBatch:
@@ -103,7 +105,8 @@ def fit(run: Run) -> bool:
         if due(step, config.log_every, config.steps):
             figures = {**means.means(), "grad_norm": float(result.grad_norm), "lr": lr}
             seconds = watch.seconds_per_step()  # after the figures: reading them has waited for the device
-            pace = speed(seconds, cost=cost, global_batch_size=config.global_batch_size, world=world)
+            size = config.global_batch_size
+            pace = speed(seconds, cost=cost, global_batch_size=size, world=world, hosts=log.hosts)
             tell_spikes(run)
             faults = {"skipped": step - run.progress.updates, "spikes": run.progress.spikes}
             log.row(step, {**seen, **figures, **pace, **faults, "samples_hash": samples_hash(micro_batches, run)})
@@ -113,11 +116,13 @@ def fit(run: Run) -> bool:
             evaluate_when_due(run)
             stopping = asked_to_stop(run)
             if stopping or due(step, config.checkpoint.every, config.steps) or keeps_weights(config, step):
+                run.watchdog.enter("save", step)
                 save(run)
         if stopping:
             log.event("signal", step=step, signal=run.stop.name or "to another rank")
             break
 
+    run.watchdog.enter("save", run.progress.step)
     run.saver.finish()
     return run.progress.evaluated == config.steps
 
@@ -156,6 +161,7 @@ def feed(run: Run) -> Iterator[tuple[int, list[MicroBatch]]]:
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as reader:
         ahead: Future[list[MicroBatch]] | None = None
         for step in range(run.progress.step + 1, config.steps + 1):
+            run.watchdog.enter("step", step)  # data that do not come are a step that hangs
             now = (ahead or reader.submit(read, step)).result()
             ahead = reader.submit(read, step + 1) if step < config.steps else None
             yield step, now
@@ -227,7 +233,8 @@ def asked_to_stop(run: Run) -> bool:
     gives_up = run.config.checkpoint.when_not_saved == "stop" and run.saver.has_failed
     answer = run.channel.largest(2 if gives_up else int(run.stop.name is not None))
     if answer == 2:
-        run.saver.finish()
+        run.watchdog.enter("save", run.progress.step)
+    run.saver.finish()
     return answer == 1
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from train.distributed import World, gather_floats, sum_over_ranks
+from train.distributed import World, gather_floats, gather_hosts, sum_over_ranks
 from train.tasks.task import SampleCost, Sums
 
 logger = logging.getLogger(__name__)
@@ -110,8 +110,10 @@ class Stopwatch:
         return (time.perf_counter() - self._start - self._paused) / max(1, self.steps)
 
 
-def speed(seconds: float, *, cost: SampleCost, global_batch_size: int, world: World) -> dict[str, float | None]:
-    """Return the throughput figures of a step; `seconds` is this rank's mean.
+def speed(
+    seconds: float, *, cost: SampleCost, global_batch_size: int, world: World, hosts: Sequence[str]
+) -> dict[str, float | str | None]:
+    """Return the throughput figures of a step; `seconds` is this rank's mean, `hosts` the machines by rank.
 
     MFU counts 6 operations per matrix parameter and token, and attention once: see `flops_per_token` of the model.
     """
@@ -127,6 +129,7 @@ def speed(seconds: float, *, cost: SampleCost, global_batch_size: int, world: Wo
         "step_seconds": sum(over_ranks) / len(over_ranks),
         "step_seconds_min": min(over_ranks),
         "step_seconds_max": slowest,
+        "slowest_host": hosts[over_ranks.index(slowest)],
         "peak_memory_gib": max(gather_floats(peak_memory_gib(world.device))),
     }
 
@@ -137,6 +140,7 @@ class RunLog:
     def __init__(self, folder: Path, *, world: World, steps: int, done: int):
         self.folder = folder
         self.steps = steps
+        self.hosts = gather_hosts()
         self._active = world.is_main
         if not self._active:
             return

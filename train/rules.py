@@ -22,6 +22,11 @@ _ZERO_MEANS = {
     "probes.spike_threshold": "write null to look for none",
     "task.data.num_workers": "write null for one per core",
     "task.data.validation_windows": "write null for all",
+    "watchdog.preparation": "write null for no deadline",
+    "watchdog.first_step": "write null for no deadline",
+    "watchdog.step": "write null for no deadline",
+    "watchdog.evaluation": "write null for no deadline",
+    "watchdog.save": "write null for no deadline",
 }
 _AT_LEAST_ONE = (
     "steps",
@@ -55,6 +60,11 @@ _ABOVE_ZERO = (
     "optim.gradient_clipping",
     "checkpoint.stop_deadline",
     "probes.spike_threshold",
+    "watchdog.preparation",
+    "watchdog.first_step",
+    "watchdog.step",
+    "watchdog.evaluation",
+    "watchdog.save",
     "task.model.norm_eps",
     "task.model.initializer_range",
 )
