@@ -209,6 +209,7 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
     from train.watchdog import process_group_timeout, record_flights
 
     task = build_task(config)  # before the process group: its deadline does not run while one rank tokenises
+    watchdog.announce()
     folder = run_folder(config)
     watchdog.announce()
     record_flights(folder)

@@ -109,8 +109,15 @@ class HeartbeatWriter:
         """Write at once, and then every `BEAT_SECONDS`."""
         self._thread.start()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started, and not stopped."""
+        return self._thread.is_alive()
+
     def write_now(self, *, timeout: float) -> bool:
-        """Write and wait until it is done; returns whether it was in time."""
+        """Write and wait until it is done; returns whether it was in time. Does nothing before `start`."""
+        if not self.is_running:
+            return False
         with self._written:
             self._asked += 1
             asked = self._asked
@@ -121,7 +128,8 @@ class HeartbeatWriter:
         """Write no more; waits for what is being written, but not for ever."""
         self._done.set()
         self._wake.set()
-        self._thread.join(timeout=5)
+        if self.is_running:
+            self._thread.join(timeout=5)
 
     def _run(self) -> None:
         while not self._done.is_set():

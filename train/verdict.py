@@ -130,7 +130,7 @@ def _failed(peers: Sequence[Peer]) -> Verdict | None:
 
 def _absent(peers: Sequence[Peer]) -> Verdict | None:
     words = {
-        "never": "never came: it has not begun",
+        "never": "never came: it has not begun, or still reads its data",
         "gone": "died in {where}; its last collective was {last}",
         "silent": "stopped answering in {where} (suspended, or its machine is gone); its last collective was {last}",
     }

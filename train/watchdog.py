@@ -17,8 +17,10 @@ import datetime
 import faulthandler
 import json
 import logging
+import math
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -29,6 +31,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NamedTuple
+
+import torch.distributed
 
 from train import heartbeat
 from train.collectives import Call, Collectives, failed_in_a_collective, read_trace, trace_path
@@ -103,12 +107,15 @@ class Watchdog:
         self._phase = Phase(name, step, time.monotonic(), getattr(self._config, name))
         self._collectives.note(name, step)
 
-    def __enter__(self) -> Watchdog:
+    def announce(self) -> None:
+        """Write heartbeats from here on; what is found wrong before it leaves no run folder behind."""
         with contextlib.suppress(OSError):
             heartbeat.answer_path(self._folder, self._rank).unlink(missing_ok=True)
+        self._writer.start()
+
+    def __enter__(self) -> Watchdog:
         self._collectives.install()
         self._collectives.note(self._phase.name, self._phase.step)
-        self._writer.start()
         self._watcher.start()
         return self
 
@@ -165,6 +172,8 @@ class Watchdog:
 
     def _look_around(self, phase: Phase) -> None:
         """End the run, unless this rank goes on meanwhile; waits for ranks that are within a deadline of their own."""
+        if not self._writer.is_running:
+            self.announce()
         peers = _Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
         while self._phase is phase and not self._done.is_set():
             self._arm(_STUCK_SECONDS)
@@ -175,12 +184,17 @@ class Watchdog:
     # ------------------------------------------------------------------------------------------------- the end
 
     def _tell_lost_contact(self, error: BaseException) -> None:
+        """End the run and name the rank that is gone; returns if none is, and the error is this rank's own."""
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all ranks as soon as one has died
         self._arm(_STUCK_SECONDS)
         peers = _Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
-        innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
-        self._answer(innermost, stacks="".join(traceback.format_exception(error)), waiting=True)
         while not peers.settled():
             time.sleep(peers.pause)
+        if all(peer.condition == "alive" and not _answers(peer) for peer in peers.look()):
+            return
+        innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+        self._answer(innermost, stacks="".join(traceback.format_exception(error)), waiting=True)
         self._finish(peers, f"lost contact with another rank ({_first_line(error)})")
 
     def _end(self, peers: _Peers, reason: str) -> None:
@@ -219,9 +233,9 @@ class Watchdog:
             (p.heartbeat.verdict for p in known if p.heartbeat and p.heartbeat.verdict and p.rank != self._rank), ""
         )
         if speaker == self._rank and not told:
-            told = self._speak(known, reason)
-            self._verdict = told
+            self._verdict = told = self._speak(known, reason)
             self._writer.write_now(timeout=5)
+            self._forget_the_dead(known)
             time.sleep(3 * peers.pause)  # the others leave when they read it: torchrun would end them, and us, at once
         else:
             until = time.monotonic() + SILENCE_SECONDS
@@ -247,6 +261,11 @@ class Watchdog:
         logger.error("%s", verdict.text)
         return verdict.text
 
+    def _forget_the_dead(self, known: list[Peer]) -> None:
+        for peer in known:
+            if peer.condition == "gone" and peer.heartbeat and peer.heartbeat.host == self._host:
+                trace_path(self._folder, peer.rank).unlink(missing_ok=True)
+
     def _describe(self, beat: int) -> Heartbeat:
         phase, last = self._phase, self._collectives.last
         return Heartbeat(
@@ -267,36 +286,34 @@ class Watchdog:
 
 
 class _Peers:
-    """The ranks, as their heartbeats show them since this was made: one that moved is alive."""
+    """The ranks, as their heartbeats show them since this was made: one that moves is alive."""
 
     def __init__(self, folder: Path, size: int, *, rank: int, host: str, began: float):
-        self._folder, self._size, self._rank, self._host, self._began = folder, size, rank, host, began
-        self._first = {rank: self._beat(rank) for rank in range(size)}
-        self._moved = {rank}
+        self._folder, self._rank, self._host, self._began = folder, rank, host, began
         self._until = time.monotonic() + SILENCE_SECONDS
-        self.pause = max(0.25, size / 1000)  # of a large run's file system, ask less often
+        self._moved: dict[int, float] = {}  # when a rank's heartbeat was last seen to move
+        self._last = {rank: self._beat(rank) for rank in range(size)}
+        self.pause = min(max(0.25, size / 100), SILENCE_SECONDS / 4)  # many ranks ask a file system less often
 
     def _beat(self, rank: int) -> Heartbeat | None:
         return heartbeat.read(heartbeat.path_of(self._folder, rank))
 
     def settled(self) -> bool:
         """Return whether every rank is known to be alive or not."""
-        return all(self._condition(rank, self._beat(rank)) not in ("silent", "never") for rank in self._first) or (
-            time.monotonic() > self._until
-        )
+        conditions = [self._look_at(rank)[0] for rank in self._last]
+        return time.monotonic() > self._until or not {"silent", "never"} & set(conditions)
 
     def look(self) -> list[Peer]:
         """Return what is known now."""
-        return [self._peer(rank) for rank in range(self._size)]
+        return [self._peer(rank) for rank in self._last]
 
     def all_answered(self) -> bool:
         """Return whether no rank that is alive still owes its answer."""
         return all(peer.answer is not None or peer.condition != "alive" for peer in self.look())
 
     def _peer(self, rank: int) -> Peer:
-        beat = self._beat(rank)
-        condition = self._condition(rank, beat)
-        if condition == "never" or beat is None:
+        condition, beat = self._look_at(rank)
+        if beat is None or condition == "never":
             return Peer(rank, "never")
         answer = heartbeat.read_answer(heartbeat.answer_path(self._folder, rank)) if beat.state == "answering" else None
         if answer:
@@ -306,18 +323,21 @@ class _Peers:
             return Peer(rank, condition, beat)
         return Peer(rank, condition, replace(beat, phase=kept.phase, step=kept.step), None, kept.calls)
 
-    def _condition(self, rank: int, beat: Heartbeat | None) -> Condition:
-        first = self._first[rank]
-        if beat is not None and (first is None or (beat.beat, beat.pid) != (first.beat, first.pid)):
-            self._moved.add(rank)
-        if rank in self._moved and (beat is None or beat.state in ("running", "answering")):
-            gone = beat is not None and heartbeat.is_process_gone(beat.host, beat.pid, this_host=self._host)
-            return "gone" if gone else "alive"
-        if beat is None or self._is_of_an_earlier_start(beat):
-            return "never"
-        if beat.state in ("failed", "finished"):
-            return "gone"
-        return "gone" if heartbeat.is_process_gone(beat.host, beat.pid, this_host=self._host) else "silent"
+    def _look_at(self, rank: int) -> tuple[Condition, Heartbeat | None]:
+        before = self._last[rank]
+        self._last[rank] = beat = self._beat(rank) or before
+        if beat is None:
+            return "never", None
+        if before is None or (beat.beat, beat.pid) != (before.beat, before.pid):
+            self._moved[rank] = time.monotonic()
+        if rank == self._rank:
+            return "alive", beat
+        if rank not in self._moved and self._is_of_an_earlier_start(beat):
+            return "never", beat
+        ended = beat.state in ("failed", "finished")
+        if ended or heartbeat.is_process_gone(beat.host, beat.pid, this_host=self._host):
+            return "gone", beat
+        return ("alive" if time.monotonic() - self._moved.get(rank, -math.inf) < SILENCE_SECONDS else "silent"), beat
 
     def _is_of_an_earlier_start(self, beat: Heartbeat) -> bool:
         """Whether it was written well before this process began; ranks start within a minute of each other."""
@@ -341,7 +361,7 @@ def _told(peers: list[Peer]) -> str:
 
 def is_lost_contact(error: BaseException) -> bool:
     """Return whether an error means that another rank is gone, rather than a fault of this one."""
-    if not isinstance(error, RuntimeError):
+    if type(error) is not RuntimeError and not isinstance(error, torch.distributed.DistError):
         return False
     signs = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Timed out waiting", "Broken pipe")
     return failed_in_a_collective(error) or any(sign in str(error) for sign in signs)

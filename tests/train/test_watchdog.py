@@ -12,16 +12,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from tests.tiny import tiny_file
+from train import watchdog as watchdog_module
+from train.checkpoint import CheckpointError
 from train.collectives import Call, Trace, read_trace, trace_path
 from train.config import WatchdogConfig, load
-from train.heartbeat import BEAT_SECONDS, Answer, Heartbeat
+from train.heartbeat import BEAT_SECONDS, Answer, Heartbeat, now, path_of, write
 from train.verdict import Peer, judge
-from train.watchdog import SILENCE_SECONDS, Watchdog, process_group_timeout
+from train.watchdog import SILENCE_SECONDS, Watchdog, is_lost_contact, process_group_timeout
 
 ROOT = Path(__file__).parents[2]
 STEP_DEADLINE = 6.0
@@ -222,13 +224,62 @@ def test_of_ranks_on_gpus_the_one_with_fewer_calls_is_named() -> None:
 
 def test_ranks_that_never_came_are_named_together() -> None:
     peers = [peer(0), Peer(1, "never"), Peer(2, "never")]
-    assert judge(peers).text == "rank 1 and 1 more (ranks 2) never came: it has not begun"
+    assert judge(peers).text == "rank 1 and 1 more (ranks 2) never came: it has not begun, or still reads its data"
 
 
 def test_nobody_is_blamed_without_evidence() -> None:
     verdict = judge([peer(0, calls(A), waiting=False), peer(1, calls(A), waiting=False)])
     assert verdict.ranks == []
     assert verdict.text.startswith("no rank stands out: all 2 ranks answer, rank 0 (n1, pid 10) is in step 5")
+
+
+# ------------------------------------------------------------------------------------------------------- looking
+
+
+def write_beat(folder: Path, rank: int, beat: int, **given: Any) -> None:
+    path = path_of(folder, rank)
+    path.parent.mkdir(exist_ok=True)
+    template = peer(rank).heartbeat
+    assert template is not None
+    write(path, replace(template, **{"beat": beat, "state": "running", "time": now(), **given}))
+
+
+def test_a_rank_is_alive_while_its_heartbeat_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only once: a rank that saves for an hour may be suspended while it does."""
+    monkeypatch.setattr(watchdog_module, "SILENCE_SECONDS", 0.2)
+    for rank in (0, 1):
+        write_beat(tmp_path, rank, 1)
+    peers = watchdog_module._Peers(tmp_path, 3, rank=0, host="here", began=time.time())
+    assert [p.condition for p in peers.look()] == ["alive", "silent", "never"]
+    write_beat(tmp_path, 1, 2)
+    assert [p.condition for p in peers.look()] == ["alive", "alive", "never"]
+    assert not peers.settled()
+    time.sleep(0.3)
+    assert [p.condition for p in peers.look()] == ["alive", "silent", "never"]
+    assert peers.settled()
+
+
+def test_a_heartbeat_of_an_earlier_start_is_none(tmp_path: Path) -> None:
+    for rank in (0, 1, 2):
+        write_beat(tmp_path, rank, 1, time="2026-01-01T00:00:00+00:00", state="failed")
+    peers = watchdog_module._Peers(tmp_path, 3, rank=0, host="n1", began=time.time())
+    write_beat(tmp_path, 2, 1, pid=os.getpid())
+    assert [p.condition for p in peers.look()] == ["alive", "never", "alive"]
+
+
+def test_a_process_that_is_gone_is_known_at_once_on_this_machine(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for rank in (0, 1, 2):
+        write_beat(tmp_path, rank, 1, pid=ended.pid, host="here" if rank == 1 else "there")
+    peers = watchdog_module._Peers(tmp_path, 3, rank=0, host="here", began=time.time())
+    assert [p.condition for p in peers.look()] == ["alive", "gone", "silent"]
+
+
+def test_an_error_of_its_own_is_no_lost_contact() -> None:
+    assert is_lost_contact(RuntimeError("Connection closed by peer [::1]:1"))
+    assert not is_lost_contact(CheckpointError("could not be written (Broken pipe)"))
+    assert not is_lost_contact(RuntimeError("shapes do not match"))
 
 
 # ------------------------------------------------------------------------------------------------------ settings
@@ -244,6 +295,7 @@ def test_the_process_group_waits_longer_than_any_deadline(tmp_path: Path) -> Non
 
 def test_a_heartbeat_tells_the_phase_and_an_orderly_end(tmp_path: Path) -> None:
     with Watchdog(WatchdogConfig(), tmp_path, rank=0, size=1) as watchdog:
+        watchdog.announce()
         watchdog.enter("step", 1)
         watchdog.enter("step", 2)
         watchdog.enter("evaluation", 2)
@@ -253,7 +305,9 @@ def test_a_heartbeat_tells_the_phase_and_an_orderly_end(tmp_path: Path) -> None:
 
 
 def test_an_error_is_told_and_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="wrong"), Watchdog(WatchdogConfig(), tmp_path, rank=0, size=1):
+    watchdog = Watchdog(WatchdogConfig(), tmp_path, rank=0, size=1)
+    watchdog.announce()
+    with pytest.raises(ValueError, match="wrong"), watchdog:
         raise ValueError("wrong")
     beat = json.loads((tmp_path / "heartbeat/rank_00000.json").read_text())
     assert (beat["state"], beat["error"]) == ("failed", "ValueError: wrong")
