@@ -243,6 +243,7 @@ def evaluate_when_due(run: Run) -> None:
     step, config = run.progress.step, run.config
     if step == 0 or not due(step, config.evaluate_every, config.steps) or run.progress.evaluated >= step:
         return
+    run.watchdog.enter("evaluation", step)
     figures = evaluate(run, step)
     if figures is not None:
         run.log.row(step, {**amount_seen(step, config, run.task.cost(run.engine.module)), **figures})
