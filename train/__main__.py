@@ -211,7 +211,6 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
     task = build_task(config)  # before the process group: its deadline does not run while one rank tokenises
     watchdog.announce()
     folder = run_folder(config)
-    watchdog.announce()
     record_flights(folder)
     world = distributed.start(timeout=process_group_timeout(config.watchdog))
     if config.engine.deterministic:
