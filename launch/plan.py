@@ -124,20 +124,38 @@ def recommend(config: RunConfig, machine: Machine) -> Plan | None:
     """Return the fastest way that fits with room to spare, None where nothing does.
 
     Recomputing costs a third more operations, stage 3 the compiler and a gathering of all weights in each pass,
-    offloading a copy over the bus in each step; after these the lower stage, which communicates less often.
+    offloading a copy over the bus in each step; after these the lower stage, which communicates less often. One GPU
+    communicates with nobody: there the stage that leaves most room for the micro-batch, the configured one if equal.
     """
     own = _own_case(config, machine)
-    stages = [1, 2] if own.bf16 and own.fp32_gradients else [0, 1, 2]
-    ways = [(stage, False, False) for stage in stages]
-    late = [(stage, True, False) for stage in stages]
-    ways += [*late, (3, False, False)] if own.compiled else [(3, False, False), *late]
-    ways += [(3, True, False), *((stage, again, True) for again in (False, True) for stage in (1, 2, 3))]
-    for stage, again, offload in ways:
-        case = at_stage(replace(own, checkpointing=again, offload=offload), stage)
-        largest = largest_micro_batch(config, case, machine._replace(memory_gib=machine.memory_gib * (1 - HEADROOM)))
-        if largest:
-            return _plan(config, replace(case, micro_batch_size=largest))
+    careful = machine._replace(memory_gib=machine.memory_gib * (1 - HEADROOM))
+    for ways in _ways(own):
+        fitting: list[Plan] = []
+        for case in ways:
+            largest = largest_micro_batch(config, case, careful)
+            if largest:
+                fitting.append(_plan(config, replace(case, micro_batch_size=largest)))
+        if fitting and machine.gpus > 1:
+            return fitting[0]
+        if fitting:
+            return max(fitting, key=lambda p: (p.case.micro_batch_size, p.case.zero_stage == own.zero_stage))
     return None
+
+
+def _ways(own: Case) -> Iterator[list[Case]]:
+    """Yield ways to run, those of about the same speed together, the fastest first."""
+    stages = (1, 2) if own.bf16 and own.fp32_gradients else (0, 1, 2)
+    whole, again = (_at(own, stages, checkpointing=chosen, offload=False) for chosen in (False, True))
+    gathered = _at(own, (3,), checkpointing=False, offload=False)
+    yield whole
+    yield from (again, gathered) if own.compiled else (gathered, again)
+    yield _at(own, (3,), checkpointing=True, offload=False)
+    for chosen in (False, True):
+        yield _at(own, (1, 2, 3), checkpointing=chosen, offload=True)
+
+
+def _at(own: Case, stages: Sequence[int], *, checkpointing: bool, offload: bool) -> list[Case]:
+    return [at_stage(replace(own, checkpointing=checkpointing, offload=offload), stage) for stage in stages]
 
 
 def largest_micro_batch(config: RunConfig, case: Case, machine: Machine) -> int:
