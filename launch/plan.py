@@ -289,7 +289,8 @@ def _recommended(best: Plan | None, config: RunConfig, machine: Machine) -> Iter
 
 def _passes(case: Case, config: RunConfig) -> str:
     passes = config.global_batch_size // case.gpus // case.micro_batch_size
-    return f"a step: {case.gpus} GPU{'s' * (case.gpus > 1)} x {passes} passes x {case.micro_batch_size} windows"
+    counts = ((case.gpus, "GPU"), (passes, "pass"), (case.micro_batch_size, "window"))
+    return "a step: " + " x ".join(f"{n} {word}{('es' if word == 'pass' else 's') * (n > 1)}" for n, word in counts)
 
 
 def _hours(case: Case, config: RunConfig, machine: Machine) -> str:
@@ -298,7 +299,8 @@ def _hours(case: Case, config: RunConfig, machine: Machine) -> str:
     mfu = machine.mfu if machine.mfu is not None else DEFAULT_MFU * (0.75 if case.checkpointing else 1)
     hours = work / (machine.gpus * PEAK_FLOPS[machine.kind] * mfu) / 3600
     told = "as given" if machine.mfu is not None else "a guess; give yours with --mfu"
-    return f"{hours:,.1f} hours at an MFU of {mfu:g} ({told}) of {PEAK_FLOPS[machine.kind] / 1e12:g} TFLOP/s"
+    time = f"{hours:,.1f} hours" if hours >= 1 else f"{max(1, round(hours * 60))} minutes or less"
+    return f"{time} at an MFU of {mfu:g} ({told}) of {PEAK_FLOPS[machine.kind] / 1e12:g} TFLOP/s"
 
 
 def _sizes(config: RunConfig) -> Iterator[str]:

@@ -5,6 +5,7 @@ Nothing is built and torch is not imported; tests/launch/test_plan_shape.py hold
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from train.config import DecoderConfig
@@ -95,14 +96,7 @@ def parameters(model: DecoderConfig) -> Parameters:
 
 def frozen_scales(model: DecoderConfig) -> int:
     """Count the scales that are buffers: in a checkpoint and an export, but not trained."""
-    whole = parameters(_with_learnt_scales(model))
-    return whole.norms - parameters(model).norms
-
-
-def _with_learnt_scales(model: DecoderConfig) -> DecoderConfig:
-    from dataclasses import replace
-
-    return replace(model, frozen_norm_scales="none")
+    return parameters(replace(model, frozen_norm_scales="none")).norms - parameters(model).norms
 
 
 def _in_attention(width: Widths) -> int:

@@ -166,6 +166,7 @@ class _Pool:
         self._free = deque(slots)
         self._running: list[Running] = []
         self._signal: int | None = None
+        self._told: set[int] = set()  # processes that a signal was passed on to; a second one would force them
 
     def work_off(self, waiting: deque[Member]) -> None:
         """Run all that waits, or until a signal; every process has ended then."""
@@ -185,6 +186,7 @@ class _Pool:
         self._signal = number
         for running in self._running:
             if running.process.poll() is None:
+                self._told.add(running.process.pid)
                 running.process.send_signal(number)
 
     def _start(self, member: Member) -> None:
@@ -202,7 +204,7 @@ class _Pool:
                 preexec_fn=_settle(slot),
             )
         self._running.append(Running(member, process, slot, time.monotonic()))
-        if self._signal is not None:  # it came while the process was being made
+        if self._signal is not None and process.pid not in self._told:  # it came while the process was being made
             process.send_signal(self._signal)
 
     def _collect(self) -> None:
