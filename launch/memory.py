@@ -142,7 +142,7 @@ def moments(config: RunConfig, case: Case) -> list[Moment]:
         return [Moment(bucket * (1 + case.overlap), activations, max(head_bytes(config, case), layer))]
     left = max(0.0, 1 - case.bucket / parameters)
     return [
-        Moment(live, activations, head_bytes(config, case)),
+        Moment(live + gathering, activations, head_bytes(config, case)),
         Moment(filling + live + gathering, activations, layer),
         Moment(bucket * (2 + case.overlap) + (live if left else 0.0), activations * left, layer if left else 0.0),
     ]

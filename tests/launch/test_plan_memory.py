@@ -129,10 +129,10 @@ RUNS = [*FEW, *(pytest.param(*run, marks=SLOW) for run in ALL if run not in FEW)
 def test_the_plan_meets_what_is_held_and_the_peak(
     ranks: Ranks, gpus: int, stage: int, precision: str, gradients: str, again: bool
 ) -> None:
-    """Measured, planned / real peak: stages 0-2 0.997 to 1.031, stage 3 0.981 to 1.146, and 1.416 in fp32 on two ranks.
+    """Measured, planned / real peak: stages 0-2 0.997 to 1.031, stage 3 0.99 to 1.15, and 1.42 in fp32 on two ranks.
 
-    With buckets smaller than the model (2 ranks): 0.948 to 1.005. Stage 3 with checkpointing is told too high: a model
-    of 3 million parameters is gathered as a whole. At 7 MB of kept state an error of one copy is 10 % or more.
+    With buckets smaller than the model: 0.956 to 1.005. Stage 3 on two ranks varies from run to run by one gathered
+    copy of this small model, 10 % of the peak; the plan has it always.
     """
     engine = {"zero_stage": stage, "precision": precision, "gradient_dtype": gradients}
     engine["activation_checkpointing"] = again
@@ -167,8 +167,11 @@ def saved_bytes(config: RunConfig, *, checkpointing: bool = False, compiled: boo
         return tensor
 
     tokens = torch.randint(0, 2000, (config.micro_batch_size, LENGTH + 1))
+    inputs = {"input_ids": tokens[:, :-1], "shift_labels": tokens[:, 1:], "num_items_in_batch": 1}
+    if compiled:
+        model(**inputs).loss.backward()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1)
+        model(**inputs)
     return sum(kept.values())
 
 
@@ -216,6 +219,8 @@ def test_with_checkpointing_a_layer_keeps_its_input_alone() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.13 warns of itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("placement", ["pre", "post", "peri", "output"])
 @pytest.mark.parametrize("model", [{}, {"qk_norm": "head"}], ids=str)
 def test_a_compiled_layer_keeps_less(placement: str, model: dict[str, Any]) -> None:
