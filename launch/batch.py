@@ -65,7 +65,7 @@ def script(batch: Batch, cluster: ClusterConfig, *, python: str) -> str:
         *_ranks(batch, cluster),
         "code=$?",
         "",
-        *_after(),
+        *_after(cluster),
     ]
     return "\n".join(lines) + "\n"
 
@@ -165,14 +165,19 @@ def _container(batch: Batch, cluster: ClusterConfig) -> list[str]:
     return ["apptainer", "exec", *gpus, "--bind", ",".join(mounts), "--pwd", str(batch.work), cluster.container]
 
 
-def _after() -> Iterator[str]:
+def _after(cluster: ClusterConfig) -> Iterator[str]:
+    yield "again() {"
+    yield '    echo "$1; job $SLURM_JOB_ID is queued again and will go on"'
+    yield '    scontrol requeue "$SLURM_JOB_ID" || echo "it could not be queued again: submit it by hand" >&2'
+    yield "}"
     yield "# The ranks say in stopped.json that they saved: srun reports the code of whichever node ended worst."
     yield f'if [ $code -eq {STOPPED_EARLY} ] || {{ [ $code -ne 0 ] && [ -e "$run/stopped.json" ]; }}; then'
     yield f"    code={STOPPED_EARLY}"
-    yield '    if [ -z "$ended" ]; then'
-    yield '        echo "stopped early, nothing is lost; job $SLURM_JOB_ID is queued again and will go on"'
-    yield '        scontrol requeue "$SLURM_JOB_ID" || echo "it could not be queued again: submit it by hand" >&2'
-    yield "    fi"
+    yield '    [ -n "$ended" ] || again "stopped early, nothing is lost"'
+    if cluster.nodes > 1:  # SLURM itself notices after SlurmdTimeout, when this script may be long over
+        answer = f"srun --nodes={cluster.nodes} --ntasks={cluster.nodes} --ntasks-per-node=1 true"
+        yield f'elif [ $code -ne 0 ] && [ $code -ne 2 ] && [ -z "$ended" ] && ! timeout -k 10 30 {answer}; then'
+        yield '    again "a node does not answer"'
     yield "fi"
     yield "exit $code"
 

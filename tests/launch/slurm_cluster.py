@@ -193,7 +193,7 @@ class SlurmCluster:
             "ReturnToService=2",
             "MpiDefault=none",
             f"FirstJobId={1 + os.getpid() % 9000}",  # ranks meet at a port of their job's: another cluster may be here
-            "SlurmdTimeout=15",
+            "SlurmdTimeout=100",  # longer than srun takes to give up a lost node, as on clusters, where it is 300
             *nodes,
             "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
         ]
