@@ -167,16 +167,17 @@ def _container(batch: Batch, cluster: ClusterConfig) -> list[str]:
 
 def _after(cluster: ClusterConfig) -> Iterator[str]:
     yield "again() {"
+    yield '    [ -z "$ended" ] || return 0    # cancelled, preempted or queued again by SLURM itself'
     yield '    echo "$1; job $SLURM_JOB_ID is queued again and will go on"'
     yield '    scontrol requeue "$SLURM_JOB_ID" || echo "it could not be queued again: submit it by hand" >&2'
     yield "}"
     yield "# The ranks say in stopped.json that they saved: srun reports the code of whichever node ended worst."
     yield f'if [ $code -eq {STOPPED_EARLY} ] || {{ [ $code -ne 0 ] && [ -e "$run/stopped.json" ]; }}; then'
     yield f"    code={STOPPED_EARLY}"
-    yield '    [ -n "$ended" ] || again "stopped early, nothing is lost"'
+    yield '    again "stopped early, nothing is lost"'
     if cluster.nodes > 1:  # SLURM itself notices after SlurmdTimeout, when this script may be long over
         answer = f"srun --nodes={cluster.nodes} --ntasks={cluster.nodes} --ntasks-per-node=1 true"
-        yield f'elif [ $code -ne 0 ] && [ $code -ne 2 ] && [ -z "$ended" ] && ! timeout -k 10 30 {answer}; then'
+        yield f"elif [ $code -ne 0 ] && [ $code -ne 2 ] && ! timeout -k 10 30 {answer}; then"
         yield '    again "a node does not answer"'
     yield "fi"
     yield "exit $code"
