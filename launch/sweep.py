@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from launch import array
 from launch.local import gpus
 from launch.members import Member, Sweep, members, read_sweep
 from launch.torchrun import STOPPED_EARLY, shown
@@ -74,14 +76,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for all members, like steps=100")
     parser.add_argument("--parallel", type=int, help="members at a time (default: the file's)")
     parser.add_argument("--dry-run", action="store_true", help="list the members and their commands")
-    parser.add_argument("--cluster", metavar="FILE", help="as a SLURM array")
+    parser.add_argument("--cluster", metavar="FILE", help="submit it as a SLURM array to this cluster")
     given = parser.parse_intermixed_args(arguments)
-    if given.cluster is not None:
-        raise ConfigError(["--cluster: a sweep as a SLURM array is not built yet; leave it out to run on this machine"])
     if given.parallel is not None and given.parallel < 1:
         raise ConfigError([f"--parallel: {given.parallel} is too small; write 1 or more"])
     sweep = read_sweep(given.sweep, given.overrides)
     found = members(sweep)
+    if given.cluster is not None:
+        about = shlex.join(["python", "-m", "launch", "sweep", *(word for word in arguments if word != "--dry-run")])
+        at_once = given.parallel or sweep.parallel
+        return array.submit(sweep, found, file=given.cluster, at_once=at_once, about=about, dry_run=given.dry_run)
     slots = shares(sweep, given.parallel)
     if given.dry_run:
         _list(sweep, found, slots)

@@ -183,7 +183,7 @@ def test_a_folder_that_holds_another_run_is_refused_before_any_starts(tmp_path: 
         members(read_sweep(path, ["steps=9"]))
 
 
-@pytest.mark.parametrize("arguments", [["--parallel", "0"], ["--cluster", "cluster.yaml"], ["steps"]])
+@pytest.mark.parametrize("arguments", [["--parallel", "0"], ["--cluster", "not-there.yaml"], ["steps"]])
 def test_wrong_arguments_are_exit_2(arguments: list[str], tmp_path: Path) -> None:
     assert main(["sweep", str(sweep_file(tmp_path)), *arguments]) == 2
 
