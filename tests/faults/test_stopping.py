@@ -27,7 +27,7 @@ OTHERS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIG
 @pytest.mark.parametrize("number", [signal.SIGTERM, *OTHERS])
 def test_a_signal_to_the_launcher_saves_and_the_same_command_finishes(tmp_path: Path, number: signal.Signals) -> None:
     path, run = tiny_file(tmp_path), tmp_path / "runs/tiny"
-    settings = ["steps=60", "checkpoint.every=1000", "evaluate_every=30"]
+    settings = ["steps=60", "checkpoint.every=1000", "evaluate_every=30", "log_every=1"]
     with training(path, settings) as process:
         wait_until(lambda: len(losses(run)) >= 5)
         process.send_signal(number)
@@ -44,6 +44,10 @@ def test_a_signal_to_the_launcher_saves_and_the_same_command_finishes(tmp_path: 
         _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert not (run / "stopped.json").exists()
+    assert sorted(losses(run)) == list(range(1, 61))
+    assert sorted(validations(run)) == [30, 60]
+    if number == signal.SIGTERM:  # the quick case ends here
+        return
     with training(path, [*settings, "name=unbroken"]) as process:
         process.communicate(timeout=120)
     assert losses(run) == losses(tmp_path / "runs/unbroken")

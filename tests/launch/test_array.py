@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from launch import __main__ as entry
+from launch.members import members, read_sweep
 from tests.launch.test_slurm import CLUSTER, played
 from tests.tiny import tiny_file
 
@@ -25,15 +26,17 @@ def sweep(folder: Path, *words: str, cluster: str = CLUSTER) -> list[str]:
 def test_what_is_not_finished_becomes_one_array(
     tmp_path: Path, played: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    members = tmp_path / "runs/lr"
-    last = members / "lr-0.003/checkpoints/step_000008"
-    last.mkdir(parents=True)
-    (last / "manifest.json").write_text("{}")
-    assert entry.main(sweep(tmp_path, "--parallel", "2")) == 0
-    script = (members / "submitted/001/job.sh").read_text()
+    words = sweep(tmp_path, "--parallel", "2")
+    first, done, last = members(read_sweep(words[1]))
+    manifest = done.folder / "checkpoints/step_000008/manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    assert entry.main(words) == 0
+    folder = tmp_path / "runs/lr"
+    script = (folder / "submitted/001/job.sh").read_text()
     assert "#SBATCH --array=0-1%2" in script
-    jobs = {path.parents[1].name: json.loads(path.read_text())["job_id"] for path in members.glob("*/logs/job.json")}
-    assert jobs == {"lr-0.001": "77_0", "lr-0.01": "77_1"}
+    jobs = {path.parents[1].name: json.loads(path.read_text())["job_id"] for path in folder.glob("*/logs/job.json")}
+    assert jobs == {first.name: "77_0", last.name: "77_1"}
     said = capsys.readouterr().out
     assert "lr: 2 tasks, 1 finished before" in said
     assert "scancel 77" in said
