@@ -234,7 +234,7 @@ def asked_to_stop(run: Run) -> bool:
     answer = run.channel.largest(2 if gives_up else int(run.stop.name is not None))
     if answer == 2:
         run.watchdog.enter("save", run.progress.step)
-    run.saver.finish()
+        run.saver.finish()
     return answer == 1
 
 

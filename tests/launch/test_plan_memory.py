@@ -129,7 +129,7 @@ RUNS = [*FEW, *(pytest.param(*run, marks=SLOW) for run in ALL if run not in FEW)
 def test_the_plan_meets_what_is_held_and_the_peak(
     ranks: Ranks, gpus: int, stage: int, precision: str, gradients: str, again: bool
 ) -> None:
-    """Measured, planned / real peak: stages 0-2 0.997 to 1.031, stage 3 0.99 to 1.15, and 1.42 in fp32 on two ranks.
+    """Measured, planned / real peak: stages 0-2 0.997 to 1.031, stage 3 0.92 to 1.15, and 1.42 in fp32 on two ranks.
 
     With buckets smaller than the model: 0.956 to 1.005. Stage 3 on two ranks varies from run to run by one gathered
     copy of this small model, 10 % of the peak; the plan has it always.
@@ -145,7 +145,7 @@ def test_the_plan_meets_what_is_held_and_the_peak(
     assert real["gradients"] == pytest.approx(plan.gradients, rel=0.2 if stage == 2 else 0.01)
     assert real["optimizer"] - own_masters == pytest.approx(plan.optimizer, rel=0.01)
     ratio = (plan.peak - plan.context - plan.margin) / (real["peak"] - own_masters)
-    assert 0.97 < ratio < (1.45 if stage == 3 else 1.05)
+    assert (0.9 if stage == 3 else 0.97) < ratio < (1.45 if stage == 3 else 1.05)
 
 
 def saved_bytes(config: RunConfig, *, checkpointing: bool = False, compiled: bool = False) -> int:
