@@ -84,8 +84,94 @@ class LanguageModelConfig:
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "sdpa"
 
 
-# The next task joins here: LanguageModelConfig | DepthUpsamplingConfig, told apart by `kind`.
-TaskConfig = LanguageModelConfig
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """A joint image filter; the fields and defaults of `modeling.depth`'s DKNConfig."""
+
+    architecture: Literal["fdkn", "dkn"] = "fdkn"
+    residual: bool = True
+    kernel_size: int = 3
+    window_size: int = 15  # samples are read from a square of so many pixels around each
+    sampling: Literal["centered", "compat"] = "centered"  # compat: the displaced taps of the authors' weights
+    guidance: bool = True  # false: the target alone decides the kernels
+    guidance_channels: int = 3
+    target_channels: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSourceConfig:
+    """Images in pairs, guidance and target. A plain string in YAML is short for `{path: ...}`."""
+
+    shorthand: ClassVar[str] = "path"
+
+    path: str  # procedural-scenes | procedural-textures | folder of pairs | folder of NYU's .npy arrays | labelled .mat
+    guidance: str | None = None  # files of the guidance, a pattern below a folder of pairs (RGB/*.png); null: found
+    target: str | None = None  # files of the target, likewise; null: found
+    split: Literal["training", "test"] | None = None  # of NYU's arrays and .mat
+    start: int | None = None  # of the pairs in the order of their names, as in a Python slice
+    stop: int | None = None
+    size: tuple[int, int] | None = None  # height and width of procedural images; null: 192 x 256
+    missing: float | None = 0.0  # what a target holds where it is not known (not finite never is); null: nothing
+    units_per_value: float = 1.0  # error is told in units: 100 makes centimetres of metres
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairDataConfig:
+    """Pairs that a joint image filter learns from, and those that it is judged by."""
+
+    sources: tuple[PairSourceConfig, ...]
+    validation_sources: tuple[PairSourceConfig, ...]
+    crop: int | None = None  # side of the random squares to train on; null: whole images, as in the paper
+    flips: bool = False  # of training images, left to right
+    seed: int = 0  # order of the samples, crops, flips and noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthDataConfig(PairDataConfig):
+    """How the low-resolution depth is made of the one that is known."""
+
+    scale: int = 8
+    downsampling: Literal[
+        "bicubic", "bicubic_torch", "nearest_left_top", "nearest_center", "nearest_right_bottom", "block_mean"
+    ] = "bicubic"  # bicubic is PIL's; all are brought back to full size by PIL's bicubic
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextureDataConfig(PairDataConfig):
+    """Training pairs are of colour and depth; validation pairs of an image with texture and the same without."""
+
+    noise: float = 0.1  # standard deviation of what is added to the depth, which goes from 0 to 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthUpsamplingConfig:
+    """Depth up-sampling guided by colour: Kim, Ponce and Ham, IJCV 2021."""
+
+    kind: Literal["depth_upsampling"] = "depth_upsampling"
+    model: FilterConfig = field(default_factory=FilterConfig)
+    data: DepthDataConfig
+    border: int = 6  # pixels along the edges that the error leaves out
+    baselines: bool = True  # measure bicubic, joint bilateral and guided filter beside
+    shown_images: int = 2  # validation images that are kept in images/ at each evaluation
+    shown_pixel: tuple[int, int] | None = None  # row and column whose kernel is kept; null: at the steepest edge
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextureRemovalConfig:
+    """Texture removal by a filter that has learned to denoise depth: guidance and target are the same image."""
+
+    kind: Literal["texture_removal"] = "texture_removal"
+    model: FilterConfig = field(default_factory=FilterConfig)
+    data: TextureDataConfig
+    iterations: int = 4  # how often the filter is applied
+    border: int = 6
+    baselines: bool = True  # measure the joint bilateral and the guided filter beside, as often applied
+    shown_images: int = 2
+    shown_pixel: tuple[int, int] | None = None
+
+
+FilteringConfig = DepthUpsamplingConfig | TextureRemovalConfig  # the tasks that train a joint image filter
+TaskConfig = LanguageModelConfig | DepthUpsamplingConfig | TextureRemovalConfig  # told apart by `kind`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +185,12 @@ class OptimConfig:
     weight_decay: float = 0.1  # matrices; norms and biases have none
     embedding_weight_decay: float | None = None  # null: weight_decay
     output_norm_weight_decay: float = 0.0  # scales of the norms on module outputs (peri, output)
-    schedule: Literal["cosine", "linear", "warmup_stable_decay", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "warmup_stable_decay", "step", "constant"] = "cosine"
     warmup: float | int = 0.1
     decay: float | int | None = None  # warmup_stable_decay only; null: 0.2
     final_lr_fraction: float = 0.0  # of the peak, reached at the last step
+    decay_every: int | None = None  # step only: the rate is multiplied by decay_factor every so many steps
+    decay_factor: float | None = None  # step only
     gradient_clipping: float | None = 1.0
     stop_after_skipped_steps: int = 10  # in a row: a non-finite loss or gradient skips its step
 
@@ -112,7 +200,7 @@ class EngineConfig:
     """How the run is computed. May change at a resume."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 on a GPU that has it, else fp32
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 on a GPU that has it and for a task that may
     gradient_dtype: Literal["fp32", "bf16"] = "fp32"  # of accumulation and reduction
     offload: Literal["none", "optimizer"] = "none"  # to CPU memory
     activation_checkpointing: bool = False
