@@ -276,6 +276,9 @@ _MAY_CHANGE = (
     "watchdog.",
     "task.data.cache_dir",
     "task.data.num_workers",
+    "task.shown_images",
+    "task.shown_pixel",
+    "task.baselines",
 )
 
 

@@ -12,7 +12,9 @@ import pytest
 from tests.tiny import tiny_file
 from train import document
 from train.config import ConfigError, RunConfig, SourceConfig, differences, load, micro_batches, to_dict, to_yaml
-from train.rules import _ACTIVATIONS, RULES, Values
+from train.decoder_rules import _ACTIVATIONS
+from train.rules import RULES
+from train.values import Values
 from train.schema import check, key_paths
 
 ROOT = Path(__file__).parents[2]
