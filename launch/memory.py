@@ -116,7 +116,7 @@ def at_stage(case: Case, zero_stage: int) -> Case:
 
 def memory(config: RunConfig, case: Case) -> Memory:
     """Reckon the memory of one GPU while training."""
-    counts = shape.parameters(config.task.model)
+    counts = shape.parameters(shape.decoder_task(config).model)
     weights, gradients, optimizer = held(counts.total, case)
     fullest = max(moments(config, case), key=sum)
     update = update_bytes(counts.groups, case)
@@ -130,7 +130,7 @@ def moments(config: RunConfig, case: Case) -> list[Moment]:
     The loss; the first layer of the backward pass, when the head's gradient already lies in the bucket; and the
     moment when the bucket is full and on its way, but the layers above have given their activations back.
     """
-    counts = shape.parameters(config.task.model)
+    counts = shape.parameters(shape.decoder_task(config).model)
     parameters, vocabulary = counts.total, counts.head or counts.embedding
     activations, layer = activation_bytes(config, case), layer_backward_bytes(config, case)
     bucket = case.gradient_size * min(case.bucket, parameters)
@@ -215,7 +215,10 @@ def _largest_copy(groups: Sequence[int]) -> int:
 
 def activation_bytes(config: RunConfig, case: Case) -> float:
     """Return the bytes of all that the forward pass keeps; with checkpointing each layer keeps its input alone."""
-    model, tokens = config.task.model, case.micro_batch_size * config.task.data.sequence_length
+    model, tokens = (
+        shape.decoder_task(config).model,
+        case.micro_batch_size * shape.decoder_task(config).data.sequence_length,
+    )
     outside = (3 + model.embedding_norm) * model.hidden_size * case.itemsize  # final norm, its output and its gradient
     if case.checkpointing:
         layers = model.num_hidden_layers * model.hidden_size * case.itemsize
@@ -226,18 +229,21 @@ def activation_bytes(config: RunConfig, case: Case) -> float:
 
 def _kept(config: RunConfig, case: Case, placement: str) -> int:
     return shape.kept_per_token(
-        config.task.model,
+        shape.decoder_task(config).model,
         placement,
         itemsize=case.itemsize,
         compiled=case.compiled,
-        attention=config.task.attention,
-        sequence_length=config.task.data.sequence_length,
+        attention=shape.decoder_task(config).attention,
+        sequence_length=shape.decoder_task(config).data.sequence_length,
     )
 
 
 def head_bytes(config: RunConfig, case: Case) -> float:
     """Return the bytes of the chunked loss: logits of a chunk in several forms, and the fp32 gradient of the head."""
-    model, tokens = config.task.model, case.micro_batch_size * config.task.data.sequence_length
+    model, tokens = (
+        shape.decoder_task(config).model,
+        case.micro_batch_size * shape.decoder_task(config).data.sequence_length,
+    )
     size = case.itemsize
     chunk = min(tokens, 1 << max(0, (LOSS_CHUNK_ELEMENTS // model.vocab_size).bit_length() - 1)) * model.vocab_size
     weight = shape.padded_vocabulary(model) * model.hidden_size
@@ -255,16 +261,19 @@ def layer_backward_bytes(config: RunConfig, case: Case) -> float:
     The MLP comes first, when all that the layer keeps is still there; the attention when the MLP's is gone. Its kernel
     sums the queries' gradient in fp32 and, with grouped queries, widens those of keys and values.
     """
-    model, tokens = config.task.model, case.micro_batch_size * config.task.data.sequence_length
+    model, tokens = (
+        shape.decoder_task(config).model,
+        case.micro_batch_size * shape.decoder_task(config).data.sequence_length,
+    )
     width = shape.widths(model)
     in_mlp = (width.stream + width.mlp) * case.itemsize
     in_attention = (2 * width.stream + 3 * width.query + 2 * width.key - 3 * width.mlp) * case.itemsize
     in_attention += _FLOAT * (
-        width.query + (2 * width.heads * config.task.data.sequence_length if _eager(config) else 0)
+        width.query + (2 * width.heads * shape.decoder_task(config).data.sequence_length if _eager(config) else 0)
     )
     again = max(_kept(config, case, name) for name in shape.placements(model)) if case.checkpointing else 0
     return float(tokens * (max(in_mlp, in_attention) + again))
 
 
 def _eager(config: RunConfig) -> bool:
-    return config.task.attention == "eager"
+    return shape.decoder_task(config).attention == "eager"

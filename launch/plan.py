@@ -100,7 +100,7 @@ def report(config: RunConfig, machine: Machine) -> Iterator[str]:
     own = _plan(config, _own_case(config, machine))
     precision = "bf16" if own.case.bf16 else "fp32"
     where = f"{machine.gpus} GPU{'s' * (machine.gpus > 1)} of {machine.memory_gib:g} GiB"
-    length = config.task.data.sequence_length
+    length = shape.decoder_task(config).data.sequence_length
     yield f"{config.name} on {where} ({machine.kind}), {precision}, windows of {length} tokens"
     yield ""
     yield from _counts(config)
@@ -207,13 +207,13 @@ def _yaml(value: bool) -> str:
 
 
 def _counts(config: RunConfig) -> Iterator[str]:
-    counts, length = shape.parameters(config.task.model), config.task.data.sequence_length
+    counts, length = shape.parameters(shape.decoder_task(config).model), shape.decoder_task(config).data.sequence_length
     for name in ("embedding", "head", "attention", "mlp", "norms"):
         note = "  (tied to the embedding)" if name == "head" and not counts.head else ""
         yield f"{name:30}{getattr(counts, name):>16,}{note}"
     yield f"{'parameters':30}{counts.total:>16,}"
     yield f"{'  without embedding and head':30}{counts.without_vocabulary:>16,}"
-    flops = shape.flops_per_token(config.task.model, length)
+    flops = shape.flops_per_token(shape.decoder_task(config).model, length)
     yield f"{'training FLOPs per token':30}{flops:>16,.0f}  (6 N + 6 L H K T, attention counted once)"
     tokens = config.global_batch_size * length
     yield f"{'tokens a step':30}{tokens:>16,}  ({config.global_batch_size:,} windows)"
@@ -283,7 +283,7 @@ def _recommended(best: Plan | None, config: RunConfig, machine: Machine) -> Iter
     yield f"Recommended: {words}: {best.memory.peak / GIB:.1f} of {machine.memory_gib:g} GiB."
     yield f"  {_passes(best.case, config)}; {_hours(best.case, config, machine)}"
     if best.case.offload:
-        state = 12 * shape.parameters(config.task.model).total / GIB
+        state = 12 * shape.parameters(shape.decoder_task(config).model).total / GIB
         yield f"  Host memory for the optimizer state of all GPUs: {state:.1f} GiB."
 
 
@@ -294,8 +294,13 @@ def _passes(case: Case, config: RunConfig) -> str:
 
 
 def _hours(case: Case, config: RunConfig, machine: Machine) -> str:
-    length = config.task.data.sequence_length
-    work = config.steps * config.global_batch_size * length * shape.flops_per_token(config.task.model, length)
+    length = shape.decoder_task(config).data.sequence_length
+    work = (
+        config.steps
+        * config.global_batch_size
+        * length
+        * shape.flops_per_token(shape.decoder_task(config).model, length)
+    )
     mfu = machine.mfu if machine.mfu is not None else DEFAULT_MFU * (0.75 if case.checkpointing else 1)
     hours = work / (machine.gpus * PEAK_FLOPS[machine.kind] * mfu) / 3600
     told = "as given" if machine.mfu is not None else "a guess; give yours with --mfu"
@@ -304,7 +309,7 @@ def _hours(case: Case, config: RunConfig, machine: Machine) -> str:
 
 
 def _sizes(config: RunConfig) -> Iterator[str]:
-    model = config.task.model
+    model = shape.decoder_task(config).model
     counts, frozen = shape.parameters(model).total, shape.frozen_scales(model)
     state, exported = 12 * counts + 4 * frozen, 2 * (counts + frozen)
     kept = config.checkpoint.keep

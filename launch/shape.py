@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from train.config import DecoderConfig
+from train.config import ConfigError, DecoderConfig, LanguageModelConfig, RunConfig
 
 # Stream-wide tensors (N, D) that a layer keeps for its backward pass, by placement: inputs of norms and of
 # projections. Compiled, a layer computes some of them again. Counted with saved-tensor hooks.
@@ -17,6 +17,22 @@ _KEPT_STREAMS_COMPILED = {"pre": 4, "post": 4, "peri": 5, "output": 4}
 _KEPT_MLP, _KEPT_MLP_COMPILED = 4, 3  # (N, F): gate, up, act(gate) and their product; compiled without act(gate)
 _NORMS = {"pre": 1, "post": 1, "peri": 2, "output": 1}  # of a sub-layer
 _FLOAT = 4  # bytes
+
+
+def decoder_task(config: RunConfig) -> LanguageModelConfig:
+    """Return the task of a run that trains a decoder.
+
+    Raises:
+        ConfigError: It trains something else, whose sizes are not known in closed form.
+    """
+    if isinstance(config.task, LanguageModelConfig):
+        return config.task
+    raise ConfigError(
+        [
+            f"task.kind: a plan can be made for language_model only, not for {config.task.kind}; "
+            f"python -m train CONFIG --describe counts its parameters"
+        ]
+    )
 
 
 class Parameters(NamedTuple):

@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,54 +57,52 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("config", help="a YAML file, like configs/language_model/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, like optim.lr=3e-4")
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--check", action="store_true", help="are config, data, tokenizer and shapes right?")
+    modes.add_argument("--check", action="store_true", help="are config, data and shapes right?")
     modes.add_argument("--describe", action="store_true", help="parameters and shapes, without memory for them")
-    modes.add_argument("--prepare", action="store_true", help="tokenise and pack the data; needs no GPU")
+    modes.add_argument("--prepare", action="store_true", help="make the data ready (tokenise and pack); needs no GPU")
     return parser.parse_intermixed_args(arguments)
 
 
 def check(config: RunConfig) -> int:
-    """Say whether a run could start: config, data, tokenizer, shapes."""
-    from train.data import text
+    """Say whether a run could start: config, data, shapes."""
+    from train.tasks import build_task
 
-    text.check(config.task.data, vocab_size=config.task.model.vocab_size)
-    _model_on_meta(config)
-    print(f"{config.name}: the configuration, the data and the tokenizer are right")
+    task = build_task(config)
+    task.check()
+    _outline(task)
+    print(f"{config.name}: the configuration and the data are right")
     return 0
 
 
 def describe(config: RunConfig) -> int:
     """Print parameters and shapes, built on the meta device."""
-    model = _model_on_meta(config)
+    from train.tasks import build_task
+
+    task = build_task(config)
+    model = _outline(task)
     for name, parameter in model.named_parameters():
         print(f"{name:60} {'x'.join(map(str, parameter.shape)):>16} {parameter.numel():>14,}")
-    length = config.task.data.sequence_length
-    print(f"\nparameters                    {model.num_parameters():>16,}")
-    print(f"  without embedding and head  {model.num_parameters(exclude_embeddings=True):>16,}")
-    print(f"training FLOPs per token      {model.flops_per_token(length):>16,.0f}  (windows of {length})")
+    print(f"\n{'parameters':30}{sum(parameter.numel() for parameter in model.parameters()):>16,}")
+    for name, count in task.describe(model).items():
+        number, _, note = count.partition("  ")
+        print(f"{name:30}{number:>16}{f'  {note}' if note else ''}")
     return 0
 
 
-def _model_on_meta(config: RunConfig):
+def _outline(task: Task):
     from accelerate import init_empty_weights
 
-    from train.tasks.language_model import decoder
-
     with init_empty_weights():
-        model = decoder(config.task)
-    model.tie_weights()  # on the meta device each parameter is made anew, a tied head too
+        model = task.outline()
+    getattr(model, "tie_weights", lambda: None)()  # each parameter was made anew, a tied head too
     return model
 
 
 def prepare(config: RunConfig) -> int:
-    """Tokenise and pack the data into the cache."""
-    from train.data import text
+    """Make the data ready."""
+    from train.tasks import build_task
 
-    data = text.prepare(config.task.data, vocab_size=config.task.model.vocab_size, may_tokenise=True)
-    print(
-        f"{data.num_training_samples:,} training and {data.num_validation_samples:,} validation windows of "
-        f"{config.task.data.sequence_length} tokens are ready (fingerprint {data.fingerprint})"
-    )
+    print(build_task(config).prepare())
     return 0
 
 
@@ -200,7 +199,7 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
 
     from train import distributed
     from train.checkpoint import Saver
-    from train.engine import BatchPlan, wrap
+    from train.engine import BatchPlan, resolve_precision, wrap
     from train.loop import Run
     from train.probes import Probes
     from train.run_folder import run_folder
@@ -208,7 +207,8 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
     from train.tasks import build_task
     from train.watchdog import process_group_timeout, record_flights
 
-    task = build_task(config)  # before the process group: its deadline does not run while one rank tokenises
+    task = build_task(config)
+    task.open_data()  # before the process group: its deadline does not run while one rank tokenises
     watchdog.announce()
     folder = run_folder(config)
     record_flights(folder)
@@ -216,12 +216,13 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
     if config.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    engine_config = replace(config.engine, precision=resolve_precision(config.engine, task, world.device))
     model = task.build_model()
     _load_starting_weights(config, model)
     engine = wrap(
         model,
         task.parameter_groups(model),
-        engine=config.engine,
+        engine=engine_config,
         optim=config.optim,
         world=world,
         plan=BatchPlan(*micro_batches(config, world.size)),
@@ -318,20 +319,17 @@ def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> P
 
 def _open_run_folder(config: RunConfig, folder: Path, engine: Engine, task: Task, world: World, progress: Progress):
     from train import run_folder
-    from train.engine import resolve_precision
     from train.metrics import RunLog
     from train.stopping import forget_stopped
 
     if world.is_main:
         run_folder.write_config(config)
         forget_stopped(folder)
-        precision = resolve_precision(config.engine, world.device)
-        facts = getattr(task, "data_facts", {})
-        run_folder.write_environment(folder, world=world, precision=precision, facts=facts)
+        run_folder.write_environment(folder, world=world, precision=engine.precision, facts=task.data_facts)
         run_folder.write_deepspeed_config(folder, engine.config)
-        tokenizer = folder / "tokenizer"
-        tokenizer.mkdir(exist_ok=True)
-        task.save_assets(tokenizer)
+        assets = folder / "assets"
+        assets.mkdir(exist_ok=True)
+        task.save_assets(assets)
     return RunLog(folder, world=world, steps=config.steps, done=progress.step)
 
 

@@ -203,14 +203,9 @@ def snapshot(engine: Engine, world: World) -> Snapshot:
     if world.device.type == "cuda":
         tensors["rng/cuda"] = torch.cuda.get_rng_state(world.device)
     if world.is_main:
-        buffers = _persistent_buffers(engine.module)
+        buffers = engine.running_statistics.state()
         tensors |= {f"buffer/{name}": buffer.detach().to("cpu", copy=True) for name, buffer in buffers.items()}
     return Snapshot(tensors, places)
-
-
-def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
-    saved = module.state_dict(keep_vars=True).keys()
-    return {name: buffer for name, buffer in module.named_buffers() if name in saved}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> WrittenFile:
@@ -409,9 +404,7 @@ def restore(checkpoint: Path, engine: Engine, *, world: World) -> Progress:
     reader = CheckpointReader(checkpoint)
     _require_same_shapes(reader.manifest["parameters"], engine.parameter_shapes(), checkpoint)
     engine.load(reader, updates=reader.progress.updates)
-    buffers = _persistent_buffers(engine.module)
-    for name, value in reader.buffers().items():
-        buffers[name].copy_(value)
+    engine.running_statistics.restore(reader.buffers())
     states = reader.random_state(world.rank)
     if "cpu" in states:
         torch.set_rng_state(states["cpu"])

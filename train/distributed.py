@@ -98,9 +98,14 @@ def _announce_single_process() -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
+def number_of_ranks() -> int:
+    """Return how many ranks there are; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Add up a tensor over all ranks, in place; returns it."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if number_of_ranks() > 1:
         dist.all_reduce(values)
     return values
 

@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from train.config import EngineConfig, OptimConfig
 from train.distributed import World
 from train.layouts import Fragment, ParameterLayout, layout_of
 from train.optim import build_optimizer
-from train.tasks.task import ParameterGroup
+from train.running_statistics import RunningStatistics
+from train.tasks.task import ParameterGroup, Task
 
 # Read by DeepSpeed at import: do not probe the machine, do not announce the result.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -55,11 +56,12 @@ class BatchPlan(NamedTuple):
     accumulation_steps: int
 
 
-def resolve_precision(engine: EngineConfig, device: torch.device) -> str:
-    """Return what `auto` means on this device: bf16 on a GPU that computes it, else fp32."""
+def resolve_precision(engine: EngineConfig, task: Task, device: torch.device) -> Literal["bf16", "fp32"]:
+    """Return what `auto` means: bf16 for a task that may be computed so, on a GPU that can; else fp32."""
     if engine.precision != "auto":
         return engine.precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bf16" if able and task.supports_bf16 else "fp32"
 
 
 def deepspeed_config(
@@ -150,6 +152,7 @@ class Engine:
         self.plan = plan
         self.updates = 0  # optimizer steps that reached the weights: Adam's own count
         self.config: dict[str, Any] = wrapped.config
+        self.running_statistics = RunningStatistics(module)
         self._layout = layout
         self._world = world
         self._clipping = clipping
@@ -179,12 +182,18 @@ class Engine:
         else:
             applied, grad_norm = self.model.skipped_steps == skipped_before, self.model.get_global_grad_norm()
         self.updates += int(applied)
+        self.running_statistics.settle(applied=applied)
         return StepResult(grad_norm=grad_norm, applied=applied)
 
     def _count_micro_steps(self, done: int) -> None:
         """Tell DeepSpeed, before the forward pass as it wants it, whether the next micro-step is the step's last."""
         self._micro_steps = done
         self.model.set_gradient_accumulation_boundary(done >= self.plan.accumulation_steps - 1)
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in: bf16 or fp32."""
+        return "bf16" if self.config["bf16"]["enabled"] else "fp32"
 
     def parameter_shapes(self) -> dict[str, list[int]]:
         """Return the full shape of every trained parameter, under ZeRO-3 too."""
@@ -270,24 +279,24 @@ def wrap(
     Args:
         model: initialised in fp32, equal on all ranks.
         groups: every trainable parameter in exactly one.
-        engine: ZeRO stage, precision and the like.
+        engine: ZeRO stage, precision (bf16 or fp32) and the like.
         optim: optimizer and clipping.
         world: this rank's place.
         plan: micro-batch size and accumulation steps.
     """
-    precision = resolve_precision(engine, world.device)
+    assert engine.precision != "auto", "resolve_precision comes first"
     initial = {name: parameter.detach() for name, parameter in model.named_parameters()}  # DeepSpeed takes new storage
     _prepare_model(model, engine)
     described = deepspeed_config(
         engine,
         optim,
-        precision=precision,
+        precision=engine.precision,
         plan=plan,
         world_size=world.size,
         num_parameters=sum(weight.numel() for weight in initial.values()),
     )
     wrapped = _initialize(model, groups, optim=optim, described=described)
-    layout = layout_of(wrapped, groups, zero_stage=engine.zero_stage, precision=precision)
+    layout = layout_of(wrapped, groups, zero_stage=engine.zero_stage, precision=engine.precision)
     result = Engine(model, wrapped, layout, world=world, plan=plan, clipping=optim.gradient_clipping or math.inf)
     result.load(ModelReader(initial), updates=0)
     return result

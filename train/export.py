@@ -94,36 +94,31 @@ def chosen_checkpoint(run: Path, step: int | None) -> Path:
     return folder / checkpoint.step_folder(steps[-1] if step is None else step)
 
 
-def model_card(config: RunConfig, run: Path, step: int) -> str:
+def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
     """Return the README of an exported model: what it is, how to load it, the run's last figures."""
+    card = task.card()
+    head = ["library_name: transformers", *([f"pipeline_tag: {card.pipeline_tag}"] if card.pipeline_tag else [])]
     figures = last_figures(run, step)
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value:,.6g} |" for name, value in figures.items())
-    model = config.task.model
+    optim = config.optim
+    lines = "\n".join([*head, f"tags: [{', '.join(card.tags)}]"])
     return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [periln]
+{lines}
 ---
 
 # {config.name}
 
-A decoder with {model.num_hidden_layers} layers of width {model.hidden_size}, norm placement `{model.norm_placement}`
-({model.norm_kind}), trained for {step:,} of {config.steps:,} steps of {config.global_batch_size} windows of
-{config.task.data.sequence_length} tokens.
+{card.summary} Trained for {step:,} of {config.steps:,} steps of {config.global_batch_size} samples.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
+{card.usage}
 ```
 
 | figure | value |
 |---|---|
 {rows}
 
-Data: {", ".join(source.path for source in config.task.data.sources)}. Peak learning rate {config.optim.lr:g}, weight
-decay {config.optim.weight_decay:g}, seed {config.seed}.
+Data: {card.data}. Peak learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}, seed {config.seed}.
 """
 
 
@@ -135,7 +130,7 @@ def last_figures(run: Path, step: int) -> dict[str, float]:
         row: Mapping[str, Any] = json.loads(line)
         if row["step"] <= step:
             figures |= row
-    shown = ("step", "tokens", "loss", "validation_loss", "validation_perplexity", "validation_bits_per_byte")
+    shown = ["step", "tokens", "loss", *(name for name in figures if name.startswith("validation_"))]
     return {name: figures[name] for name in shown if figures.get(name) is not None}
 
 
@@ -165,9 +160,17 @@ def export(run: Path, out: Path, *, step: int | None = None, dtype: str = "fp32"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError([f"{out}: exists and is not an empty folder; give another, or delete it"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    found = CheckpointReader(source).progress.step
-    write_model_folder(build_task(config), source, out, dtype=DTYPES[dtype], card=model_card(config, run, found))
+    found, task = CheckpointReader(source).progress.step, build_task(config)
+    if dtype == "bf16" and not task.supports_bf16:
+        raise ConfigError([f"--dtype bf16: {config.task.kind} is computed in fp32; write --dtype fp32, or nothing"])
+    write_model_folder(task, source, out, dtype=DTYPES[dtype], card=model_card(task, config, run, found))
     return found
+
+
+def _require_text(run: Path, prompt: str | None) -> None:
+    kind = read_run(run).task.kind
+    if prompt is not None and kind != "language_model":
+        raise ConfigError([f"--prompt: a model of the task {kind} writes no text; leave it out"])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -182,6 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
+        _require_text(given.run, given.prompt)
         step = export(given.run, given.out, step=given.step, dtype=given.dtype)
     except ConfigError as error:
         print(error, file=sys.stderr)

@@ -272,6 +272,7 @@ def evaluate(run: Run, step: int) -> dict[str, float] | None:
             on_device = {key: value.to(world.device) for key, value in batch.items()}
             sums = task.evaluate(run.engine.model, on_device)
             means.add(sums if counted else {name: (value * 0, weight * 0) for name, (value, weight) in sums.items()})
+        task.illustrate(run.engine.model, run.log.gallery(step))
     run.engine.model.train()
     return task.validation_report(means.means())
 
@@ -288,7 +289,8 @@ def save(run: Run) -> None:
     def then(folder: Path) -> None:
         run.log.event("save", step=progress.step, checkpoint=folder.name)
         if keeps_weights(run.config, progress.step) and run.world.is_main:
-            write_model_folder(run.task, folder, run.folder / "weights" / folder.name, dtype=torch.bfloat16)
+            dtype = torch.bfloat16 if run.task.supports_bf16 else torch.float32
+            write_model_folder(run.task, folder, run.folder / "weights" / folder.name, dtype=dtype)
 
     try:
         run.saver.finish()

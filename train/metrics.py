@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -192,6 +193,12 @@ class RunLog:
             drawn = {f"{label}/{row['parameter']}": row.get(name) for name, label in _DRAWN_GRADIENTS.items()}
             self._draw(step, drawn)
 
+    def gallery(self, step: int) -> RunGallery:
+        """Return where a task shows what it does at this step."""
+        if not self._active:
+            return RunGallery(None, None, step)
+        return RunGallery(self.folder / "images" / f"step_{step:06d}", self._board, step)
+
     def say(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
         if self._active:
@@ -305,6 +312,33 @@ class Board:
         except OSError as error:
             logger.error("TensorBoard ends here (%s); all figures are in the .jsonl files", error.strerror or error)
             self._writer = None
+
+
+class RunGallery:
+    """Pictures on TensorBoard and arrays in a folder of one step; on ranks other than 0, nothing."""
+
+    def __init__(self, folder: Path | None, board: Board | None, step: int) -> None:
+        self._folder = folder
+        self._board = board
+        self._step = step
+
+    def image(self, name: str, pixels: Tensor) -> None:
+        """Show a picture: (3 or 1, H, W), from 0 to 1."""
+        if self._board is not None:
+            self._board.draw("add_image", name, pixels.detach().float().clamp(0, 1).cpu(), self._step)
+
+    def arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write arrays to NAME.npz, complete or not at all; a full disk costs the file, not the run."""
+        if self._folder is None:
+            return
+        partial = self._folder / f"{name}.npz.partial"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            partial.rename(partial.with_suffix(""))
+        except OSError as error:
+            logger.error("%s: %s; training goes on without it", partial.with_suffix(""), error.strerror or error)
 
 
 class LineFile:

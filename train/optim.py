@@ -18,7 +18,8 @@ def learning_rate(step: int, *, optim: OptimConfig, steps: int) -> float:
 
     Warm-up is linear from 0 (step 0, which is never taken) to the peak, reached at step `warmup`. `cosine` and
     `linear` then fall to `final_lr_fraction` of the peak at the last step; `warmup_stable_decay` holds the peak and
-    falls linearly over the last `decay` steps (Hu et al. 2024, arXiv 2404.06395); `constant` holds it.
+    falls linearly over the last `decay` steps (Hu et al. 2024, arXiv 2404.06395); `step` multiplies it by
+    `decay_factor` after every `decay_every` steps, warm-up included; `constant` holds it.
     """
     warmup = as_steps(optim.warmup, steps)
     if step < warmup:
@@ -32,6 +33,9 @@ def learning_rate(step: int, *, optim: OptimConfig, steps: int) -> float:
             return optim.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
         case "linear":
             return optim.lr * (1 - (1 - floor) * _progress(step, start=warmup, end=steps))
+        case "step":
+            assert optim.decay_every is not None and optim.decay_factor is not None  # noqa: PT018 (train.rules)
+            return optim.lr * optim.decay_factor ** ((step - 1) // optim.decay_every)
         case "warmup_stable_decay":
             decay = as_steps(0.2 if optim.decay is None else optim.decay, steps)
             return optim.lr * (1 - (1 - floor) * _progress(step, start=steps - decay, end=steps))

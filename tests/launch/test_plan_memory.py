@@ -58,7 +58,7 @@ def case(config: RunConfig, gpus: int) -> planned.Case:
 
 def start(config: RunConfig, accumulation: int) -> Engine:
     torch.manual_seed(0)
-    model = decoder(config.task)
+    model = decoder(shape.decoder_task(config))
     roles = model.parameter_roles()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = [
@@ -139,7 +139,9 @@ def test_the_plan_meets_what_is_held_and_the_peak(
     config = run_config(engine)
     real = ranks(gpus, measure, engine)[0]
     plan = planned.memory(config, case(config, gpus))
-    own_masters = 4 * shape.parameters(config.task.model).total if (stage, precision) == (0, "fp32") else 0
+    own_masters = (
+        4 * shape.parameters(shape.decoder_task(config).model).total if (stage, precision) == (0, "fp32") else 0
+    )
     # At stage 3 small matrices stay whole, at stage 2 a gradient that touches a rank's share does.
     assert real["parameters"] == pytest.approx(plan.weights, rel=0.4 if stage == 3 else 0.01)
     assert real["gradients"] == pytest.approx(plan.gradients, rel=0.2 if stage == 2 else 0.01)
@@ -151,7 +153,7 @@ def test_the_plan_meets_what_is_held_and_the_peak(
 def saved_bytes(config: RunConfig, *, checkpointing: bool = False, compiled: bool = False) -> int:
     """Return the bytes that a forward pass keeps for the backward pass, weights apart."""
     torch.manual_seed(0)
-    model = decoder(config.task).train()
+    model = decoder(shape.decoder_task(config)).train()
     nn.Module.to(model, torch.bfloat16 if config.engine.precision == "bf16" else torch.float32)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -182,7 +184,7 @@ def kept_by_a_layer(engine: dict[str, Any], attention: str = "sdpa", **options: 
         run_config(engine, micro_batch_size=2, attention=attention, num_hidden_layers=n, **options) for n in (2, 3)
     )
     measured = (saved_bytes(three, **how) - saved_bytes(two, **how)) / (2 * LENGTH)
-    model = three.task.model
+    model = shape.decoder_task(three).model
     reckoned = shape.kept_per_token(
         model,
         str(model.norm_placement),
@@ -244,7 +246,7 @@ class Reducer:
 def test_deepspeed_reduces_groups_in_the_buckets_that_are_planned(size: str) -> None:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    model = load(f"configs/language_model/{size}.yaml").task.model
+    model = shape.decoder_task(load(f"configs/language_model/{size}.yaml")).model
     groups = shape.parameters(model).groups
     reducer = Reducer()
     tensors = [torch.empty(group, device="meta") for group in groups]

@@ -51,8 +51,8 @@ def described(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> tuple[in
 
 
 def counted(config: RunConfig) -> tuple[int, int, int]:
-    counts = shape.parameters(config.task.model)
-    flops = shape.flops_per_token(config.task.model, config.task.data.sequence_length)
+    counts = shape.parameters(shape.decoder_task(config).model)
+    flops = shape.flops_per_token(shape.decoder_task(config).model, shape.decoder_task(config).data.sequence_length)
     return counts.total, counts.without_vocabulary, round(flops)
 
 
@@ -64,7 +64,7 @@ def test_every_configuration_is_counted_as_described(path: Path, capsys: pytest.
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_every_switch_of_the_decoder_is_counted(variant: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     config = load(CONFIGS[0])
-    config = replace(config, task=replace(config.task, model=replace(SMALL, **variant)))
+    config = replace(config, task=replace(shape.decoder_task(config), model=replace(SMALL, **variant)))
     assert counted(config) == described(config, capsys)
 
 
@@ -72,7 +72,7 @@ def test_every_switch_of_the_decoder_is_counted(variant: dict[str, Any], capsys:
 def test_groups_and_frozen_scales_are_those_of_the_model(variant: dict[str, Any]) -> None:
     from train.tasks.language_model import decoder
 
-    task = replace(load(CONFIGS[0]).task, model=replace(SMALL, **variant))
+    task = replace(shape.decoder_task(load(CONFIGS[0])), model=replace(SMALL, **variant))
     model = decoder(task)
     roles = model.parameter_roles()
     by_role = {role: 0 for role in ("matrix", "embedding", "output_norm", "norm_or_bias")}

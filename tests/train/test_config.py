@@ -11,11 +11,21 @@ import pytest
 
 from tests.tiny import tiny_file
 from train import document
-from train.config import ConfigError, RunConfig, SourceConfig, differences, load, micro_batches, to_dict, to_yaml
+from train.config import (
+    ConfigError,
+    LanguageModelConfig,
+    RunConfig,
+    SourceConfig,
+    differences,
+    load,
+    micro_batches,
+    to_dict,
+    to_yaml,
+)
 from train.decoder_rules import _ACTIVATIONS
 from train.rules import RULES
-from train.values import Values
 from train.schema import check, key_paths
+from train.values import Values
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +114,7 @@ def test_overrides_replace_values_and_merge_sections(path: Path) -> None:
     assert (config.optim.lr, config.optim.eps, config.steps) == (1.0, 1e-6, 10)
     assert isinstance(config.optim.lr, float)
     assert isinstance(config.steps, int)
+    assert isinstance(config.task, LanguageModelConfig)
     assert config.task.model.rope_parameters == {"rope_type": "linear", "factor": 2}
     assert config.task.data.sources == (SourceConfig(path="c.txt"), SourceConfig(path="b.jsonl", text_column="body"))
 

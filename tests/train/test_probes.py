@@ -15,7 +15,7 @@ from tests.ranks import Ranks
 from tests.tiny import tiny_file
 from train import __main__ as entry
 from train.checkpoint import CheckpointReader, step_folder
-from train.config import RunConfig, load
+from train.config import LanguageModelConfig, RunConfig, load
 from train.data.sampler import SampleOrder
 from train.tasks.language_model import LanguageModel
 
@@ -35,6 +35,7 @@ class Reference:
     """A step of a run, repeated in fp64 on the whole global batch with the weights of the checkpoint before it."""
 
     def __init__(self, config: RunConfig, step: int) -> None:
+        assert isinstance(config.task, LanguageModelConfig)
         task = LanguageModel(config.task, optim=config.optim, seed=config.seed)
         folder = Path(config.output_dir) / config.name / "checkpoints"
         self.model = task.build_model().double()

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from train.config import RunConfig
+from typing import assert_never
+
+from train.config import DepthUpsamplingConfig, LanguageModelConfig, RunConfig, TextureRemovalConfig
 from train.tasks.task import Task
 
 
 def build_task(config: RunConfig) -> Task:
-    """Open a run's task: its data prepared, its model not yet built.
+    """Return a run's task; its data are not opened yet."""
+    match config.task:
+        case LanguageModelConfig():
+            from train.tasks.language_model import LanguageModel
 
-    With a second task in `TaskConfig`, this becomes a match over `config.task` that ends in assert_never.
-    """
-    from train.tasks.language_model import LanguageModel
+            return LanguageModel(config.task, optim=config.optim, seed=config.seed)
+        case DepthUpsamplingConfig():
+            from train.tasks.depth_upsampling import DepthUpsampling
 
-    return LanguageModel(config.task, optim=config.optim, seed=config.seed)
+            return DepthUpsampling(config.task, optim=config.optim, seed=config.seed)
+        case TextureRemovalConfig():
+            from train.tasks.texture_removal import TextureRemoval
+
+            return TextureRemoval(config.task, optim=config.optim, seed=config.seed)
+        case _:
+            assert_never(config.task)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,21 +18,78 @@ from modeling.decoder.configuration_periln import PeriLNConfig
 from modeling.decoder.modeling_periln import PeriLNForCausalLM, PeriLNModel
 from train.config import LanguageModelConfig, OptimConfig
 from train.data import text
-from train.tasks.task import Batch, ParameterGroup, SampleCost, Split, StepOutput, Sums
+from train.tasks.task import Batch, Gallery, ModelCard, ParameterGroup, SampleCost, Split, StepOutput, Sums
+
+_USAGE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)"""
 
 
 class LanguageModel:
     """The task `language_model`; `weight` counts predicted tokens."""
 
+    supports_bf16 = True
+
     def __init__(self, config: LanguageModelConfig, *, optim: OptimConfig, seed: int):
         self.config = config
         self._optim = optim
         self._seed = seed
-        self.data = text.prepare(config.data, vocab_size=config.model.vocab_size)
-        self.num_training_samples = self.data.num_training_samples
-        self.num_validation_samples = self.data.num_validation_samples
-        self.data_fingerprint = self.data.fingerprint
-        self.data_facts = self.data.facts
+
+    @cached_property
+    def data(self) -> text.TextData:
+        """The windows of text, tokenised here where the corpus is small."""
+        return text.prepare(self.config.data, vocab_size=self.config.model.vocab_size)
+
+    @property
+    def num_training_samples(self) -> int:
+        """Windows to train on."""
+        return self.data.num_training_samples
+
+    @property
+    def num_validation_samples(self) -> int:
+        """Windows to validate on."""
+        return self.data.num_validation_samples
+
+    @property
+    def data_fingerprint(self) -> str:
+        """A hash of all windows."""
+        return self.data.fingerprint
+
+    @property
+    def data_facts(self) -> Mapping[str, Any]:
+        """What the corpus holds."""
+        return self.data.facts
+
+    def check(self) -> None:
+        """Look at sources and tokenizer."""
+        text.check(self.config.data, vocab_size=self.config.model.vocab_size)
+
+    def prepare(self) -> str:
+        """Tokenise and pack the corpus, whatever its size."""
+        data = text.prepare(self.config.data, vocab_size=self.config.model.vocab_size, may_tokenise=True)
+        return (
+            f"{data.num_training_samples:,} training and {data.num_validation_samples:,} validation windows of "
+            f"{self.config.data.sequence_length} tokens are ready (fingerprint {data.fingerprint})"
+        )
+
+    def open_data(self) -> None:
+        """Open the windows."""
+        _ = self.data
+
+    def outline(self) -> PeriLNForCausalLM:
+        """Return the decoder for its shapes."""
+        return decoder(self.config)
+
+    def describe(self, model: nn.Module) -> dict[str, str]:
+        """Return parameters beside the vocabulary's, and operations."""
+        assert isinstance(model, PeriLNForCausalLM)
+        length = self.config.data.sequence_length
+        return {
+            "  without embedding and head": f"{model.num_parameters(exclude_embeddings=True):,}",
+            "training FLOPs per token": f"{model.flops_per_token(length):,.0f}  (windows of {length})",
+        }
 
     def build_model(self) -> PeriLNForCausalLM:
         """Return the decoder, drawn from the run's seed."""
@@ -91,6 +150,21 @@ class LanguageModel:
         """Return cross-entropy per token and, for bits per byte, per byte of the predicted text."""
         loss_sum, weight = self.step(model, batch).metrics["loss"]
         return {"loss": (loss_sum, weight), "loss_per_byte": (loss_sum, batch["target_bytes"].sum().float())}
+
+    def illustrate(self, model: nn.Module, gallery: Gallery) -> None:
+        """Show nothing: its figures say it all."""
+
+    def card(self) -> ModelCard:
+        """Return the README's text of an exported decoder."""
+        model, data = self.config.model, self.config.data
+        return ModelCard(
+            pipeline_tag="text-generation",
+            tags=["periln"],
+            summary=f"A decoder with {model.num_hidden_layers} layers of width {model.hidden_size}, norm placement "
+            f"`{model.norm_placement}` ({model.norm_kind}), trained on windows of {data.sequence_length} tokens.",
+            usage=_USAGE,
+            data=", ".join(source.path for source in data.sources),
+        )
 
     def save_assets(self, folder: Path) -> None:
         """Write the tokenizer."""

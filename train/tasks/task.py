@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -39,16 +39,76 @@ class ParameterGroup(NamedTuple):
     weight_decay: float
 
 
+class ModelCard(NamedTuple):
+    """What an exported model's README says of it beside its figures."""
+
+    pipeline_tag: str | None  # of the hub's; None: it has none for this
+    tags: list[str]
+    summary: str  # Markdown
+    usage: str  # Python; FOLDER stands for where the model lies
+    data: str
+
+
+class Gallery(Protocol):
+    """Where a task puts what figures can not tell: pictures on TensorBoard, arrays in the run folder's images/."""
+
+    def image(self, name: str, pixels: Tensor) -> None:
+        """Show a picture: (3 or 1, H, W), from 0 to 1."""
+        ...
+
+    def arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep arrays in images/step_NNNNNN/NAME.npz."""
+        ...
+
+
 class Task(Protocol):
-    """A model, its data and its loss.
+    """A model, its data and its loss. Making one is cheap; its data are opened when they are first needed.
 
     `weight(batch)` (tokens, valid pixels) must follow from the batch alone: the loop sums it over all micro-batches
     and ranks before the first backward pass, so that the gradient is that of the exact mean over the global batch.
     """
 
-    num_training_samples: int
-    num_validation_samples: int
-    data_fingerprint: str  # changes when any training or validation sample does
+    supports_bf16: bool  # whether its figures mean the same there
+
+    @property
+    def num_training_samples(self) -> int: ...  # noqa: D102
+
+    @property
+    def num_validation_samples(self) -> int: ...  # noqa: D102
+
+    @property
+    def data_fingerprint(self) -> str:
+        """A hash that changes when any training or validation sample does."""
+        ...
+
+    @property
+    def data_facts(self) -> Mapping[str, Any]:
+        """What environment.json says of the data."""
+        ...
+
+    def check(self) -> None:
+        """Look at the data without preparing them.
+
+        Raises:
+            ConfigError: A run could not train on them.
+        """
+        ...
+
+    def prepare(self) -> str:
+        """Make the data ready, however long it takes; returns a sentence that says what is ready."""
+        ...
+
+    def open_data(self) -> None:
+        """Open the data now: what needs them later would do so by itself."""
+        ...
+
+    def outline(self) -> nn.Module:
+        """Return the model for its shapes alone, buildable on the meta device and without data."""
+        ...
+
+    def describe(self, model: nn.Module) -> dict[str, str]:
+        """Return counts of an outline that `--describe` prints, by name."""
+        ...
 
     def build_model(self) -> nn.Module:
         """Return the initialised model in fp32 on the CPU; the same for every rank, a function of the seed."""
@@ -83,6 +143,14 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
         """Return the sums of one validation batch; the model is in eval mode, without gradients."""
+        ...
+
+    def illustrate(self, model: nn.Module, gallery: Gallery) -> None:
+        """Show what the model does with some validation samples; as `evaluate`, and on every rank the same."""
+        ...
+
+    def card(self) -> ModelCard:
+        """Return what an exported model's README says."""
         ...
 
     def save_assets(self, folder: Path) -> None:
