@@ -121,6 +121,7 @@ class PairDataConfig:
 
     sources: tuple[PairSourceConfig, ...]
     validation_sources: tuple[PairSourceConfig, ...]
+    unit: str | None = None  # name of the error's unit, for pictures
     crop: int | None = None  # side of the random squares to train on; null: whole images, as in the paper
     flips: bool = False  # of training images, left to right
     seed: int = 0  # order of the samples, crops, flips and noise
@@ -152,6 +153,7 @@ class DepthUpsamplingConfig:
     data: DepthDataConfig
     border: int = 6  # pixels along the edges that the error leaves out
     baselines: bool = True  # measure bicubic, joint bilateral and guided filter beside
+    other_guidance: bool = False  # measure too what a constant and a shifted guidance would do
     shown_images: int = 2  # validation images that are kept in images/ at each evaluation
     shown_pixel: tuple[int, int] | None = None  # row and column whose kernel is kept; null: at the steepest edge
 
@@ -279,6 +281,8 @@ _MAY_CHANGE = (
     "task.shown_images",
     "task.shown_pixel",
     "task.baselines",
+    "task.other_guidance",
+    "task.data.unit",
 )
 
 

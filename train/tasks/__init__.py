@@ -18,10 +18,14 @@ def build_task(config: RunConfig) -> Task:
         case DepthUpsamplingConfig():
             from train.tasks.depth_upsampling import DepthUpsampling
 
-            return DepthUpsampling(config.task, optim=config.optim, seed=config.seed)
+            return DepthUpsampling(
+                config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
+            )
         case TextureRemovalConfig():
             from train.tasks.texture_removal import TextureRemoval
 
-            return TextureRemoval(config.task, optim=config.optim, seed=config.seed)
+            return TextureRemoval(
+                config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
+            )
         case _:
             assert_never(config.task)

@@ -1,0 +1,141 @@
+"""Depth up-sampling guided by colour: Kim, Ponce and Ham, Deformable kernel networks, IJCV 2021, section 4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from train.config import DepthUpsamplingConfig
+from train.data.baselines import baselines
+from train.data.pairs import Pair
+from train.data.patches import Span, min_max, patch
+from train.data.resize import degrade
+from train.tasks.exhibits import Exhibit, shifted, show
+from train.tasks.joint_filtering import (
+    Images,
+    JointFiltering,
+    absolute_error,
+    add,
+    as_batch,
+    images_of,
+    training_sample,
+    with_input,
+)
+from train.tasks.task import Batch, Gallery, ModelCard, Split, Sums
+
+SHIFT = 16  # pixels: farther than a window of 15 reaches
+BASELINES = ("bicubic", "joint_bilateral", "guided_filter")
+
+
+class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
+    """The task `depth_upsampling`: a low-resolution depth map, brought to full size, becomes sharp.
+
+    Each map is normalised to [0, 1] by its own valid values; errors are told in `units_per_value` of its values.
+    Validation batches also hold `units` (B,), what 1.0 is worth, and `baselines` (B, 3), the errors of other methods.
+    """
+
+    def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
+        """Read pairs and make their inputs; training ones are cut and mirrored as a function of (seed, step, id)."""
+        if split == "validation":
+            return as_batch([self._validation_sample(int(i)) for i in sample_ids])
+        return as_batch([self._training_sample(int(i), step) for i in sample_ids])
+
+    def _training_sample(self, index: int, step: int) -> dict[str, np.ndarray]:
+        data = self.config.data
+        pair, _ = self._normalised(self.training.read(index))
+        seen = patch(
+            with_input(pair, self._degraded(pair)),
+            crop=data.crop,
+            flips=data.flips,
+            seed=data.seed,
+            step=step,
+            sample_id=index,
+        )
+        return training_sample(seen)
+
+    def _validation_sample(self, index: int) -> dict[str, np.ndarray]:
+        pair, span = self._normalised(self.validation.read(index))
+        given = self._degraded(pair)
+        units = np.float32(span.width * pair.units_per_value)
+        sample = {"guidance": pair.guidance, "input": given, "truth": pair.target, "valid": pair.valid, "units": units}
+        return sample | (
+            {"baselines": self._errors_of_others(index, pair, given, units)} if self.config.baselines else {}
+        )
+
+    def _normalised(self, pair: Pair) -> tuple[Pair, Span]:
+        span = min_max(pair.target, pair.valid)
+        return pair._replace(target=np.where(pair.valid[..., None], span.to_unit(pair.target), np.float32(0))), span
+
+    def _degraded(self, pair: Pair) -> np.ndarray:
+        return degrade(pair.target, pair.valid, scale=self.config.data.scale, mode=self.config.data.downsampling)
+
+    def _errors_of_others(self, index: int, pair: Pair, given: np.ndarray, units: np.float32) -> np.ndarray:
+        """Return the errors of the baselines, (3,), reckoned once for each pair."""
+        if index not in self._others:
+            found = {"bicubic": given, **baselines(pair.guidance, given, pair.valid, scale=self.config.data.scale)}
+            truth, valid = (torch.from_numpy(x).reshape(1, 1, *x.shape[:2]) for x in (pair.target, pair.valid))
+            self._others[index] = np.array(
+                [self._rmse(torch.from_numpy(found[name]).reshape(truth.shape), truth, valid) for name in BASELINES]
+            )
+        return (self._others[index] * units).astype(np.float32)
+
+    def _rmse(self, output: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        """Return the root of the mean squared error over valid pixels, `border` pixels along the edges left out, ()."""
+        border = self.config.border
+        inside = tuple(slice(border, size - border) if size > 2 * border else slice(None) for size in valid.shape[2:])
+        output, truth, valid = (x[(..., *inside)] for x in (output, truth, valid))
+        squares = torch.where(valid, output.float() - truth, 0.0).double().square().sum()
+        return (squares / valid.sum().clamp(min=1)).sqrt().float()
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
+        """Return the absolute error per valid pixel, and the root mean squared error per image, in units."""
+        sums: Sums = {}
+        for image, units in zip(images_of(batch), batch["units"], strict=True):
+            output = model(image.guidance, image.input).output
+            add(sums, "loss", absolute_error(output, image.truth, image.valid), image.valid.sum())
+            add(sums, "rmse", self._rmse(output, image.truth, image.valid) * units)
+            for name, guidance in self._other_guidances(image.guidance):
+                output = model(guidance, image.input).output
+                add(sums, f"{name}_guidance_rmse", self._rmse(output, image.truth, image.valid) * units)
+        for name, errors in zip(BASELINES, batch["baselines"].unbind(1), strict=True) if self.config.baselines else ():
+            add(sums, f"{name}_rmse", errors.sum(), torch.tensor(len(errors)))
+        return sums
+
+    def _other_guidances(self, guidance: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield guidances that tell nothing, and the wrong thing."""
+        if self.config.other_guidance:
+            yield "constant", torch.full_like(guidance, 0.5)
+            yield "shifted", shifted(guidance, SHIFT)
+
+    def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return the loss (of normalised depth) and the errors, ours and the others', in units."""
+        return {f"validation_{name}": value for name, value in means.items()}
+
+    def illustrate(self, model: nn.Module, gallery: Gallery) -> None:
+        """Show the first validation images."""
+        for index in range(min(self.config.shown_images, self.num_validation_samples)):
+            batch = as_batch([self._validation_sample(index)])
+            device = next(model.parameters()).device
+            image = next(images_of({key: value.to(device) for key, value in batch.items()}))
+            found = model(image.guidance, image.input)
+            exhibit = Exhibit(
+                name=self.validation.name(index),
+                image=image,
+                output=found.output,
+                kernels=found,
+                units=float(batch["units"][0]),
+                unit=self.config.data.unit,
+            )
+            show(exhibit, model, gallery, pixel=self.config.shown_pixel)
+
+    def card(self) -> ModelCard:
+        """Return the README's text of an exported filter."""
+        model, data = self.config.model, self.config.data
+        return self._card(
+            f"{model.architecture.upper()}, a joint image filter ({model.kernel_size} x {model.kernel_size} samples in "
+            f"a window of {model.window_size} pixels, {'residual' if model.residual else 'direct'} form), trained to "
+            f"sharpen depth maps that were made {data.scale} times smaller ({data.downsampling}) by the colour image."
+        )

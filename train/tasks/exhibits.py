@@ -1,0 +1,108 @@
+"""What an image task shows of itself: for the report, arrays with the kernels of one pixel; for TensorBoard, a strip.
+
+H, W height and width, C channels, K * K samples of a kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modeling.depth.modeling_dkn import DKNModel, DKNOutput
+from train.tasks.joint_filtering import Images
+from train.tasks.task import Gallery
+
+
+class Exhibit(NamedTuple):
+    """One image, what the filter made of it, and what the filter read for it."""
+
+    name: str
+    image: Images
+    output: Tensor  # (1, C, H, W)
+    kernels: DKNOutput  # of the first channel, where each is filtered alone
+    units: float  # what an error of 1.0 is worth
+    unit: str | None
+
+
+def show(exhibit: Exhibit, model: nn.Module, gallery: Gallery, *, pixel: tuple[int, int] | None) -> None:
+    """Put an exhibit into a gallery: arrays as analysis/ reads them, and guidance, input, output, truth in a row.
+
+    Args:
+        exhibit: What to show.
+        model: The filter, possibly wrapped by the engine.
+        gallery: Where to.
+        pixel: Row and column whose kernel is kept; None: where the truth is steepest.
+    """
+    filter_model = getattr(model, "module", model)
+    assert isinstance(filter_model, DKNModel)
+    row, column = _inside(pixel, exhibit.image.truth) if pixel is not None else steepest(exhibit.image)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", exhibit.name).strip("-.") or "image"
+    gallery.image(name, _strip(exhibit))
+    gallery.arrays(name, _arrays(exhibit, filter_model, row, column))
+
+
+def steepest(image: Images) -> tuple[int, int]:
+    """Return row and column of the valid pixel across which the truth changes most, away from the edges if it can be."""
+    truth, valid = image.truth.mean(dim=1)[0].double(), image.valid[0, 0]
+    height, width = truth.shape
+    if min(height, width) < 3:
+        return height // 2, width // 2
+    known = valid[1:-1, 2:] & valid[1:-1, :-2] & valid[2:, 1:-1] & valid[:-2, 1:-1] & valid[1:-1, 1:-1]
+    across, down = truth[1:-1, 2:] - truth[1:-1, :-2], truth[2:, 1:-1] - truth[:-2, 1:-1]
+    slope = torch.where(known, across.square() + down.square(), -1.0)
+    margin = min(16, (min(slope.shape) - 1) // 2)
+    middle = slope[margin : slope.shape[0] - margin, margin : slope.shape[1] - margin]
+    place = int(middle.argmax())
+    return place // middle.shape[1] + margin + 1, place % middle.shape[1] + margin + 1
+
+
+def _inside(pixel: tuple[int, int], truth: Tensor) -> tuple[int, int]:
+    """Return the pixel, or the last one of an image that does not reach so far."""
+    return min(pixel[0], truth.shape[-2] - 1), min(pixel[1], truth.shape[-1] - 1)
+
+
+def _arrays(exhibit: Exhibit, model: DKNModel, row: int, column: int) -> dict[str, np.ndarray]:
+    image, kernels = exhibit.image, exhibit.kernels
+    weights, offsets = kernels.weights, kernels.offsets
+    assert weights is not None
+    assert offsets is not None
+    length = offsets[:1].unflatten(1, (-1, 2)).norm(dim=2).mean(dim=1)[0]
+    return {
+        "guidance": (_pixels(image.guidance) * 255).round().astype(np.uint8),
+        "input": _pixels(image.input),
+        "output": _pixels(exhibit.output),
+        "truth": _pixels(image.truth),
+        "valid": image.valid[0, 0].cpu().numpy(),
+        "units_per_value": np.float32(exhibit.units),
+        "unit": np.array(exhibit.unit or ""),
+        "offset_length": length.cpu().numpy().astype(np.float16),
+        "pixel": np.array([[row, column]], np.int32),
+        "positions": model.sample_places(offsets[:1], row, column).cpu().numpy()[None].astype(np.float32),
+        "weights": weights[0, :, row, column].cpu().numpy()[None].astype(np.float32),
+    }
+
+
+def _pixels(planes: Tensor) -> np.ndarray:
+    """Return (1, C, H, W) as (H, W, C) float32."""
+    return np.ascontiguousarray(planes[0].permute(1, 2, 0).float().cpu().numpy())
+
+
+def _strip(exhibit: Exhibit) -> Tensor:
+    """Return guidance, input, output, truth, and the errors of input and output on one scale, (3, H, 6 W)."""
+    image = exhibit.image
+    before, after = (
+        (x - image.truth).abs().mean(dim=1, keepdim=True) * image.valid for x in (image.input, exhibit.output)
+    )
+    scale = before.max().clamp(min=1e-12)
+    panels = [image.guidance, image.input, exhibit.output, image.truth, before / scale, after / scale]
+    return torch.cat([panel.expand(1, 3, -1, -1).clamp(0, 1) for panel in panels], dim=3)[0]
+
+
+def shifted(guidance: Tensor, pixels: int) -> Tensor:
+    """Return a guidance moved to the right, its first column repeated: (B, C, H, W)."""
+    return F.pad(guidance, (pixels, 0, 0, 0), mode="replicate")[..., : guidance.shape[-1]]

@@ -1,0 +1,264 @@
+"""What the tasks that train a joint image filter share: the network, pairs of images, the loss.
+
+B batch, H height, W width, C channels. Images of one batch may differ in size: each is padded to the largest on its way
+and cut back to its own before the network sees it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analysis.activations import Site, sites_of_any
+from modeling.depth.configuration_dkn import DKNConfig
+from modeling.depth.image_processing_dkn import DKNImageProcessor
+from modeling.depth.modeling_dkn import DKNModel
+from train.config import ConfigError, DepthUpsamplingConfig, OptimConfig, TextureRemovalConfig
+from train.data.pairs import Pair, Pairs, open_pairs
+from train.tasks.task import Batch, ModelCard, ParameterGroup, SampleCost, StepOutput, Sums
+
+Config = TypeVar("Config", DepthUpsamplingConfig, TextureRemovalConfig)
+
+_USAGE = """\
+from PIL import Image
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)
+sharp = model.filter(Image.open("guidance.png"), Image.open("target.png"))"""
+
+
+class Images(NamedTuple):
+    """One image of a batch, cut back to its own size: (1, C, H, W) each."""
+
+    guidance: Tensor
+    input: Tensor
+    truth: Tensor
+    valid: Tensor  # bool, (1, 1, H, W)
+
+
+class JointFiltering(Generic[Config]):
+    """A task that trains a filter by the mean absolute error over valid pixels; `weight` counts these.
+
+    Its batches hold `guidance` (B, 3, H, W), `input` and `truth` (B, C, H, W), `valid` (B, 1, H, W) bool and `size`
+    (B, 2) int64, height and width of each image.
+    """
+
+    supports_bf16 = False
+
+    def __init__(self, config: Config, *, optim: OptimConfig, seed: int, micro_batch_size: int) -> None:
+        self.config: Config = config
+        self._optim = optim
+        self._seed = seed
+        self._micro_batch_size = micro_batch_size
+        self._others: dict[int, np.ndarray] = {}  # errors of other methods on a validation pair
+
+    # ------------------------------------------------------------------------------------------------------- the data
+
+    @cached_property
+    def training(self) -> Pairs:
+        """The pairs to train on."""
+        return open_pairs(self.config.data.sources, path="task.data.sources")
+
+    @cached_property
+    def validation(self) -> Pairs:
+        """The pairs to be judged by."""
+        return open_pairs(self.config.data.validation_sources, path="task.data.validation_sources")
+
+    @property
+    def num_training_samples(self) -> int:
+        """Pairs to train on."""
+        return len(self.training)
+
+    @property
+    def num_validation_samples(self) -> int:
+        """Pairs to be judged by."""
+        return len(self.validation)
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """A hash of every pair of both splits."""
+        both = f"{self.training.fingerprint} {self.validation.fingerprint}"
+        return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
+
+    @property
+    def data_facts(self) -> Mapping[str, Any]:
+        """How many pairs there are, and the names of those to be judged by."""
+        names = [self.validation.name(i) for i in range(min(len(self.validation), 100))]
+        return {"training_pairs": len(self.training), "validation_pairs": len(self.validation), "validation": names}
+
+    def check(self) -> None:
+        """Look for all images, and whether they can be trained on as they are.
+
+        Raises:
+            ConfigError: Something is missing, or sizes do not fit a crop or each other.
+        """
+        faults: list[str] = []
+        for split in ("training", "validation"):
+            try:
+                getattr(self, split)
+            except ConfigError as error:
+                faults += error.faults
+        faults = faults or [*self._size_faults(), *self._channel_faults()]
+        if faults:
+            raise ConfigError(faults)
+
+    def _size_faults(self) -> Iterator[str]:
+        sizes = {self.training.size(i): self.training.name(i) for i in range(len(self.training))}
+        crop = self.config.data.crop
+        for size, name in sizes.items():
+            if crop is not None and min(size) < crop:
+                yield f"task.data.crop: {crop} is more than {name} has ({size[0]} x {size[1]}); lower it"
+                return
+        if crop is None and len(sizes) > 1 and self._micro_batch_size > 1:
+            yield (
+                f"micro_batch_size: {self._micro_batch_size} images of different sizes make no batch; write 1, or give "
+                f"task.data.crop"
+            )
+
+    def _channel_faults(self) -> Iterator[str]:
+        for i in range(len(self.training)):
+            if self.training.channels(i) != 1:
+                yield (
+                    f"task.data.sources: the target {self.training.name(i)} has {self.training.channels(i)} channels; "
+                    f"this task learns from maps with one, like depth"
+                )
+                return
+
+    def prepare(self) -> str:
+        """Look at everything once; nothing needs to be written."""
+        self.check()
+        return (
+            f"{len(self.training):,} training and {len(self.validation):,} validation pairs are ready "
+            f"(fingerprint {self.data_fingerprint})"
+        )
+
+    def open_data(self) -> None:
+        """Open both splits and check them."""
+        self.check()
+        _ = self.data_fingerprint
+
+    # ---------------------------------------------------------------------------------------------------- the network
+
+    def outline(self) -> DKNModel:
+        """Return the filter for its shapes."""
+        return DKNModel(DKNConfig(**asdict(self.config.model)))
+
+    def build_model(self) -> DKNModel:
+        """Return the filter, drawn from the run's seed."""
+        torch.manual_seed(self._seed)
+        return self.outline()
+
+    def describe(self, model: nn.Module) -> dict[str, str]:
+        """Return operations."""
+        assert isinstance(model, DKNModel)
+        return {"forward FLOPs per pixel": f"{model.flops_per_pixel():,.0f}"}
+
+    def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
+        """Sort: kernels of convolutions decay, norms and biases do not."""
+        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        kernels = {name: parameter for name, parameter in named.items() if parameter.ndim > 1}
+        others = {name: parameter for name, parameter in named.items() if parameter.ndim <= 1}
+        decay = self._optim.weight_decay
+        return [ParameterGroup("matrix", kernels, decay), ParameterGroup("norm_or_bias", others, 0.0)]
+
+    def probe_sites(self, model: nn.Module) -> list[Site]:
+        """Return what every convolution and norm gives out."""
+        return sites_of_any(model)
+
+    def cost(self, model: nn.Module) -> SampleCost:
+        """Return the operations of a pair, where all have one size: backward costs twice what forward does."""
+        assert isinstance(model, DKNModel)
+        crop = self.config.data.crop
+        sizes = {self.training.size(i) for i in range(len(self.training))} if crop is None else {(crop, crop)}
+        height, width = sizes.pop()
+        return SampleCost(tokens=None, flops=None if sizes else 3 * model.flops_per_pixel() * height * width)
+
+    def save_assets(self, folder: Path) -> None:
+        """Write how images become tensors."""
+        DKNImageProcessor().save_pretrained(folder)
+
+    # ------------------------------------------------------------------------------------------------------- the loss
+
+    def weight(self, batch: Batch) -> float:
+        """Return the number of valid pixels."""
+        return float(batch["valid"].sum())
+
+    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Return the summed absolute error over valid pixels; images of one size make one pass."""
+        output = model(batch["guidance"], batch["input"]).output
+        loss_sum = absolute_error(output, batch["truth"], batch["valid"])
+        weight = batch["valid"].sum().float()
+        return StepOutput(loss_sum, weight, {"loss": (loss_sum.detach(), weight)})
+
+    def _card(self, summary: str) -> ModelCard:
+        sources = [*self.config.data.sources, *self.config.data.validation_sources]
+        return ModelCard(
+            pipeline_tag="image-to-image",
+            tags=["dkn", "joint-image-filtering"],
+            summary=summary,
+            usage=_USAGE,
+            data=", ".join(dict.fromkeys(source.path for source in sources)),
+        )
+
+
+def absolute_error(output: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Return the sum of absolute differences over valid pixels, () fp32; what is not valid may hold anything."""
+    return torch.where(valid, output.float() - truth, 0.0).abs().sum()
+
+
+def add(sums: Sums, name: str, value: Tensor, weight: Tensor | None = None) -> None:
+    """Add a value and its weight (1 where none is given) to the sums of a name."""
+    value_before, weight_before = sums.get(name, (torch.zeros_like(value), torch.zeros_like(value)))
+    more = torch.ones_like(value) if weight is None else weight.to(value)
+    sums[name] = (value_before + value, weight_before + more)
+
+
+def images_of(batch: Batch) -> Iterator[Images]:
+    """Yield the images of a batch one by one, without what pads them."""
+    for n, (height, width) in enumerate(batch["size"].tolist()):
+        parts = (batch[key][n : n + 1, :, :height, :width] for key in Images._fields)
+        yield Images(*parts)
+
+
+def as_batch(samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+    """Stack samples into tensors, each image padded with zeros to the largest height and width.
+
+    Args:
+        samples: `guidance`, `input`, `truth` (H, W, C) float32 and `valid` (H, W) bool; whatever else they hold is
+            stacked as it is.
+    """
+    sizes = np.array([sample["valid"].shape for sample in samples])
+    height, width = sizes.max(axis=0)
+    batch: Batch = {"size": torch.from_numpy(sizes.astype(np.int64))}
+    for key in samples[0]:
+        values = [sample[key] for sample in samples]
+        if key in Images._fields:
+            values = [_planes(value, height, width) for value in values]
+        batch[key] = torch.from_numpy(np.stack(values))
+    return batch
+
+
+def _planes(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return (H, W) or (H, W, C) as (C, height, width)."""
+    image = image.reshape(*image.shape[:2], -1).transpose(2, 0, 1)
+    rows, columns = height - image.shape[1], width - image.shape[2]
+    return np.ascontiguousarray(np.pad(image, ((0, 0), (0, rows), (0, columns))))
+
+
+def with_input(pair: Pair, given: np.ndarray) -> Pair:
+    """Return a pair whose target carries the network's input behind it, so that both are cut and mirrored together."""
+    return pair._replace(target=np.concatenate([pair.target, given], axis=2))
+
+
+def training_sample(pair: Pair) -> dict[str, np.ndarray]:
+    """Return the sample of a pair with input: truth and input apart again."""
+    truth, given = np.split(pair.target, 2, axis=2)
+    return {"guidance": pair.guidance, "input": given, "truth": truth, "valid": pair.valid}

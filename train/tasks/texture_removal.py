@@ -1,0 +1,167 @@
+"""Texture removal: a filter that has learned to denoise depth is applied to an image that is its own guidance.
+
+Kim, Ponce and Ham (IJCV 2021) show it without figures. Here an image with texture is compared with the same without: the
+ratio of peak signal to noise over the whole image, and along the edges of the clean one, which a filter should keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modeling.depth.modeling_dkn import DKNOutput
+from train.config import TextureRemovalConfig
+from train.data.baselines import baselines
+from train.data.draws import Draws
+from train.data.pairs import Pair
+from train.data.patches import min_max, patch
+from train.tasks.exhibits import Exhibit, show
+from train.tasks.joint_filtering import (
+    Images,
+    JointFiltering,
+    absolute_error,
+    add,
+    as_batch,
+    images_of,
+    training_sample,
+    with_input,
+)
+from train.tasks.task import Batch, Gallery, ModelCard, Split, Sums
+
+METHODS = ("input", "joint_bilateral", "guided_filter")  # what ours is compared with; input: nothing is done
+EDGE_SLOPE = 0.1  # change of brightness per pixel that makes an edge
+EDGE_REACH = 2  # pixels around an edge that count as its neighbourhood
+_NOISE = 0x40153  # stream of the draws, apart from that of crops
+
+
+class TextureRemoval(JointFiltering[TextureRemovalConfig]):
+    """The task `texture_removal`: trained on noisy depth with colour, judged on images with texture.
+
+    Validation batches have colour for `input` and `truth` (B, 3, H, W), `guidance` being the input, and
+    `others` (B, 3, 2): psnr and edge psnr of METHODS.
+    """
+
+    def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
+        """Read pairs; crops, flips and noise of training are a function of (seed, step, id)."""
+        if split == "validation":
+            return as_batch([self._validation_sample(int(i)) for i in sample_ids])
+        return as_batch([self._training_sample(int(i), step) for i in sample_ids])
+
+    def _training_sample(self, index: int, step: int) -> dict[str, np.ndarray]:
+        data = self.config.data
+        pair = self.training.read(index)
+        depth = min_max(pair.target, pair.valid).to_unit(pair.target)
+        depth = np.where(pair.valid[..., None], depth, np.float32(0))
+        noise = Draws(_NOISE, data.seed, step, index).normal(depth.shape) * data.noise
+        noisy = with_input(pair._replace(target=depth), (depth + noise).astype(np.float32))
+        seen = patch(noisy, crop=data.crop, flips=data.flips, seed=data.seed, step=step, sample_id=index)
+        return training_sample(seen)
+
+    def _validation_sample(self, index: int) -> dict[str, np.ndarray]:
+        pair = self.validation.read(index)
+        sample = {"guidance": pair.guidance, "input": pair.guidance, "truth": pair.target, "valid": pair.valid}
+        return sample | ({"others": self._figures_of_others(index, pair)} if self.config.baselines else {})
+
+    def _figures_of_others(self, index: int, pair: Pair) -> np.ndarray:
+        """Return both figures of METHODS, (3, 2), reckoned once for each pair."""
+        if index not in self._others:
+            image = pair.guidance
+            found = {
+                "input": image,
+                **baselines(image, image, pair.valid, scale=None, iterations=self.config.iterations),
+            }
+            truth, valid = _planes(pair.target), torch.from_numpy(pair.valid)[None, None]
+            self._others[index] = np.stack([self._figures(_planes(found[name]), truth, valid) for name in METHODS])
+        return self._others[index]
+
+    def _figures(self, output: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        """Return psnr and edge psnr, (2,) fp32 in dB, `border` pixels along the edges left out."""
+        border = self.config.border
+        inside = valid.clone()
+        if border and min(valid.shape[2:]) > 2 * border:
+            inside[..., :border, :] = inside[..., -border:, :] = False
+            inside[..., :border] = inside[..., -border:] = False
+        squares = (output.float() - truth).double().square().mean(dim=1, keepdim=True)
+        return torch.stack([_psnr(squares[inside & mask]) for mask in (torch.ones_like(valid), edges(truth))]).float()
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
+        """Return the absolute error per pixel, and both ratios per image, ours and the others'."""
+        sums: Sums = {}
+        for image in images_of(batch):
+            output, _ = self._filtered(model, image)
+            channels = output.shape[1]
+            add(sums, "loss", absolute_error(output, image.truth, image.valid), image.valid.sum() * channels)
+            psnr, edge_psnr = self._figures(output, image.truth, image.valid)
+            add(sums, "psnr", psnr)
+            add(sums, "edge_psnr", edge_psnr)
+        for name, figures in zip(METHODS, batch["others"].unbind(1), strict=True) if self.config.baselines else ():
+            add(sums, f"{name}_psnr", figures[:, 0].sum(), torch.tensor(len(figures)))
+            add(sums, f"{name}_edge_psnr", figures[:, 1].sum(), torch.tensor(len(figures)))
+        return sums
+
+    def _filtered(self, model: nn.Module, image: Images) -> tuple[Tensor, DKNOutput]:
+        """Apply the filter again and again, to each channel alone; returns the image and the last pass."""
+        channels = image.input.shape[1]
+        guidance, filtered = image.guidance.expand(channels, -1, -1, -1), image.input.transpose(0, 1)
+        found = DKNOutput()
+        for _ in range(self.config.iterations):
+            found = model(guidance, filtered)
+            filtered = found.output
+        return filtered.transpose(0, 1), found
+
+    def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return the loss (of colours from 0 to 1) and the ratios in dB."""
+        return {f"validation_{name}": value for name, value in means.items()}
+
+    def illustrate(self, model: nn.Module, gallery: Gallery) -> None:
+        """Show the first validation images."""
+        device = next(model.parameters()).device
+        for index in range(min(self.config.shown_images, self.num_validation_samples)):
+            batch = as_batch([self._validation_sample(index)])
+            image = next(images_of({key: value.to(device) for key, value in batch.items()}))
+            output, found = self._filtered(model, image)
+            exhibit = Exhibit(
+                name=self.validation.name(index), image=image, output=output, kernels=found, units=1.0, unit=None
+            )
+            show(exhibit, model, gallery, pixel=self.config.shown_pixel)
+
+    def card(self) -> ModelCard:
+        """Return the README's text of an exported filter."""
+        model, data = self.config.model, self.config.data
+        return self._card(
+            f"{model.architecture.upper()}, a joint image filter ({model.kernel_size} x {model.kernel_size} samples in "
+            f"a window of {model.window_size} pixels), trained to free depth maps of noise with a deviation of "
+            f"{data.noise:g} of their range. Applied to an image that is its own guidance, "
+            f"`model.filter(image, image, iterations={self.config.iterations})`, it removes texture."
+        )
+
+    def _channel_faults(self):
+        yield from super()._channel_faults()
+        for i in range(len(self.validation)):
+            if self.validation.channels(i) != 3:
+                yield (
+                    f"task.data.validation_sources: {self.validation.name(i)} is not in colour; give images with texture "
+                    f"and the same without, as in {{path: procedural-textures, stop: 8}}"
+                )
+                return
+
+
+def edges(image: Tensor) -> Tensor:
+    """Return where an image (1, C, H, W) has edges near, (1, 1, H, W) bool."""
+    grey = image.mean(dim=1, keepdim=True)
+    across, down = F.pad(grey.diff(dim=3), (0, 1)).abs(), F.pad(grey.diff(dim=2), (0, 0, 0, 1)).abs()
+    steep = (torch.maximum(across, down) > EDGE_SLOPE).float()
+    return F.max_pool2d(steep, 2 * EDGE_REACH + 1, stride=1, padding=EDGE_REACH) > 0
+
+
+def _psnr(squares: Tensor) -> Tensor:
+    """Return the ratio of a peak of 1 to a mean squared error, in dB, at most 100; 100 too of nothing."""
+    return -10 * squares.mean().nan_to_num(0.0).clamp(min=1e-10).log10()
+
+
+def _planes(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
