@@ -1,0 +1,140 @@
+"""Joint image filters with a kernel of its own for each pixel: DKN and FDKN.
+
+Shapes: B batch, C channels, H height, W width, K kernel size.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from .configuration_dkn import DKNConfig
+from .image_processing_dkn import DKNImageProcessor
+from .kernels_dkn import CELL, KernelNetwork
+from .sampling_dkn import place_taps, sample_and_sum
+
+
+@dataclass
+class DKNOutput(ModelOutput):
+    """What a forward pass gives."""
+
+    output: Tensor | None = None  # (B, C, H, W), the filtered target
+    weights: Tensor | None = None  # (B, K * K, H, W), sum 0 (residual) or 1; tap (i, j) is channel K i + j, i along x
+    offsets: Tensor | None = None  # (B, 2 * K * K, H, W) in pixels; channel 2 (K i + j) is x, the next is y
+
+
+class DKNModel(PreTrainedModel):
+    """A weighted average of a few samples around each pixel, whose weights and places both images decide.
+
+    Kim, Ponce and Ham, Deformable kernel networks for joint image filtering, IJCV 2021.
+    """
+
+    config: DKNConfig
+    config_class = DKNConfig
+    main_input_name = "target"
+    _auto_class = "AutoModel"
+    _no_split_modules = ["KernelNetwork"]  # noqa: RUF012
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: DKNConfig) -> None:
+        super().__init__(config)
+        self.kernels = KernelNetwork(config)
+        self.taps = place_taps(config.kernel_size, config.window_size, config.sampling)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw convolutions as torch does, where transformers would take a normal distribution without biases."""
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    def forward(self, guidance: Tensor | None, target: Tensor, **_: Any) -> DKNOutput:
+        """Filter a target by a guidance of the same size, which may be any.
+
+        Args:
+            guidance: (B, C, H, W) in [0, 1], red, green and blue. Not looked at where the configuration says so.
+            target: (B, C, H, W), in [0, 1] as in training; a low-resolution one comes up-sampled.
+
+        Returns:
+            The filtered target and its kernels. They sum to 1 (the paper's eq. 1 and 2), or in the residual form to 0,
+            and what they average is added to the target.
+
+        Raises:
+            ValueError: Shapes that do not fit together or the configuration.
+        """
+        self._check_shapes(guidance, target)
+        raw, offsets = self.kernels(guidance, target)
+        if self.config.residual:
+            weights = raw - raw.mean(dim=1, keepdim=True)
+        else:
+            weights = raw / raw.sum(dim=1, keepdim=True).clamp(min=torch.finfo(raw.dtype).tiny)
+        filtered = sample_and_sum(target, weights, offsets, self.taps)
+        return DKNOutput(target + filtered if self.config.residual else filtered, weights, offsets)  # type: ignore[arg-type]
+
+    def _check_shapes(self, guidance: Tensor | None, target: Tensor) -> None:
+        wanted: dict[str, tuple[Tensor | None, int]] = {"target": (target, self.config.target_channels)}
+        if self.config.guidance:
+            wanted["guidance"] = (guidance, self.config.guidance_channels)
+        for name, (image, channels) in wanted.items():
+            if image is None or image.ndim != 4 or image.shape[1] != channels or not image.numel():
+                shape = None if image is None else tuple(image.shape)
+                raise ValueError(f"{name}: {shape} given; this model takes (batch, {channels}, height, width)")
+            if (image.shape[0], *image.shape[2:]) != (target.shape[0], *target.shape[2:]):
+                raise ValueError(
+                    f"guidance: {tuple(image.shape)} does not match target {tuple(target.shape)} in batch, height or "
+                    f"width; up-sample the target to the guidance's size first, as DKNImageProcessor does"
+                )
+
+    @torch.no_grad()
+    def filter(
+        self, guidance: Any, target: Any, *, iterations: int = 1, processor: DKNImageProcessor | None = None
+    ) -> Any:
+        """Filter an image: two images in, one out, of the guidance's size and the target's own type and units.
+
+        Args:
+            guidance: What DKNImageProcessor takes: a PIL image, an array, a tensor, or a path or URL.
+            target: Likewise; smaller than the guidance it is up-sampled first. Of several channels each is filtered
+                alone where the model takes one. May be the guidance itself.
+            iterations: How often the filter is applied to its own output.
+            processor: How images become tensors; None: as DKNImageProcessor does by default.
+
+        Raises:
+            ValueError: Images that do not go together, or `iterations` below 1.
+        """
+        if iterations < 1:
+            raise ValueError(f"iterations: {iterations} given; write 1 or more")
+        processor = processor or DKNImageProcessor()
+        guidance, target = processor.load(guidance), processor.load(target)
+        inputs = processor(guidance, target)
+        guide, filtered = (inputs[name].to(self.device, self.dtype) for name in ("guidance", "target"))
+        channels = filtered.shape[1]
+        if self.config.target_channels == 1:
+            filtered = filtered.transpose(0, 1)  # (C, 1, H, W)
+            guide = guide.expand(channels, -1, -1, -1)
+        was_training = self.training
+        self.eval()
+        for _ in range(iterations):
+            filtered = self(guide, filtered).output
+        self.train(was_training)
+        return processor.post_process(filtered.reshape(1, channels, *filtered.shape[-2:]), target)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write a folder that stands on its own: AutoModel and AutoImageProcessor load it without this project."""
+        super().save_pretrained(save_directory, **kwargs)
+        DKNImageProcessor().save_pretrained(save_directory)
+
+    def flops_per_pixel(self) -> float:
+        """Count the operations of a forward pass per pixel: of the convolutions, a multiplication and addition as 2."""
+        products = sum(
+            module.in_channels * module.out_channels * module.kernel_size[0] * module.kernel_size[1]
+            for module in self.modules()
+            if isinstance(module, nn.Conv2d)
+        )
+        return 2.0 * products / (CELL**2 if self.config.architecture == "fdkn" else 1)
