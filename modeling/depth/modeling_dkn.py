@@ -130,6 +130,11 @@ class DKNModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
         DKNImageProcessor().save_pretrained(save_directory)
 
+    def sample_places(self, offsets: Tensor, row: int, column: int) -> Tensor:
+        """Return row and column of each sample that a pixel's kernel reads, (K * K, 2), from offsets of one image."""
+        steps = self.taps.origins(offsets)[..., 0, 0] + self.taps.scale * offsets[0, :, row, column].view(-1, 2)
+        return steps.flip(1) + steps.new_tensor([row, column])
+
     def flops_per_pixel(self) -> float:
         """Count the operations of a forward pass per pixel: of the convolutions, a multiplication and addition as 2."""
         products = sum(

@@ -15,7 +15,6 @@ from train.data.patches import Span, min_max, patch
 from train.data.resize import degrade
 from train.tasks.exhibits import Exhibit, shifted, show
 from train.tasks.joint_filtering import (
-    Images,
     JointFiltering,
     absolute_error,
     add,

@@ -6,7 +6,7 @@ H, W height and width, C channels, K * K samples of a kernel.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def show(exhibit: Exhibit, model: nn.Module, gallery: Gallery, *, pixel: tuple[i
 
 
 def steepest(image: Images) -> tuple[int, int]:
-    """Return row and column of the valid pixel across which the truth changes most, away from the edges if it can be."""
+    """Return row and column of the valid pixel across which the truth changes most, away from the image's edges."""
     truth, valid = image.truth.mean(dim=1)[0].double(), image.valid[0, 0]
     height, width = truth.shape
     if min(height, width) < 3:
@@ -66,7 +66,7 @@ def _inside(pixel: tuple[int, int], truth: Tensor) -> tuple[int, int]:
     return min(pixel[0], truth.shape[-2] - 1), min(pixel[1], truth.shape[-1] - 1)
 
 
-def _arrays(exhibit: Exhibit, model: DKNModel, row: int, column: int) -> dict[str, np.ndarray]:
+def _arrays(exhibit: Exhibit, model: DKNModel, row: int, column: int) -> dict[str, Any]:
     image, kernels = exhibit.image, exhibit.kernels
     weights, offsets = kernels.weights, kernels.offsets
     assert weights is not None

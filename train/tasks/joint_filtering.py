@@ -82,7 +82,7 @@ class JointFiltering(Generic[Config]):
         """Pairs to be judged by."""
         return len(self.validation)
 
-    @cached_property
+    @property
     def data_fingerprint(self) -> str:
         """A hash of every pair of both splits."""
         both = f"{self.training.fingerprint} {self.validation.fingerprint}"

@@ -1,12 +1,12 @@
 """Texture removal: a filter that has learned to denoise depth is applied to an image that is its own guidance.
 
-Kim, Ponce and Ham (IJCV 2021) show it without figures. Here an image with texture is compared with the same without: the
-ratio of peak signal to noise over the whole image, and along the edges of the clean one, which a filter should keep.
+Kim, Ponce and Ham (IJCV 2021) show it without figures. Here an image with texture is compared with the same without:
+the ratio of peak signal to noise over the whole image, and along the edges of the clean one, which should be kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -139,13 +139,13 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
             f"`model.filter(image, image, iterations={self.config.iterations})`, it removes texture."
         )
 
-    def _channel_faults(self):
+    def _channel_faults(self) -> Iterator[str]:
         yield from super()._channel_faults()
         for i in range(len(self.validation)):
             if self.validation.channels(i) != 3:
                 yield (
-                    f"task.data.validation_sources: {self.validation.name(i)} is not in colour; give images with texture "
-                    f"and the same without, as in {{path: procedural-textures, stop: 8}}"
+                    f"task.data.validation_sources: {self.validation.name(i)} is not in colour; give images with "
+                    f"texture and the same without, as in {{path: procedural-textures, stop: 8}}"
                 )
                 return
 
