@@ -14,7 +14,7 @@ import numpy as np
 
 from train.data import patterns
 from train.data.draws import Draws
-from train.data.surfaces import Hit, box, camera_rays, nearest, plane, rod, sphere
+from train.data.surfaces import Hit, box, camera_rays, plane, rod, sphere
 
 VERSION = 1  # of the pictures: a change of these would silently change what is learned and measured
 
@@ -41,15 +41,17 @@ def scene(index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     light /= np.linalg.norm(light)
     paint = wall_paint = _Paint(draws, period=draws.uniform(0.35, 0.8))
     depth, colour = np.full(size, np.inf), np.zeros((*size, 3))
-    for number, hit in enumerate(_surfaces(draws, rays)):
+    for number, thing in enumerate(_things(draws, rays)):
         if number:
             paint = _Paint(draws, period=draws.uniform(0.12, 0.45))
         if number > _WALLS and draws.uniform(0, 1) < _HIDDEN:
             paint = wall_paint.plain()
-        nearer = hit.depth < depth
-        depth[nearer] = hit.depth[nearer]
-        shade = _AMBIENT + (1 - _AMBIENT) * np.maximum(hit.normal[nearer] @ light, 0)
-        colour[nearer] = paint.at(hit.coordinates[nearer]) * shade[:, None]
+        for hit in thing:
+            nearer = hit.depth < depth
+            depth[nearer] = hit.depth[nearer]
+            normal, coordinates = hit.details(nearer)
+            shade = _AMBIENT + (1 - _AMBIENT) * np.maximum(normal @ light, 0)
+            colour[nearer] = paint.at(coordinates) * shade[:, None]
     colour += _SENSOR_NOISE * Draws(_STREAM, index, *size).normal(colour.shape)
     return np.clip(colour, 0, 1).astype(np.float32), depth.astype(np.float32)
 
@@ -79,19 +81,16 @@ class _Paint:
 _WALLS = 2  # besides the back one
 
 
-def _surfaces(draws: Draws, rays: np.ndarray) -> Iterator[Hit]:
-    """Yield the back wall, the floor, a side wall, and then the things before them."""
+def _things(draws: Draws, rays: np.ndarray) -> Iterator[list[Hit]]:
+    """Yield the surfaces of the back wall, the floor, a side wall, and then of each thing before them."""
     floor = draws.uniform(0.9, 1.4)
-    yield _back_wall(draws, rays)
-    yield plane(
-        rays, point=np.array([0, floor, 0]), normal=np.array([draws.uniform(-0.15, 0.15), -1, draws.uniform(-0.1, 0.1)])
-    )
-    side = draws.choice([-1, 1]) * draws.uniform(1.6, 3.2)
-    yield plane(rays, point=np.array([side, 0, 0]), normal=np.array([-np.sign(side), 0, draws.uniform(-0.3, 0.3)]))
+    yield [_back_wall(draws, rays)]
+    yield [_floor(draws, rays, floor)]
+    yield [_side_wall(draws, rays)]
     for _ in range(draws.integer(3, 6)):
-        yield _sphere(draws, rays) if draws.uniform(0, 1) < 0.45 else _box(draws, rays, floor)
+        yield [_sphere(draws, rays) if draws.uniform(0, 1) < 0.45 else _box(draws, rays, floor)]
     for _ in range(draws.integer(1, 4)):
-        yield _rod(draws, rays)
+        yield [_rod(draws, rays)]
     yield _wire(draws, rays)
 
 
@@ -102,6 +101,17 @@ def _back_wall(draws: Draws, rays: np.ndarray) -> Hit:
         point=np.array([0, 0, distance]),
         normal=np.array([draws.uniform(-0.45, 0.45), draws.uniform(-0.2, 0.2), -1]),
     )
+
+
+def _floor(draws: Draws, rays: np.ndarray, height: float) -> Hit:
+    normal = np.array([draws.uniform(-0.15, 0.15), -1, draws.uniform(-0.1, 0.1)])
+    return plane(rays, point=np.array([0, height, 0]), normal=normal)
+
+
+def _side_wall(draws: Draws, rays: np.ndarray) -> Hit:
+    side = draws.choice([-1, 1])
+    normal = np.array([-side, 0, draws.uniform(-0.3, 0.3)])
+    return plane(rays, point=np.array([side * draws.uniform(1.6, 3.2), 0, 0]), normal=normal)
 
 
 def _place(draws: Draws, near: float, far: float) -> np.ndarray:
@@ -129,7 +139,7 @@ def _rod(draws: Draws, rays: np.ndarray) -> Hit:
     start = _place(draws, 1.3, 3.0)
     end = start + draws.uniform(0.5, 1.6) * _direction(draws)
     end[2] = max(end[2], 1.0)
-    return rod(rays, start=start, end=end, radius=draws.uniform(0.012, 0.04), focal=_focal(rays))
+    return rod(rays, start=start, end=end, radius=draws.uniform(0.012, 0.04))
 
 
 def _direction(draws: Draws) -> np.ndarray:
@@ -137,14 +147,10 @@ def _direction(draws: Draws) -> np.ndarray:
     return np.array([np.cos(angle), np.sin(angle), draws.uniform(-0.5, 0.5)])
 
 
-def _wire(draws: Draws, rays: np.ndarray, *, pieces: int = 6) -> Hit:
+def _wire(draws: Draws, rays: np.ndarray, *, pieces: int = 6) -> list[Hit]:
     """Meet a thin wire that sags between two points."""
     left, right = (side * np.array([1.0, 0, 0]) + _place(draws, 1.8, 3.0) * [0.3, 0.8, 1] for side in (-0.8, 0.8))
     sag, radius = draws.uniform(0.1, 0.5), draws.uniform(0.006, 0.012)
     share = np.linspace(0, 1, pieces + 1)[:, None]
     points = left + share * (right - left) + 4 * sag * share * (1 - share) * [0, 1, 0]
-    return nearest([rod(rays, start=a, end=b, radius=radius, focal=_focal(rays)) for a, b in pairwise(points)])
-
-
-def _focal(rays: np.ndarray) -> float:
-    return 1 / float(rays[0, 1, 0] - rays[0, 0, 0])
+    return [rod(rays, start=start, end=end, radius=radius) for start, end in pairwise(points)]
