@@ -16,7 +16,7 @@ MOST_LINES = 6  # in a figure over depth
 _SEEDS = ("seed", "task.data.seed")
 # What a run is called and how it is logged and kept does not change what it learns.
 _NO_DIFFERENCE = ("name", "output_dir", "log_every", "evaluate_every", "checkpoint.", "probes.",
-                  "task.data.cache_dir", "task.data.num_workers")  # fmt: skip
+                  "task.data.cache_dir", "task.data.num_workers", "task.shown_", "task.baselines")  # fmt: skip
 
 Curve = Callable[[Record], tuple[np.ndarray, np.ndarray]]
 
@@ -114,12 +114,19 @@ def for_depth(records: Sequence[Record]) -> tuple[list[Group], list[str]]:
     if len(groups) <= MOST_LINES:
         return groups, []
     best: dict[str, Group] = {}
-    for group in sorted(groups, key=lambda group: _final_loss(group)):
+    for group in sorted(groups, key=final_loss):
         best.setdefault(group.placement, group)
     shown = [group for group in groups if group in best.values()]
     alone = [replace(group, look=look(group.placement)) for group in shown]
     names = ", ".join(group.label for group in shown)
     return alone, [f"Of {len(groups)} lines, those with the lowest final validation loss are shown: {names}."]
+
+
+def final_loss(group: Group) -> float:
+    """Return the mean of the runs' last validation losses; infinite where there is none, or one is not finite."""
+    found = [column(record.validation, "validation_loss") for record in group.records]
+    ends = [values[-1] for values in found if len(values)]
+    return float(np.mean(ends)) if ends and np.isfinite(ends).all() else np.inf
 
 
 def axis_of(records: Sequence[Record]) -> str:
@@ -232,9 +239,3 @@ def _seeds_text(members: Sequence[Record]) -> str:
         return ""
     seeds = {repr([leaves(record.config).get(key) for key in _SEEDS]) for record in members}
     return f" ({len(members)} seeds)" if len(seeds) == len(members) else f" ({len(members)} runs)"
-
-
-def _final_loss(group: Group) -> float:
-    found = [column(record.validation, "validation_loss") for record in group.records]
-    ends = [values[-1] for values in found if len(values)]
-    return float(np.mean(ends)) if ends and np.isfinite(ends).all() else np.inf

@@ -102,6 +102,7 @@ def _task_sections(records: Sequence[Record], notes: Sequence[str], *, prefix: s
             tables=_present(tables.uniformity(records)),
             plates=_gradient_plates(records),
         ),
+        *_image_sections(records, heading),
     ]
     return [replace(part, plates=[_named(plate, prefix) for plate in part.plates]) for part in parts]
 
@@ -125,6 +126,25 @@ def _gradient_plates(records: Sequence[Record]) -> list[Plate]:
     if len(missing) == len(records):
         return [_absent("gradients", "Gradient norms, norm scales and update sizes by layer", missing)]
     return [figures.gradient_over_depth(records), figures.norm_scales(records), figures.update_ratios(records)]
+
+
+def _image_sections(records: Sequence[Record], heading: str) -> list[Section]:
+    """Return the section of validation images, none where no run is of a task that keeps some."""
+    from analysis.image_figures import choose, pictures
+    from analysis.images import keeps_images, read_images
+    from analysis.kernel_figures import kernels
+    from analysis.page import Section
+    from analysis.style import Plate
+
+    found = [read_images(record) for record in records if keeps_images(record)]
+    if not found:
+        return []
+    chosen, notes = choose(found)
+    broken = [f"{run.record.label}: {note}" for run in found for note in run.notes]
+    plates = [draw for i, image in enumerate(chosen) for draw in (pictures(image, i), kernels(image, i, records))]
+    if missing := [run.absence for run in found if run.absence]:
+        plates.append(Plate(name="images", title="Validation images", caption="", missing=missing))
+    return [Section(title=f"{heading}Validation images", notes=[*broken, *notes], plates=plates)]
 
 
 def _absent(name: str, title: str, missing: Sequence[str]) -> Plate:

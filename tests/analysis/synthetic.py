@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 # Variance after `depth` blocks at step n: Post stays, Peri is a line, Pre is a line at first and an exponential then.
@@ -56,7 +57,8 @@ def write_run(
         json.dumps({"git_sha": "0123456789abcdef", "device": "x86_64", "precision": "fp32", "world_size": 2})
     )
     steps = tree["steps"]
-    layers, placement = tree["task"]["model"]["num_hidden_layers"], tree["task"]["model"]["norm_placement"]
+    model = tree["task"].get("model", {})
+    layers, placement = model.get("num_hidden_layers"), model.get("norm_placement")
     finish = [{"time": "", "event": "start", "step": 0}, {"time": "", "event": "finish", "step": steps}]
     probed = [1, *range(10, steps + 1, 10)]
     files = {
@@ -150,3 +152,76 @@ def write_depth_run(folder: Path, **changes: Any) -> Path:
         folder, metrics=rows, activations=activations, gradients=[], steps=20,
         task={"kind": "depth_upsampling", "model": {"num_hidden_layers": 0, "norm_placement": None}}, **changes,
     )  # fmt: skip
+
+
+def write_filter_run(
+    folder: Path, *, images: Mapping[str, Mapping[str, np.ndarray]] | None = None, better: float = 1.0, **changes: Any
+) -> Path:
+    """Write a joint filter's run, FDKN unless told otherwise; `better` divides its errors, `images` are its files."""
+    rows: list[dict[str, Any]] = []
+    for step in range(1, 41):
+        rows.append({"step": step, "samples": step, "loss": 1 / step, "grad_norm": 0.5, "lr": 0.001})
+        if step % 10 == 0:
+            figures = {"loss": 2 / step, "rmse": (3 + 20 / step) / better}
+            known = {"bicubic_loss": 0.2, "bicubic_rmse": 4.0, "joint_bilateral_rmse": 3.9, "guided_filter_rmse": 3.8}
+            named = {f"validation_{name}": value for name, value in {**figures, **known}.items()}
+            rows.append({"step": step, "samples": step, **named})
+    task: dict[str, Any] = {
+        "kind": "depth_upsampling",
+        "model": {"architecture": "fdkn", "residual": True, "sampling": "centered", "window_size": 15},
+        "data": {"scale": 8, "sources": [{"path": "scenes"}], "validation_sources": [{"path": "scenes"}]},
+        "border": 6, "shown_images": 2,
+    }  # fmt: skip
+    steps, names = (1, 20, 40), filter_modules(convolutions=6)
+    run = write_run(
+        folder,
+        metrics=rows,
+        activations=[_site(step, None, name, 0.1 * (i + 1)) for step in steps for i, name in enumerate(names)],
+        gradients=[
+            _parameter(step, None, f"{name}.{part}", length * (i + 1))
+            for step in steps
+            for i, name in enumerate(names)
+            for part, length in (("weight", 3.0), ("bias", 4.0))
+        ],
+        **{"task": task, **changes},
+    )
+    for path, arrays in (images or {}).items():
+        (run / "images" / path).parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(run / "images" / path, allow_pickle=False, **arrays)
+    return run
+
+
+def filter_modules(*, convolutions: int) -> list[str]:
+    """Return the modules of a network of two branches: convolutions, every other one with a norm, and two heads."""
+    parts = [
+        name for i in range(1, convolutions + 1) for name in (f"conv{i}", *([f"conv{i}_bn"] if i % 2 == 1 else []))
+    ]
+    return [f"{branch}_branch.{part}" for branch in ("guidance", "target") for part in (*parts, "weight", "offset")]
+
+
+def filtered_image(size: tuple[int, int] = (24, 32), *, channels: int = 1, **changes: Any) -> dict[str, Any]:
+    """Return the arrays of one validation image: a step of depth, an input off by 0.2 and an output off by 0.1.
+
+    The last two columns are holes. The only chosen pixel is (12, 10); its kernel reads the 3 x 3 taps moved by half a
+    pixel to the right, with weights -4/9 ... 4/9.
+    """
+    height, width = size
+    truth = np.zeros((height, width, channels), np.float32)
+    truth[:, width // 2 :] = 0.5
+    valid = np.ones(size, dtype=bool)
+    valid[:, -2:] = False
+    taps = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"), axis=-1).reshape(1, 9, 2)
+    arrays = {
+        "guidance": np.full((height, width, 3), 128, np.uint8),
+        "input": truth + np.float32(0.2),
+        "output": truth - np.float32(0.1),
+        "truth": np.where(valid[:, :, None], truth, np.float32(9.0)),
+        "valid": valid,
+        "units_per_value": np.float32(50.0),
+        "unit": np.array("cm"),
+        "offset_length": np.full(size, 0.5, np.float16),
+        "pixel": np.array([[12, 10]], np.int32),
+        "positions": (np.array([12, 10]) + taps + [0, 0.5]).astype(np.float32),
+        "weights": ((np.arange(9, dtype=np.float32) - 4) / 9)[None],
+    }
+    return {**arrays, **changes}

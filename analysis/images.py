@@ -1,0 +1,172 @@
+"""Validation images of a run: what an image task keeps in RUN/images/step_000500/NAME.npz.
+
+A file may be half-written or may not be ours: it is left out, and a note says why.
+
+Shapes: H, W height and width of an image, C channels of what is filtered (1 depth, 3 colour), P chosen pixels,
+K samples of a pixel's kernel.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from analysis.runs import Record, setting
+
+_STEP = re.compile(r"step_(\d+)$")
+# Of each array its axes; a letter has one size throughout a file.
+_AXES = {"guidance": "HW3", "input": "HWC", "output": "HWC", "truth": "HWC", "valid": "HW", "offset_length": "HW",
+         "pixel": "P2", "positions": "PK2", "weights": "PK", "units_per_value": "", "unit": ""}  # fmt: skip
+# What numpy and zipfile raise for files that are cut short, garbled or something else altogether.
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilteredImage:
+    """One validation image at one step, as the task wrote it.
+
+    Attributes:
+        name: Of the image; runs that were judged by the same images have the same names.
+        step: Step of the evaluation.
+        guidance: (H, W, 3) uint8.
+        input: What the network was given to filter, (H, W, C) float, from 0 to 1.
+        output: What it made of it, (H, W, C).
+        truth: (H, W, C).
+        valid: Where the truth is known, (H, W) bool.
+        units_per_value: What 1.0 is worth in `unit`.
+        unit: Of the error, like "cm"; empty where there is none.
+        offset_length: Mean length of the learned offsets in pixels, (H, W).
+        pixel: Row and column of each chosen pixel, (P, 2) integers.
+        positions: Row and column at which that pixel's samples are read, (P, K, 2).
+        weights: Of the samples, (P, K): they sum to 0 in the residual form, to 1 without.
+    """
+
+    name: str
+    step: int
+    guidance: np.ndarray
+    input: np.ndarray
+    output: np.ndarray
+    truth: np.ndarray
+    valid: np.ndarray
+    units_per_value: float
+    unit: str
+    offset_length: np.ndarray
+    pixel: np.ndarray
+    positions: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.guidance.shape[0], self.guidance.shape[1]
+
+    def error(self, of: Literal["input", "output"]) -> np.ndarray:
+        """Return the absolute error in units, the mean over channels: (H, W), NaN where the truth is not known."""
+        return np.where(self.valid, np.abs(self._difference(of)).mean(axis=2), np.nan)
+
+    def rmse(self, of: Literal["input", "output"]) -> float:
+        """Return the root mean squared error in units over all valid pixels and channels; NaN where none is valid."""
+        squares = np.square(self._difference(of)[self.valid])
+        return float(np.sqrt(squares.mean())) if squares.size else float("nan")
+
+    def _difference(self, of: Literal["input", "output"]) -> np.ndarray:
+        values = self.input if of == "input" else self.output
+        return (values.astype(float) - self.truth) * self.units_per_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunImages:
+    """The images of a run's last evaluation that could be read."""
+
+    record: Record
+    images: Sequence[FilteredImage] = ()
+    notes: Sequence[str] = ()
+    absence: str = ""  # why there are none; empty where there are
+
+
+def keeps_images(record: Record) -> bool:
+    """Return whether a run has images, or is of a task that keeps some."""
+    return (record.folder / "images").is_dir() or setting(record.config, "task.shown_images") is not None
+
+
+def read_images(record: Record) -> RunImages:
+    """Read the images of the last evaluation of which any can be read; what can not be read is noted."""
+    notes: list[str] = []
+    for step, folder in reversed(_steps(record.folder / "images")):
+        images = []
+        for path in sorted(folder.glob("[!.]*.npz")):  # not those that are just being written under a hidden name
+            try:
+                images.append(read_image(path, step=step))
+            except _UNREADABLE as error:
+                notes.append(f"{path.relative_to(record.folder)} can not be read ({_reason(error)}); it was left out.")
+        if images:
+            return RunImages(record=record, images=images, notes=notes)
+    return RunImages(record=record, notes=notes, absence=_absence(record))
+
+
+def read_image(path: Path, *, step: int) -> FilteredImage:
+    """Read one file.
+
+    Raises:
+        ValueError: Its arrays do not belong together.
+        KeyError: It lacks an array.
+        OSError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error: It is broken.
+    """
+    # np.load closes a file that it was given the path of only if it could read it.
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        found = {name: file[name] for name in _AXES}
+    _check(found)
+    return FilteredImage(
+        name=path.stem,
+        step=step,
+        units_per_value=float(found.pop("units_per_value")),
+        unit=str(found.pop("unit")),
+        valid=found.pop("valid").astype(bool),
+        offset_length=found.pop("offset_length").astype(float),
+        **found,
+    )
+
+
+def _steps(folder: Path) -> list[tuple[int, Path]]:
+    found = [(match, path) for path in folder.glob("step_*") if (match := _STEP.search(path.name)) and path.is_dir()]
+    return sorted((int(match.group(1)), path) for match, path in found)
+
+
+def _check(found: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError where an array has other axes than it should, or another size than its neighbours."""
+    sizes: dict[str, tuple[int, str]] = {"2": (2, "the layout"), "3": (3, "the layout")}
+    for name, axes in _AXES.items():
+        shape = found[name].shape
+        if len(shape) != len(axes):
+            raise ValueError(f"{name} has shape {shape}, not {len(axes)} axes")
+        if name != "unit" and found[name].dtype.kind not in "biuf":
+            raise ValueError(f"{name} holds {found[name].dtype}, not numbers")
+        for letter, size in zip(axes, shape, strict=True):
+            expected, whose = sizes.setdefault(letter, (size, name))
+            if size != expected:
+                raise ValueError(f"{name} has shape {shape}, which does not fit {whose} ({letter} is {expected})")
+    if 0 in found["guidance"].shape or sizes["C"][0] not in (1, 3):
+        raise ValueError(f"output has shape {found['output'].shape}, which is no image of 1 or 3 channels")
+    if ((found["pixel"] < 0) | (found["pixel"] >= found["guidance"].shape[:2])).any():
+        raise ValueError("a chosen pixel lies outside the image")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyError):
+        return f"{error.args[0]}"
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+
+
+def _absence(record: Record) -> str:
+    if setting(record.config, "task.shown_images") == 0:
+        return f"{record.label}: no images: task.shown_images was 0"
+    if (record.folder / "images").is_dir():
+        return f"{record.label}: no image in {record.folder / 'images'} can be read"
+    return f"{record.label}: no images in {record.folder} yet"
