@@ -108,17 +108,21 @@ def for_depth(records: Sequence[Record]) -> tuple[list[Group], list[str]]:
     """Return the groups that a figure over depth shows, and words about those that it leaves out.
 
     More than six lines can not be told apart: of each placement, the group with the lowest final validation loss is
-    shown then.
+    shown then; of runs without a placement, the six groups with the lowest.
     """
     groups = group_records(records)
     if len(groups) <= MOST_LINES:
         return groups, []
     best: dict[str, Group] = {}
-    for group in sorted(groups, key=final_loss):
+    for group in (ranked := sorted(groups, key=final_loss)):
         best.setdefault(group.placement, group)
-    shown = [group for group in groups if group in best.values()]
-    alone = [replace(group, look=look(group.placement)) for group in shown]
-    names = ", ".join(group.label for group in shown)
+    if set(best) == {"unknown"}:
+        kept = [group for group in groups if group in ranked[:MOST_LINES]]
+        alone = [replace(group, look=look("unknown", variant=i, variants=MOST_LINES)) for i, group in enumerate(kept)]
+    else:
+        kept = [group for group in groups if group in best.values()]
+        alone = [replace(group, look=look(group.placement)) for group in kept]
+    names = ", ".join(group.label for group in kept)
     return alone, [f"Of {len(groups)} lines, those with the lowest final validation loss are shown: {names}."]
 
 
@@ -222,12 +226,13 @@ def _label(members: Sequence[Record], keys: Sequence[str], *, lonely: bool) -> s
     others = [
         key for key in keys if key != "task.model.norm_placement" and not key.startswith("task.model.norm_placement.")
     ]
-    if lonely or not others or not known:
+    if lonely or not others or (not known and len(members) == 1):
         return name
     if len(others) > 2:
-        return f"{name}, {record.label}"
+        return f"{name}, {record.label}" if known else name
     flat = leaves(record.config)
-    return ", ".join([name, *(f"{key.rpartition('.')[2]} {_value_text(flat.get(key))}" for key in others)])
+    words = [f"{key.rpartition('.')[2]} {_value_text(flat.get(key))}" for key in others]
+    return ", ".join([name, *words] if known else words)
 
 
 def _value_text(value: Any) -> str:

@@ -13,10 +13,10 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,12 +34,21 @@ _MARK = re.compile(r'<meta name="periln" content="([^"]*)">')
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table; a cell is text or a number, None is shown as a dash."""
+    """A table; a cell is text, a number or a Spread, None is shown as a dash; `best` are (row, column) in bold."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
+    best: Collection[tuple[int, int]] = ()
+
+
+class Spread(NamedTuple):
+    """A figure of several runs: their mean, and the range."""
+
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +247,8 @@ def _image(panel: Panel, svg: bytes) -> str:
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in table.header)
     rows = "".join(
-        f"<tr>{''.join(_cell(value, first=i == 0) for i, value in enumerate(row))}</tr>" for row in table.rows
+        f"<tr>{''.join(_cell(value, first=i == 0, best=(n, i) in table.best) for i, value in enumerate(row))}</tr>"
+        for n, row in enumerate(table.rows)
     )
     caption = f"<p>{_text(table.caption)}</p>" if table.caption else ""
     return (
@@ -247,17 +257,20 @@ def _table(table: Table) -> str:
     )
 
 
-def _cell(value: Any, *, first: bool) -> str:
+def _cell(value: Any, *, first: bool, best: bool) -> str:
     if first:
         return f'<th scope="row">{_text(number_text(value))}</th>'
-    kind = ' class="number"' if isinstance(value, int | float) and not isinstance(value, bool) else ""
-    return f"<td{kind}>{_text(number_text(value))}</td>"
+    kind = ' class="number"' if isinstance(value, int | float | Spread) and not isinstance(value, bool) else ""
+    text = _text(number_text(value))
+    return f"<td{kind}>{f'<strong>{text}</strong>' if best else text}</td>"
 
 
 def number_text(value: Any) -> str:
     """Return a cell as people read it: four digits of a fraction, counts in full, a dash for nothing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
+    if isinstance(value, Spread):
+        return f"{number_text(value.mean)} ({number_text(value.low)} to {number_text(value.high)})"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or (value.is_integer() and 1e3 <= abs(value) < 1e15):

@@ -85,6 +85,7 @@ def _task_sections(records: Sequence[Record], notes: Sequence[str], *, prefix: s
         ),
         Section(
             title=f"{heading}Training",
+            tables=tables.validation(records),
             plates=[
                 training_figures.loss(records),
                 training_figures.validation(records),

@@ -52,6 +52,15 @@ _LOOKS = {
     "mixed": ("#E69F00", "P", (0, (6, 2))),
     "unknown": ("#555555", "X", "-"),
 }
+# Runs without a placement are told apart by colours that no placement has.
+_OTHERS = (
+    ("#555555", "X", "-"),
+    ("#56B4E9", "o", "--"),
+    ("#882255", "s", "-."),
+    ("#999933", "^", (0, (3, 1, 1, 1, 1, 1))),
+    ("#332288", "D", (0, (6, 2))),
+    ("#DDAA77", "v", "-"),
+)
 NAMES = {
     "pre": "Pre-LN",
     "post": "Post-LN",
@@ -102,8 +111,10 @@ class Plate:
 
 
 def look(placement: str, *, variant: int = 0, variants: int = 1) -> Look:
-    """Return the look of a placement; its several variants are shades of it."""
+    """Return the look of a placement; its variants are shades of it, those of no placement have colours of their own."""
     colour, marker, line = _LOOKS.get(placement, _LOOKS["unknown"])
+    if colour == _LOOKS["unknown"][0] and 1 < variants <= len(_OTHERS):
+        return Look(*_OTHERS[variant])
     if variants == 1:
         return Look(colour, marker, line)
     return Look(shades(colour, variants)[variant], marker, line)

@@ -10,10 +10,11 @@ import numpy as np
 from analysis.depth_figures import variance_growth
 from analysis.gradient_figures import gradient_uniformity
 from analysis.groups import differing_keys, leaves
-from analysis.page import Table
+from analysis.page import Spread, Table
 from analysis.runs import Record, column, rows_where, setting
 from analysis.style import NAMES
-from analysis.training_figures import final, outcome, skipped_steps, spikes, validation_names
+from analysis.training_figures import outcome, skipped_steps, spikes
+from analysis.validation import METHODS, Arena, Figure, arenas, figures, final, measured, own_figures
 
 _FACTS = ("run", "placement", "parameters", "steps", "state", "tokens", "samples", "training loss", "validation loss",
           "best validation loss")  # fmt: skip
@@ -23,10 +24,11 @@ _MACHINE = ("gradient spikes", "loss spikes", "skipped steps", "tokens/s", "samp
 
 def facts(records: Sequence[Record]) -> Table:
     """Return a row of facts per run; columns that no run can fill are left out."""
-    names = [name for name in validation_names(records) if name != "validation_loss"]
-    header = [*_FACTS, *(name.replace("_", " ") for name in names), *_MACHINE]
+    own = [figure for figure in own_figures(records) if figure.name != "loss"]
+    header = [*_FACTS, *(f"validation {figure.words}" for figure in own), *_MACHINE]
     rows = [
-        [*_learned(record), *(_shown(final(record, name)) for name in names), *_measured(record)] for record in records
+        [*_learned(record), *(_shown(final(record, figure.column)) for figure in own), *_measured(record)]
+        for record in records
     ]
     kept = [i for i in range(len(header)) if i == 0 or any(row[i] is not None for row in rows)]
     return Table(
@@ -52,6 +54,75 @@ def differences(records: Sequence[Record]) -> Table | None:
         rows=rows,
         caption="All settings of config.yaml whose values are not the same in every run.",
     )
+
+
+def validation(records: Sequence[Record]) -> list[Table]:
+    """Return the figures of the last validation: methods that do not learn, then ours, a row each.
+
+    Runs that are judged by different data have a table each. No table where nothing was validated.
+    """
+    found = arenas([record for record in records if figures([record])])
+    return [_validation_of(arena, several=len(found) > 1) for arena in found]
+
+
+def _validation_of(arena: Arena, *, several: bool) -> Table:
+    names = list(dict.fromkeys(figure.name for figure in figures(arena.records)))
+    shown = [Figure("", name) for name in names]
+    methods = [method for method in METHODS if any(figure.method == method for figure in figures(arena.records))]
+    rows = [[METHODS[m], *(_over(arena.records, Figure(m, name)) for name in names), None] for m in methods]
+    for group in arena.groups:
+        rows.append([group.label, *(_over(group.records, figure) for figure in shown), _last_steps(group.records)])
+    return Table(
+        title=f"Validation, {arena.label}" if several and arena.label else "Validation",
+        header=["method" if methods else "runs", *(figure.words for figure in shown), "step"],
+        rows=rows,
+        caption=_validation_caption(shown, methods, len(rows)),
+        best=[place for i, figure in enumerate(shown, start=1) for place in _best(rows, i, figure)],
+    )
+
+
+def _validation_caption(shown: Sequence[Figure], methods: Sequence[str], count: int) -> str:
+    sentences = ["Figures of the last validation; of runs that differ only in seed the mean, and the least to the "
+                 "greatest in brackets."]  # fmt: skip
+    if methods:
+        sentences.append(f"{', '.join(METHODS[method] for method in methods)}: not learned, on the same samples.")
+    if count > 1:
+        lower = [figure.words for figure in shown if figure.is_lower_better]
+        higher = [figure.words for figure in shown if figure.is_lower_better is False]
+        ways = [
+            f"{way} is better for {', '.join(words)}" for way, words in (("lower", lower), ("higher", higher)) if words
+        ]
+        if ways:
+            sentences.append(f"Bold: the best of a column; {'; '.join(ways)}.")
+    return " ".join(sentences)
+
+
+def _over(records: Sequence[Record], figure: Figure) -> Spread | float | str | None:
+    """Return a figure over the runs that have it; words where one of them is not finite."""
+    values = np.array(measured(records, figure))
+    if not len(values):
+        return None
+    if not np.isfinite(values).all():
+        return "not finite"
+    low, high = float(values.min()), float(values.max())
+    return low if low == high else Spread(float(values.mean()), low, high)
+
+
+def _last_steps(records: Sequence[Record]) -> int | str | None:
+    steps = sorted({int(column(record.validation, "step")[-1]) for record in records if len(record.validation)})
+    if not steps:
+        return None
+    return steps[0] if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+
+
+def _best(rows: Sequence[Sequence[Any]], at: int, figure: Figure) -> list[tuple[int, int]]:
+    """Return the places of the best value of a column, none where nothing is compared."""
+    means = [row[at].mean if isinstance(row[at], Spread) else row[at] for row in rows]
+    values = {n: mean for n, mean in enumerate(means) if isinstance(mean, float)}
+    if len(values) < 2 or figure.is_lower_better is None:
+        return []
+    best = min(values.values()) if figure.is_lower_better else max(values.values())
+    return [(n, at) for n, value in values.items() if value == best]
 
 
 def fits(records: Sequence[Record]) -> Table | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from analysis.groups import Curve, Group, axis_of, band, group_records, progress, thin_out
 from analysis.runs import Record, column, setting
 from analysis.style import NAMES, Panel, Plate, finish, new_axes, paper
+from analysis.validation import METHODS, Figure, arenas, baselines, final, own_figures
 
 WIDE_RANGE = 20.0  # a largest over smallest value beyond which a linear axis hides the small ones
 _MOST_SENTENCES = 6
@@ -30,17 +32,6 @@ def spikes(record: Record) -> list[Mapping]:
 def skipped_steps(record: Record) -> list[int]:
     """Return the distinct steps whose update was skipped, because a loss or a gradient was not finite."""
     return sorted({event["step"] for event in record.events if event.get("event") == "skip"})
-
-
-def validation_names(records: Sequence[Record]) -> list[str]:
-    """Return the names of all validation_* figures that some run has, validation_loss first."""
-    names = {
-        name
-        for record in records
-        for name in map(str, record.metrics.columns)
-        if name.startswith("validation_") and np.isfinite(column(record.metrics, name).astype(float)).any()
-    }
-    return sorted(names, key=lambda name: (name != "validation_loss", name))
 
 
 def training_curve(name: str) -> Curve:
@@ -106,6 +97,7 @@ def loss(records: Sequence[Record]) -> Plate:
         axes.plot([], [], label=group.label, linewidth=0.8, **both)
     if not any(len(np.atleast_1d(line.get_xdata())) for line in axes.get_lines()):
         return plate
+    _draw_baselines(axes, records, Figure("", "loss"))
     log = "y" if _is_wide(axes) else ""
     return _with(plate, Panel("", f"Training and validation loss against {axis}", finish(axes, log=log, counts="x")))
 
@@ -139,29 +131,23 @@ def gradient_norm(records: Sequence[Record]) -> Plate:
 def validation(records: Sequence[Record]) -> Plate:
     """Draw every validation figure besides the loss, a panel each."""
     axis, groups = axis_of(records), group_records(records)
-    names = [name for name in validation_names(records) if name != "validation_loss"]
     panels = []
-    for name in names:
-        words = name.removeprefix("validation_").replace("_", " ")
-        axes = new_axes(x=axis_label(axis), y=f"validation {words}")
+    for figure in own_figures(records):
+        if figure.name == "loss":
+            continue
+        axes = new_axes(x=axis_label(axis), y=f"validation {figure.words}")
         for group in groups:
-            draw_band(
-                axes,
-                group,
-                validation_curve(name),
-                axis=axis,
-                label=group.label,
-                marker=group.look.marker,
-                markersize=4,
-            )
-        log = "y" if _is_wide(axes) else ""
-        file = name.removeprefix("validation_").replace("_", "-")
-        panels.append(Panel(file, f"Validation {words} against {axis}", finish(axes, log=log, counts="x")))
+            look = {"marker": group.look.marker, "markersize": 4}
+            draw_band(axes, group, validation_curve(figure.column), axis=axis, label=group.label, **look)
+        _draw_baselines(axes, records, figure)
+        file = figure.name.replace("_", "-")
+        drawn = finish(axes, log="y" if _is_wide(axes) else "", counts="x")
+        panels.append(Panel(file, f"Validation {figure.words} against {axis}", drawn))
     return Plate(
         name="validation",
         title="Validation",
         caption=f"What the task measures on its validation samples, against {axis}; lines join the evaluations. "
-        + SEEDS,
+        f"Horizontal lines: methods that do not learn, on the same samples. {SEEDS}",
         panels=panels,
         missing=[] if panels else ["no run has a validation figure besides the loss"],
     )
@@ -217,10 +203,14 @@ def outcome(record: Record) -> str:
     return "finished" if is_done else "unfinished"
 
 
-def final(record: Record, name: str) -> float:
-    """Return the last value of a validation figure, NaN where there is none."""
-    _, values = validation_curve(name)(record)
-    return float(values[-1]) if len(values) else float("nan")
+def _draw_baselines(axes: Axes, records: Sequence[Record], figure: Figure) -> None:
+    """Draw what methods that do not learn reach: a horizontal line for each, of every set of validation data."""
+    looks = itertools.cycle([(0, (1, 1)), (0, (4, 2)), (0, (4, 1, 1, 1)), (0, (8, 2))])
+    for arena in arenas(records):
+        for method, value in baselines(arena, figure.name).items():
+            label = ", ".join(filter(None, (METHODS[method], arena.label)))
+            line = {"color": "#8a8a8a", "linewidth": 0.9, "gid": f"{method} baseline"}
+            axes.axhline(value, label=label, linestyle=next(looks), zorder=1.5, **line)
 
 
 def _draw_sensitivity(axes: Axes, group: Group) -> list[str]:

@@ -100,7 +100,7 @@ def test_different_tasks_have_a_part_each(tmp_path: Path) -> None:
     assert "different tasks: language_model (1), depth_upsampling (1)" in page.text
     assert "language_model: Training" in page.headings
     assert "depth_upsampling: Training" in page.headings
-    assert "validation rmse cm" in page.text
+    assert "validation RMSE cm" in page.text
     assert (tmp_path / "out/figures/depth_upsampling-validation-rmse-cm.png").exists()
 
 
