@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from analysis.depth_figures import draw_depth, first_and_last, measured_steps, missing_rows
 from analysis.fits import Uniformity, uniformity
 from analysis.groups import Curve, Group, axis_of, band, for_depth, group_records
+from analysis.module_figures import Values, module_updates, named_figure
 from analysis.runs import Record, column, rows_where
 from analysis.style import LAYER, Panel, Plate, finish, new_axes, paper
 from analysis.training_figures import SEEDS, axis_label, draw_band
@@ -122,24 +123,37 @@ def update_ratios(records: Sequence[Record]) -> Plate:
             panels.append(Panel("training", f"Update over weights against {axis}", figure))
     axes = new_axes(x=LAYER, y="||update|| / ||weights||", title="last measured step with an update")
     for group in groups:
-        curve = band(group, _whole_update)
-        moved = curve.x[np.isfinite(curve.mean) & (curve.mean > 0)]
-        if len(moved):
-            draw_depth(axes, group, _layer_update(float(moved[-1])), label=group.label)
+        if (step := _last_update(group)) is not None:
+            draw_depth(axes, group, _layer_update(step), label=group.label)
     if axes.get_lines():
         panels.append(Panel("depth", "Update over weights against layer", finish(axes, log="y")))
+    elif figure := named_figure(_last_updates(groups), x="||update|| / ||weights||", title=axes.get_title(loc="left")):
+        panels.append(Panel("modules", "Update over weights by module", figure))
     ratio_known = [r for r in records if np.isfinite(column(r.gradients, "update_ratio")).any()]
     without = [r for r in records if not r.gradients.empty and not any(r is known for known in ratio_known)]
     return Plate(
         name="update-ratio",
         title="Size of the updates",
         caption="Norm of the optimizer's update over the norm of the weights, from the optimizer's moments: of the "
-        "whole model against training, and of every layer at the last measured step whose learning rate is above zero "
-        f"(a schedule may end at zero). {SEEDS}",
+        "whole model against training, and of every layer (every module, where a network has no layers) at the last "
+        f"measured step whose learning rate is above zero (a schedule may end at zero). {SEEDS}",
         panels=panels,
         findings=notes if panels else [],
         missing=[*missing_rows(records, "gradients"), *(f"{r.label}: no update ratio was measured" for r in without)],
     )
+
+
+def _last_update(group: Group) -> float | None:
+    """Return the last measured step at which the weights moved."""
+    curve = band(group, _whole_update)
+    moved = curve.x[np.isfinite(curve.mean) & (curve.mean > 0)]
+    return float(moved[-1]) if len(moved) else None
+
+
+def _last_updates(groups: Sequence[Group]) -> list[tuple[Group, Values]]:
+    """Return what gives each group's updates by module at its last step that has any."""
+    steps = [(group, _last_update(group)) for group in groups]
+    return [(group, module_updates(step)) for group, step in steps if step is not None]
 
 
 def _by_layer(layers: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -245,9 +245,14 @@ def _image(panel: Panel, svg: bytes) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in table.header)
+    columns = range(len(table.header))
+    numeric = [i > 0 and any(_is_number(row[i]) for row in table.rows) for i in columns]
+    head = "".join(
+        f'<th scope="col"{_kind(is_number)}>{_text(name)}</th>'
+        for name, is_number in zip(table.header, numeric, strict=True)
+    )
     rows = "".join(
-        f"<tr>{''.join(_cell(value, first=i == 0, best=(n, i) in table.best) for i, value in enumerate(row))}</tr>"
+        f"<tr>{''.join(_cell(row[i], i, numeric[i], (n, i) in table.best) for i in columns)}</tr>"
         for n, row in enumerate(table.rows)
     )
     caption = f"<p>{_text(table.caption)}</p>" if table.caption else ""
@@ -257,12 +262,20 @@ def _table(table: Table) -> str:
     )
 
 
-def _cell(value: Any, *, first: bool, best: bool) -> str:
-    if first:
-        return f'<th scope="row">{_text(number_text(value))}</th>'
-    kind = ' class="number"' if isinstance(value, int | float | Spread) and not isinstance(value, bool) else ""
+def _cell(value: Any, column: int, is_numeric: bool, is_best: bool) -> str:
     text = _text(number_text(value))
-    return f"<td{kind}>{f'<strong>{text}</strong>' if best else text}</td>"
+    if column == 0:
+        return f'<th scope="row">{text}</th>'
+    kind = _kind(is_numeric and (value is None or _is_number(value)))
+    return f"<td{kind}>{f'<strong>{text}</strong>' if is_best else text}</td>"
+
+
+def _kind(is_number: bool) -> str:
+    return ' class="number"' if is_number else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Spread) and not isinstance(value, bool)
 
 
 def number_text(value: Any) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from analysis.depth_figures import draw_depth, first_and_last, having, missing_rows
-from analysis.groups import Curve, for_depth
+from analysis.groups import Curve, Group, for_depth
+from analysis.module_figures import Values, named_figure
 from analysis.runs import Record, column, rows_where
 from analysis.style import Panel, Plate, finish, new_axes, paper
 from analysis.training_figures import SEEDS
@@ -49,17 +51,11 @@ def sites(records: Sequence[Record]) -> Plate:
     panels = []
     for quantity, words, file in (("variance", "variance", "variance"), ("max_abs", "largest |x|", "max")):
         for moment in first_and_last(groups, "activations"):
-            axes = new_axes(x="site, in order", y=words, title=moment.title)
-            names: list[str] = []
-            for group in having(groups, moment):
-                names = max(names, _site_names(group.records[0], moment.steps[group.label]), key=len)
-                draw_depth(axes, group, _ordered_curve(moment.steps[group.label], quantity), label=group.label)
-            if not axes.get_lines():
-                continue
-            if len(names) <= 12:
-                axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
-            name = "-".join(filter(None, (file, moment.name)))
-            panels.append(Panel(name, f"{words} by site, {moment.title}", finish(axes, log="y")))
+            lines = [(group, _site_values(moment.steps[group.label], quantity)) for group in having(groups, moment)]
+            figure = named_figure(lines, x=words, title=moment.title) or _unnamed(lines, y=words, title=moment.title)
+            if figure is not None:
+                name = "-".join(filter(None, (file, moment.name)))
+                panels.append(Panel(name, f"{words} by site, {moment.title}", figure))
     return Plate(
         name="sites",
         title="Activations by site",
@@ -71,6 +67,14 @@ def sites(records: Sequence[Record]) -> Plate:
     )
 
 
+def _unnamed(lines: Sequence[tuple[Group, Values]], *, y: str, title: str) -> Figure | None:
+    """Draw so many sites that their names have no room: against their number."""
+    axes = new_axes(x="site, in order", y=y, title=title)
+    for group, values in lines:
+        draw_depth(axes, group, _numbered(values), label=group.label)
+    return finish(axes, log="y") if axes.get_lines() else None
+
+
 def _site_curve(step: float, site: str) -> Curve:
     def curve(record: Record) -> tuple[np.ndarray, np.ndarray]:
         rows = rows_where(record.activations, step=step, site=site).sort_values("layer")
@@ -79,15 +83,18 @@ def _site_curve(step: float, site: str) -> Curve:
     return curve
 
 
-def _ordered_curve(step: float, quantity: str) -> Curve:
+def _site_values(step: float, quantity: str) -> Values:
+    def values(record: Record) -> dict[str, float]:
+        rows = rows_where(record.activations, step=step)
+        found = zip(column(rows, "layer"), column(rows, "site"), column(rows, quantity), strict=True)
+        return {f"{layer:.0f} {site}" if np.isfinite(layer) else str(site): value for layer, site, value in found}
+
+    return values
+
+
+def _numbered(values: Values) -> Curve:
     def curve(record: Record) -> tuple[np.ndarray, np.ndarray]:
-        values = column(rows_where(record.activations, step=step), quantity)
-        return np.arange(len(values)), values
+        found = list(values(record).values())
+        return np.arange(len(found)), np.array(found, dtype=float)
 
     return curve
-
-
-def _site_names(record: Record, step: float) -> list[str]:
-    rows = rows_where(record.activations, step=step)
-    pairs = zip(column(rows, "layer"), column(rows, "site"), strict=True)
-    return [f"{layer:.0f} {site}" if np.isfinite(layer) else site for layer, site in pairs]

@@ -111,7 +111,7 @@ class Plate:
 
 
 def look(placement: str, *, variant: int = 0, variants: int = 1) -> Look:
-    """Return the look of a placement; its variants are shades of it, those of no placement have colours of their own."""
+    """Return the look of a placement; its several variants are shades of it, those of none differ in colour."""
     colour, marker, line = _LOOKS.get(placement, _LOOKS["unknown"])
     if colour == _LOOKS["unknown"][0] and 1 < variants <= len(_OTHERS):
         return Look(*_OTHERS[variant])
@@ -217,5 +217,5 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
         return
     columns = max(1, min(3, len(labels), int(76 / (max(map(len, labels)) + 8))))
     rows = math.ceil(len(labels) / columns)
-    figure.set_size_inches(WIDTH, HEIGHT + 0.14 * rows + 0.06)
+    figure.set_size_inches(WIDTH, figure.get_size_inches()[1] + 0.14 * rows + 0.06)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, handlelength=2.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +22,8 @@ SEEDS = (
     "Runs that differ only in seed are one line, their mean, with a band from the least to the greatest; "
     "where one of them has no finite value there is a gap."
 )
+
+_BASELINES = "Horizontal lines: methods that do not learn, on the same validation samples."
 
 
 def spikes(record: Record) -> list[Mapping]:
@@ -97,7 +100,8 @@ def loss(records: Sequence[Record]) -> Plate:
         axes.plot([], [], label=group.label, linewidth=0.8, **both)
     if not any(len(np.atleast_1d(line.get_xdata())) for line in axes.get_lines()):
         return plate
-    _draw_baselines(axes, records, Figure("", "loss"))
+    if _draw_baselines(axes, records, Figure("", "loss")):
+        plate = replace(plate, caption=f"{plate.caption} {_BASELINES}")
     log = "y" if _is_wide(axes) else ""
     return _with(plate, Panel("", f"Training and validation loss against {axis}", finish(axes, log=log, counts="x")))
 
@@ -147,7 +151,7 @@ def validation(records: Sequence[Record]) -> Plate:
         name="validation",
         title="Validation",
         caption=f"What the task measures on its validation samples, against {axis}; lines join the evaluations. "
-        f"Horizontal lines: methods that do not learn, on the same samples. {SEEDS}",
+        f"{_BASELINES} {SEEDS}",
         panels=panels,
         missing=[] if panels else ["no run has a validation figure besides the loss"],
     )
@@ -203,14 +207,20 @@ def outcome(record: Record) -> str:
     return "finished" if is_done else "unfinished"
 
 
-def _draw_baselines(axes: Axes, records: Sequence[Record], figure: Figure) -> None:
-    """Draw what methods that do not learn reach: a horizontal line for each, of every set of validation data."""
+def _draw_baselines(axes: Axes, records: Sequence[Record], figure: Figure) -> bool:
+    """Draw what methods that do not learn reach, a horizontal line each; return whether there is any.
+
+    Runs that are judged by different data have lines of their own.
+    """
+    drawn = False
     looks = itertools.cycle([(0, (1, 1)), (0, (4, 2)), (0, (4, 1, 1, 1)), (0, (8, 2))])
     for arena in arenas(records):
         for method, value in baselines(arena, figure.name).items():
             label = ", ".join(filter(None, (METHODS[method], arena.label)))
             line = {"color": "#8a8a8a", "linewidth": 0.9, "gid": f"{method} baseline"}
             axes.axhline(value, label=label, linestyle=next(looks), zorder=1.5, **line)
+            drawn = True
+    return drawn
 
 
 def _draw_sensitivity(axes: Axes, group: Group) -> list[str]:

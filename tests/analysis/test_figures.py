@@ -210,10 +210,12 @@ def test_a_vision_task_has_a_panel_per_validation_figure_and_its_sites(tmp_path:
     assert [panel.name for panel in plate.panels] == ["delta1", "rmse-cm"]
     assert "samples" in axes_of(plate, "delta1").get_xlabel()
     plate = site_figures.sites([run])
-    assert [text.get_text() for text in axes_of(plate, "variance-first").get_xticklabels()] == [
+    assert [text.get_text() for text in axes_of(plate, "variance-first").get_yticklabels()] == [
         "stem", "0 guide.features", "1 guide.features", "weights"
     ]  # fmt: skip
-    assert y_of(line(axes_of(plate, "variance-last"), "depth")) == pytest.approx([1, 2, 3, 4])
+    drawn = line(axes_of(plate, "variance-last"), "depth")
+    assert np.asarray(drawn.get_xdata()) == pytest.approx(np.array([1, 2, 3, 4]))
+    assert y_of(drawn).tolist() == [0, 1, 2, 3]  # from the top
 
 
 def test_a_model_without_a_time_axis_has_one_panel(tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""Figures of networks without blocks: a quantity of every module or site, named one below the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.depth_figures import first_and_last, having, missing_rows
+from analysis.groups import Curve, Group, band, for_depth
+from analysis.runs import Record, column, rows_where
+from analysis.style import WIDTH, Panel, Plate, finish, new_axes, paper
+from analysis.training_figures import SEEDS
+
+MOST_NAMES = 60  # that one panel can hold
+_ROW = 0.135  # inches per name
+_MOST_LETTERS = 34
+Values = Callable[[Record], Mapping[str, float]]  # of one run: a value by name, in the network's order
+
+
+@paper
+def gradient_by_module(records: Sequence[Record]) -> Plate:
+    """Draw the gradient norm of every module, first and last measured step."""
+    groups, notes = for_depth(records)
+    panels = []
+    for moment in first_and_last(groups, "gradients"):
+        figure = named_figure(
+            [(group, module_norms(moment.steps[group.label])) for group in having(groups, moment)],
+            x="gradient norm of the module",
+            title=moment.title,
+        )
+        if figure is not None:
+            panels.append(Panel(moment.name, f"Gradient norm by module, {moment.title}", figure))
+    return Plate(
+        name="gradient-modules",
+        title="Gradient norm by module",
+        caption="Root of the sum of squares of the gradient over a module's own parameters (weight and bias), after "
+        f"reduction over ranks and before clipping. {SEEDS}",
+        panels=panels,
+        findings=notes if panels else [],
+        missing=missing_rows(records, "gradients"),
+    )
+
+
+def has_layers(records: Sequence[Record]) -> bool:
+    """Return whether some parameter lies in a numbered block."""
+    return any(np.isfinite(column(record.gradients, "layer")).any() for record in records)
+
+
+def module_norms(step: float) -> Values:
+    """Return the gradient norm of every module at one step."""
+    return lambda record: _by_module(record, step, lambda rows: np.square(column(rows, "norm")))
+
+
+def module_updates(step: float) -> Values:
+    """Return the norm of the update over the norm of the weights of every module at one step."""
+
+    def values(record: Record) -> dict[str, float]:
+        updates = _by_module(
+            record, step, lambda rows: np.square(column(rows, "update_ratio") * column(rows, "parameter_norm"))
+        )
+        weights = _by_module(record, step, lambda rows: np.square(column(rows, "parameter_norm")))
+        return {name: updates[name] / weight if weight > 0 else float("nan") for name, weight in weights.items()}
+
+    return values
+
+
+def named_figure(lines: Sequence[tuple[Group, Values]], *, x: str, title: str) -> Figure | None:
+    """Draw values by name, a line per group; None where nothing is finite or there are too many names.
+
+    Names are matched over the groups. What the names begin with (a branch of the network) is set apart by shading, and
+    lines do not go on from one such part to the next.
+
+    Args:
+        lines: The groups, each with what gives its values.
+        x: Words below the axis, which is logarithmic.
+        title: Above it.
+    """
+    names = merged(list(values(record)) for group, values in lines for record in group.records)
+    if not names or len(names) > MOST_NAMES:
+        return None
+    axes = new_axes(x=x, y="", title=title)
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    figure.set_size_inches(WIDTH, 0.75 + _ROW * len(names))
+    for group, values in lines:
+        _draw(axes, group, _curve(values, names), names)
+    if not axes.get_lines():
+        return None
+    for begin, end in _parts(names)[1::2]:
+        axes.axhspan(begin - 0.5, end - 0.5, color="#f0f0ee", zorder=0, linewidth=0)
+    axes.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=6)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    return finish(axes, log="x")
+
+
+def merged(lists) -> list[str]:
+    """Return the names of all lists in an order that keeps each list's own: a new name follows its predecessor.
+
+    Args:
+        lists: An iterable of lists of names.
+    """
+    found: list[str] = []
+    for names in lists:
+        at = 0
+        for name in names:
+            if name in found:
+                at = found.index(name) + 1
+            else:
+                found.insert(at, name)
+                at += 1
+    return found
+
+
+def _draw(axes: Axes, group: Group, curve: Curve, names: Sequence[str]) -> None:
+    found = band(group, curve)
+    if not np.isfinite(found.mean).any():
+        return
+    look = {"color": group.look.colour, "marker": group.look.marker, "linewidth": 0.8, "markersize": 3}
+    label = group.label
+    for begin, end in _parts(names):
+        part = (found.x >= begin) & (found.x < end)
+        if not part.any():
+            continue
+        axes.plot(found.mean[part], found.x[part], label=label, **look)
+        label = "_"
+        if len(group.records) > 1:
+            axes.fill_betweenx(found.x[part], found.low[part], found.high[part], color=group.look.colour, alpha=0.2,
+                               linewidth=0)  # fmt: skip
+
+
+def _curve(values: Values, names: Sequence[str]) -> Curve:
+    place = {name: i for i, name in enumerate(names)}
+
+    def curve(record: Record) -> tuple[np.ndarray, np.ndarray]:
+        found = sorted((place[name], value) for name, value in values(record).items())
+        at, heights = zip(*found, strict=True) if found else ((), ())
+        return np.array(at, dtype=float), np.array(heights, dtype=float)
+
+    return curve
+
+
+def _parts(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Return begin and end of each stretch of names with the same first component."""
+    heads = [name.split(".")[0] for name in names]
+    begins = [i for i, head in enumerate(heads) if i == 0 or head != heads[i - 1]]
+    if len(begins) > len(names) / 2:  # names that have little in common
+        return [(0, len(names))]
+    return list(zip(begins, [*begins[1:], len(names)], strict=True))
+
+
+def _by_module(record: Record, step: float, squares: Callable) -> dict[str, float]:
+    """Return the root of the sum of squares over the parameters of each module."""
+    rows = rows_where(record.gradients, step=step)
+    sums: dict[str, float] = {}
+    for parameter, value in zip(column(rows, "parameter"), squares(rows), strict=True):
+        module = str(parameter).rpartition(".")[0] or str(parameter)
+        sums[module] = sums.get(module, 0.0) + float(value)
+    return {module: float(np.sqrt(value)) for module, value in sums.items()}
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _MOST_LETTERS else f"...{name[-_MOST_LETTERS + 3 :]}"
