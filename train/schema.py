@@ -125,6 +125,8 @@ class _Report:
         if name not in kinds:
             self.fault(f"{path}.kind", f"{show(name)} is none of {allowed}")
             return None
+        readable = set(key_paths(kinds[name], f"{path}."))  # no advice to write what another kind would read
+        self._paths = [known for known in self._paths if not known.startswith(f"{path}.") or known in readable]
         return kinds[name]
 
     def _field(self, field: dataclasses.Field[Any], kind: Any, given: Mapping[str, Any], prefix: str) -> Any:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from tests.tiny import tiny_file
+from tests.tiny_filter import tiny_filter_file
 from train import document
 from train.config import (
     ConfigError,
     LanguageModelConfig,
     RunConfig,
     SourceConfig,
+    TaskConfig,
     differences,
     load,
     micro_batches,
@@ -23,7 +25,7 @@ from train.config import (
     to_yaml,
 )
 from train.decoder_rules import _ACTIVATIONS
-from train.rules import RULES
+from train.rules import RULES, TASK_RULES
 from train.schema import check, key_paths
 from train.values import Values
 
@@ -36,8 +38,8 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_every_config_of_the_repository_loads() -> None:
-    files = sorted((ROOT / "configs/language_model").glob("*.yaml"))
-    assert [load(file).name for file in files]
+    files = [file for task in get_args(TaskConfig) for file in (ROOT / "configs" / task.kind).glob("*.yaml")]
+    assert {load(file).task.kind for file in files} == {task.kind for task in get_args(TaskConfig)}
 
 
 @pytest.mark.parametrize(
@@ -155,11 +157,22 @@ def test_a_rule_speaks_although_another_value_is_wrong(path: Path) -> None:
     assert len(error.value.faults) == 3
 
 
-def test_every_rule_reads_keys_that_exist(path: Path) -> None:
-    leaves = check(RunConfig, to_dict(load(path))).leaves
-    assert leaves.keys() >= set(key_paths(load(path).optim.__class__, "optim."))
-    for rule in RULES:
-        assert list(rule(Values(leaves))) == []  # an unknown path raises
+@pytest.mark.parametrize("kind", TASK_RULES)
+def test_every_rule_reads_keys_that_exist(tmp_path: Path, kind: str) -> None:
+    config = load(tiny_file(tmp_path) if kind == "language_model" else tiny_filter_file(tmp_path, kind))
+    leaves = check(RunConfig, to_dict(config)).leaves
+    assert leaves.keys() >= set(key_paths(config.optim.__class__, "optim."))
+    only = {"_scale_is_a_scale"} if kind == "texture_removal" else set()  # speaks of depth up-sampling alone
+    for rule in (*RULES, *TASK_RULES[kind]):
+        if rule.__name__ not in only:
+            assert list(rule(Values(leaves))) == []  # an unknown path raises
+
+
+def test_a_key_of_another_task_is_not_recommended(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tiny_filter_file(tmp_path), ["task.model.num_attention_heads=3"])
+    assert "did you mean" not in str(error.value)
+    assert "task.model.num_attention_heads: unknown key; allowed are architecture," in str(error.value)
 
 
 def test_the_activations_are_those_of_transformers() -> None:

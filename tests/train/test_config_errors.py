@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import tiny_file
+from tests.tiny_filter import tiny_filter_file
 from train.config import ConfigError, check_world_size, load
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +137,47 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown key of a source": (["task.data.sources=[{path: a.txt, weight: 2}]"], ["weight"]),
 }
+
+# The same of a joint image filter.
+WRONG_FILTER: dict[str, tuple[list[str], list[str]]] = {
+    "key of a decoder": (["task.model.num_attention_heads=8"], ["task.model.num_attention_heads", "architecture"]),
+    "unknown network": (["task.model.architecture=unet"], ["architecture", "unet", "fdkn"]),
+    "even kernel": (["task.model.kernel_size=4"], ["kernel_size", "4", "3 or 5"]),
+    "even window": (["task.model.window_size=14"], ["window_size", "14", "13 or 15"]),
+    "kernel larger than its window": (["task.model.kernel_size=17"], ["kernel_size", "17", "window_size 15"]),
+    "grey guidance": (["task.model.guidance_channels=1"], ["guidance_channels", "1", "3"]),
+    "colour target": (["task.model.target_channels=3"], ["target_channels", "3", "write 1"]),
+    "bf16": (["engine.precision=bf16"], ["engine.precision", "bf16", "fp32 or auto"]),
+    "bf16 gradients": (["engine.gradient_dtype=bf16"], ["engine.gradient_dtype", "fp32"]),
+    "activation checkpointing": (["engine.activation_checkpointing=true"], ["activation_checkpointing", "twice"]),
+    "decay of embeddings": (["optim.embedding_weight_decay=0.1"], ["embedding_weight_decay", "no embeddings"]),
+    "decay of output norms": (["optim.output_norm_weight_decay=0.1"], ["output_norm_weight_decay", "write 0"]),
+    "nothing made smaller": (["task.data.scale=1"], ["task.data.scale", "2 or more"]),
+    "crop of one pixel": (["task.data.scale=16"], ["task.data.crop", "24", "32"]),
+    "small crop": (["task.data.crop=8", "task.data.scale=2"], ["task.data.crop", "8", "16"]),
+    "no crop": (["task.data.crop=0"], ["task.data.crop", "null"]),
+    "no images": (["task.data.sources=[]"], ["task.data.sources", "procedural-scenes"]),
+    "no images to be judged by": (["task.data.validation_sources=[]"], ["task.data.validation_sources"]),
+    "pixel outside": (["task.shown_pixel=[-1, 3]"], ["task.shown_pixel", "-1"]),
+    "pixel of no image": (["task.shown_images=0", "task.shown_pixel=[1, 3]"], ["task.shown_pixel", "shown_images"]),
+    "unknown way to make small": (["task.data.downsampling=area"], ["downsampling", "area", "block_mean"]),
+    "steps down without their length": (
+        ["optim.schedule=step", "optim.decay_factor=0.2"],
+        ["optim.decay_every", "missing"],
+    ),
+    "steps down without steps": (["optim.decay_every=10"], ["optim.decay_every", "optim.schedule=step"]),
+    "steps up": (["optim.schedule=step", "optim.decay_every=2", "optim.decay_factor=2"], ["decay_factor", "below 1"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FILTER)
+def test_a_wrong_setting_of_a_filter_is_named(tmp_path: Path, case: str) -> None:
+    overrides, fragments = WRONG_FILTER[case]
+    with pytest.raises(ConfigError) as error:
+        load(tiny_filter_file(tmp_path), overrides)
+    for fragment in fragments:
+        assert fragment in str(error.value), str(error.value)
+    assert len(error.value.faults) == 1, error.value.faults
 
 
 @pytest.mark.parametrize("case", WRONG)

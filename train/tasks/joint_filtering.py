@@ -171,7 +171,8 @@ class JointFiltering(Generic[Config]):
 
     def probe_sites(self, model: nn.Module) -> list[Site]:
         """Return what every convolution and norm gives out."""
-        return sites_of_any(model)
+        assert isinstance(model, DKNModel)
+        return sites_of_any(model.kernels)
 
     def cost(self, model: nn.Module) -> SampleCost:
         """Return the operations of a pair, where all have one size: backward costs twice what forward does."""
