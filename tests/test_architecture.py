@@ -26,6 +26,8 @@ FENCES = {
     "accelerate": ("analysis/", "train/__main__.py"),
     "matplotlib": ("analysis/",),
     "pandas": ("analysis/",),
+    "cv2": ("train/data/",),
+    "h5py": ("train/data/nyu.py",),
 }
 NO_TORCH = ("launch/", "train/config.py")
 SELF_CONTAINED = sys.stdlib_module_names | {"torch", "transformers", "huggingface_hub"}

@@ -53,6 +53,7 @@ class Draws:
 
 def lattice(rows: np.ndarray, columns: np.ndarray, *, seed: int) -> np.ndarray:
     """Return one number from 0 to below 1 for each pair of whole numbers, negative ones included."""
-    keys = splitmix64(rows.astype(np.int64).view(np.uint64) ^ np.uint64(seed & _MASK))
+    # Rows are hashed once more than columns, or the lattice would mirror itself about its diagonal.
+    keys = splitmix64(splitmix64(rows.astype(np.int64).view(np.uint64)) ^ np.uint64(seed & _MASK))
     keys = splitmix64(keys ^ splitmix64(columns.astype(np.int64).view(np.uint64)))
     return (keys >> np.uint64(11)).astype(np.float64) * _TO_UNIT
