@@ -7,7 +7,6 @@ launch/members.py. Finished members are passed over, so the same command goes on
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import shlex
 import signal
@@ -23,13 +22,12 @@ from typing import NamedTuple
 from launch import array
 from launch.local import gpus
 from launch.members import Member, Sweep, members, read_sweep
-from launch.torchrun import STOPPED_EARLY, shown
+from launch.torchrun import STOPPED_EARLY, end_with_parent, shown
 from train.config import ConfigError
 
 LOG = Path("logs") / "sweep.log"  # in each member's folder
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_SECONDS = 0.2
-_PR_SET_PDEATHSIG = 1
 
 
 class Slot(NamedTuple):
@@ -246,7 +244,7 @@ def _settle(slot: Slot) -> Callable[[], None]:
 
     def settle() -> None:
         os.sched_setaffinity(0, slot.cores)  # train takes its threads from it
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        end_with_parent()
 
     return settle
 

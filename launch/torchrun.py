@@ -72,7 +72,7 @@ def run(command: Sequence[str], *, run_folder: Path) -> int:
     began = time.time()
     # torchrun would announce that it sets this; the ranks choose their threads themselves.
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
+    child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_settle)
 
     def forward(number: int, _: object) -> None:
         for pid in _ranks(child.pid, is_torchrun="torch.distributed.run" in command):
@@ -92,10 +92,15 @@ def run(command: Sequence[str], *, run_folder: Path) -> int:
     return STOPPED_EARLY if _stopped_since(began, run_folder) else (1 if code < 0 else code)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have Linux tell this process to end (SIGTERM) when the one that started it is gone, SIGKILL included."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _settle() -> None:
     # SLURM may send its signals to every process of a job. torchrun dies of this one; a rank listens to it in time.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
 
 
 def _ranks(pid: int, *, is_torchrun: bool) -> list[int]:
