@@ -37,13 +37,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def default_ranks(config: RunConfig) -> int:
     """Return how many ranks this machine is good for: those that divide the global batch, one per GPU or two cores."""
-    most = gpus() or max(1, len(os.sched_getaffinity(0)) // 2)
+    most = len(gpu_names()) or max(1, len(os.sched_getaffinity(0)) // 2)
     return next(ranks for ranks in range(most, 0, -1) if config.global_batch_size % ranks == 0)
 
 
-def gpus() -> int:
-    """Count the NVIDIA GPUs that this process may use, without asking their driver."""
+def gpu_names() -> list[str]:
+    """Return the NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; asks no driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]

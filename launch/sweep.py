@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch import array
-from launch.local import gpus
+from launch.local import gpu_names
 from launch.members import Member, Sweep, members, read_sweep
 from launch.torchrun import STOPPED_EARLY, end_with_parent, shown
 from train.config import ConfigError
@@ -116,7 +116,7 @@ def shares(sweep: Sweep, parallel: int | None) -> list[Slot]:
             or per two cores.
         parallel: From the command line.
     """
-    cores, devices = sorted(os.sched_getaffinity(0)), _gpu_names()
+    cores, devices = sorted(os.sched_getaffinity(0)), gpu_names()
     fitting = len(devices) // sweep.ranks if devices else len(cores) // (2 * sweep.ranks)
     count = parallel or sweep.parallel or max(1, fitting)
     return [Slot(_share(cores, slot, count), _gpu_share(devices, slot, sweep.ranks)) for slot in range(count)]
@@ -132,13 +132,6 @@ def _gpu_share(devices: Sequence[str], slot: int, ranks: int) -> tuple[str, ...]
     if not devices:
         return ()
     return tuple(devices[(slot * ranks + n) % len(devices)] for n in range(min(ranks, len(devices))))
-
-
-def _gpu_names() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
-    return [str(number) for number in range(gpus())]
 
 
 # ------------------------------------------------------------------------------------------------------- running
