@@ -17,7 +17,6 @@ import datetime
 import faulthandler
 import json
 import logging
-import math
 import os
 import re
 import signal
@@ -27,7 +26,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NamedTuple
@@ -35,14 +33,14 @@ from typing import NamedTuple
 import torch.distributed
 
 from train import heartbeat
-from train.collectives import Call, Collectives, failed_in_a_collective, read_trace, trace_path
+from train.collectives import Collectives, failed_in_a_collective, read_trace, trace_path
 from train.config import WatchdogConfig
 from train.heartbeat import Answer, Heartbeat, HeartbeatWriter
-from train.verdict import Condition, Peer, Verdict, judge
+from train.peers import SILENCE_SECONDS, Peers, answers, is_busy, what_was_told
+from train.verdict import Peer, Verdict, judge
 
 logger = logging.getLogger(__name__)
 
-SILENCE_SECONDS = 5 * heartbeat.BEAT_SECONDS  # a heartbeat that stands still for so long has stopped
 _TICK_SECONDS = 0.25
 _STUCK_SECONDS = 60.0  # what judging may take before faulthandler ends the process
 _LONGEST = datetime.timedelta(days=20)  # torch counts milliseconds in 32 bits
@@ -174,10 +172,10 @@ class Watchdog:
         """End the run, unless this rank goes on meanwhile; waits for ranks that are within a deadline of their own."""
         if not self._writer.is_running:
             self.announce()
-        peers = _Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
+        peers = Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
         while self._phase is phase and not self._done.is_set():
             self._arm(_STUCK_SECONDS)
-            if peers.settled() and not any(_is_busy(peer) for peer in peers.look()):
+            if peers.settled() and not any(is_busy(peer) for peer in peers.look()):
                 self._end(peers, f"{phase.name.replace('_', ' ')} took longer than watchdog.{phase.name} allows")
             self._done.wait(peers.pause)
 
@@ -188,16 +186,16 @@ class Watchdog:
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all ranks as soon as one has died
         self._arm(_STUCK_SECONDS)
-        peers = _Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
+        peers = Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
         while not peers.settled():
             time.sleep(peers.pause)
-        if all(peer.condition == "alive" and not _answers(peer) for peer in peers.look()):
+        if all(peer.condition == "alive" and not answers(peer) for peer in peers.look()):
             return
         innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
         self._answer(innermost, stacks="".join(traceback.format_exception(error)), waiting=True)
         self._finish(peers, f"lost contact with another rank ({_first_line(error)})")
 
-    def _end(self, peers: _Peers, reason: str) -> None:
+    def _end(self, peers: Peers, reason: str) -> None:
         self._answer()
         until = time.monotonic() + SILENCE_SECONDS
         while time.monotonic() < until and not peers.all_answered():
@@ -224,14 +222,12 @@ class Watchdog:
         inside = self._collectives.is_waiting(self._main)
         return inside or (frame.f_code.co_name == "wait" and "torch" in frame.f_code.co_filename)
 
-    def _finish(self, peers: _Peers, reason: str) -> None:
+    def _finish(self, peers: Peers, reason: str) -> None:
         """Let the lowest rank that answers speak, and end the process."""
         self._arm(_STUCK_SECONDS)
         known = peers.look()
-        speaker = min([self._rank, *[p.rank for p in known if _answers(p)]])
-        told = next(
-            (p.heartbeat.verdict for p in known if p.heartbeat and p.heartbeat.verdict and p.rank != self._rank), ""
-        )
+        speaker = min([self._rank, *[p.rank for p in known if answers(p)]])
+        told = what_was_told([peer for peer in known if peer.rank != self._rank])
         if speaker == self._rank and not told:
             self._verdict = told = self._speak(known, reason)
             self._writer.write_now(timeout=5)
@@ -241,7 +237,7 @@ class Watchdog:
             until = time.monotonic() + SILENCE_SECONDS
             while not told and time.monotonic() < until:
                 time.sleep(peers.pause)
-                told = _told(peers.look())
+                told = what_was_told(peers.look())
         _tell_torchrun(told or reason)
         self._collectives.remove(forget=True)
         logging.shutdown()
@@ -283,80 +279,6 @@ class Watchdog:
             error=self._error,
             verdict=self._verdict,
         )
-
-
-class _Peers:
-    """The ranks, as their heartbeats show them since this was made: one that moves is alive."""
-
-    def __init__(self, folder: Path, size: int, *, rank: int, host: str, began: float):
-        self._folder, self._rank, self._host, self._began = folder, rank, host, began
-        self._until = time.monotonic() + SILENCE_SECONDS
-        self._moved: dict[int, float] = {}  # when a rank's heartbeat was last seen to move
-        self._last = {rank: self._beat(rank) for rank in range(size)}
-        self.pause = min(max(0.25, size / 100), SILENCE_SECONDS / 4)  # many ranks ask a file system less often
-
-    def _beat(self, rank: int) -> Heartbeat | None:
-        return heartbeat.read(heartbeat.path_of(self._folder, rank))
-
-    def settled(self) -> bool:
-        """Return whether every rank is known to be alive or not."""
-        conditions = [self._look_at(rank)[0] for rank in self._last]
-        return time.monotonic() > self._until or not {"silent", "never"} & set(conditions)
-
-    def look(self) -> list[Peer]:
-        """Return what is known now."""
-        return [self._peer(rank) for rank in self._last]
-
-    def all_answered(self) -> bool:
-        """Return whether no rank that is alive still owes its answer."""
-        return all(peer.answer is not None or peer.condition != "alive" for peer in self.look())
-
-    def _peer(self, rank: int) -> Peer:
-        condition, beat = self._look_at(rank)
-        if beat is None or condition == "never":
-            return Peer(rank, "never")
-        answer = heartbeat.read_answer(heartbeat.answer_path(self._folder, rank)) if beat.state == "answering" else None
-        if answer:
-            return Peer(rank, condition, beat, answer, [Call(*call) for call in answer.trace])
-        kept = read_trace(trace_path(self._folder, rank)) if beat.host == self._host else None
-        if kept is None:
-            return Peer(rank, condition, beat)
-        return Peer(rank, condition, replace(beat, phase=kept.phase, step=kept.step), None, kept.calls)
-
-    def _look_at(self, rank: int) -> tuple[Condition, Heartbeat | None]:
-        before = self._last[rank]
-        self._last[rank] = beat = self._beat(rank) or before
-        if beat is None:
-            return "never", None
-        if before is None or (beat.beat, beat.pid) != (before.beat, before.pid):
-            self._moved[rank] = time.monotonic()
-        if rank == self._rank:
-            return "alive", beat
-        if rank not in self._moved and self._is_of_an_earlier_start(beat):
-            return "never", beat
-        ended = beat.state in ("failed", "finished")
-        if ended or heartbeat.is_process_gone(beat.host, beat.pid, this_host=self._host):
-            return "gone", beat
-        return ("alive" if time.monotonic() - self._moved.get(rank, -math.inf) < SILENCE_SECONDS else "silent"), beat
-
-    def _is_of_an_earlier_start(self, beat: Heartbeat) -> bool:
-        """Whether it was written well before this process began; ranks start within a minute of each other."""
-        return datetime.datetime.fromisoformat(beat.time).timestamp() < self._began - 60
-
-
-def _is_busy(peer: Peer) -> bool:
-    """Whether a rank is alive and within its own deadline."""
-    beat = peer.heartbeat
-    return peer.condition == "alive" and beat is not None and beat.state == "running" and not beat.is_overdue
-
-
-def _answers(peer: Peer) -> bool:
-    return peer.condition == "alive" and peer.heartbeat is not None and peer.heartbeat.state == "answering"
-
-
-def _told(peers: list[Peer]) -> str:
-    """Return what a rank has said already of why the run ends."""
-    return next((peer.heartbeat.verdict for peer in peers if peer.heartbeat and peer.heartbeat.verdict), "")
 
 
 def is_lost_contact(error: BaseException) -> bool:

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.tiny import tiny_file
-from train import watchdog as watchdog_module
+from train import peers as peers_module
 from train.checkpoint import CheckpointError
 from train.collectives import Call, Trace, read_trace, trace_path
 from train.config import WatchdogConfig, load
 from train.heartbeat import BEAT_SECONDS, Answer, Heartbeat, now, path_of, write
+from train.peers import SILENCE_SECONDS, Peers
 from train.verdict import Peer, judge
-from train.watchdog import SILENCE_SECONDS, Watchdog, is_lost_contact, process_group_timeout
+from train.watchdog import Watchdog, is_lost_contact, process_group_timeout
 
 ROOT = Path(__file__).parents[2]
 STEP_DEADLINE = 6.0
@@ -246,10 +247,10 @@ def write_beat(folder: Path, rank: int, beat: int, **given: Any) -> None:
 
 def test_a_rank_is_alive_while_its_heartbeat_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only once: a rank that saves for an hour may be suspended while it does."""
-    monkeypatch.setattr(watchdog_module, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(peers_module, "SILENCE_SECONDS", 0.2)
     for rank in (0, 1):
         write_beat(tmp_path, rank, 1)
-    peers = watchdog_module._Peers(tmp_path, 3, rank=0, host="here", began=time.time())
+    peers = Peers(tmp_path, 3, rank=0, host="here", began=time.time())
     assert [p.condition for p in peers.look()] == ["alive", "silent", "never"]
     write_beat(tmp_path, 1, 2)
     assert [p.condition for p in peers.look()] == ["alive", "alive", "never"]
@@ -262,7 +263,7 @@ def test_a_rank_is_alive_while_its_heartbeat_moves(tmp_path: Path, monkeypatch: 
 def test_a_heartbeat_of_an_earlier_start_is_none(tmp_path: Path) -> None:
     for rank in (0, 1, 2):
         write_beat(tmp_path, rank, 1, time="2026-01-01T00:00:00+00:00", state="failed")
-    peers = watchdog_module._Peers(tmp_path, 3, rank=0, host="n1", began=time.time())
+    peers = Peers(tmp_path, 3, rank=0, host="n1", began=time.time())
     write_beat(tmp_path, 2, 1, pid=os.getpid())
     assert [p.condition for p in peers.look()] == ["alive", "never", "alive"]
 
@@ -272,7 +273,7 @@ def test_a_process_that_is_gone_is_known_at_once_on_this_machine(tmp_path: Path)
     ended.wait()
     for rank in (0, 1, 2):
         write_beat(tmp_path, rank, 1, pid=ended.pid, host="here" if rank == 1 else "there")
-    peers = watchdog_module._Peers(tmp_path, 3, rank=0, host="here", began=time.time())
+    peers = Peers(tmp_path, 3, rank=0, host="here", began=time.time())
     assert [p.condition for p in peers.look()] == ["alive", "gone", "silent"]
 
 
