@@ -10,14 +10,13 @@ no pickle. The folder is filled under a name ending in `.partial` and renamed on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -30,22 +29,13 @@ from torch import Tensor, nn
 from train.config import ConfigError
 from train.distributed import SideChannel, World, all_agree, gather_floats, sum_over_ranks
 from train.engine import Engine
+from train.tensor_file import WrittenFile, is_intact, write_safetensors
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 _STEP_FOLDER = re.compile(r"step_(\d{6,})")
-_DTYPES = {
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 class CheckpointError(RuntimeError):
@@ -62,14 +52,6 @@ class Progress:
     evaluated: int = 0  # the last step after which the validation split was evaluated
     spikes: int = 0  # of loss and gradient norm
     recent: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by quantity: what the next step is judged by
-
-
-class WrittenFile(NamedTuple):
-    """A file of a checkpoint, as the manifest describes it."""
-
-    name: str
-    bytes: int
-    sha256: str
 
 
 def step_folder(step: int) -> str:
@@ -208,37 +190,6 @@ def snapshot(engine: Engine, world: World) -> Snapshot:
     return Snapshot(tensors, places)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> WrittenFile:
-    """Write CPU tensors in the safetensors format, hashing every byte on its way to the disk.
-
-    The format (huggingface.co/docs/safetensors): the header's length as a little-endian u64, the header as JSON,
-    then the tensors. The library's own writer can only be checksummed by reading everything again.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for key, tensor in tensors.items():
-        end = offset + tensor.numel() * tensor.element_size()
-        header[key] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for part in _parts(encoded, tensors):
-            digest.update(part)
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-        return WrittenFile(path.name, file.tell(), digest.hexdigest())
-
-
-def _parts(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    yield len(header).to_bytes(8, "little")
-    yield header
-    for tensor in tensors.values():
-        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
 def _publish(partial: Path, final: Path, described: Mapping[str, Any]) -> None:
     """Describe the ranks' files in the manifest and give the folder its name: from here on it counts."""
     files = []
@@ -314,20 +265,9 @@ def damage(checkpoint: Path, *, world: World) -> list[str]:
     files = [WrittenFile(**described) for described in manifest["files"]]
     broken = torch.zeros(len(files))
     for index in range(world.rank, len(files), world.size):
-        broken[index] = not _is_intact(checkpoint, files[index])
+        broken[index] = not is_intact(checkpoint, files[index])
     sum_over_ranks(broken)
     return [f"{file.name} is not as it was written" for file, bad in zip(files, broken, strict=True) if bad]
-
-
-def _is_intact(checkpoint: Path, file: WrittenFile) -> bool:
-    path = checkpoint / file.name
-    try:
-        if path.stat().st_size != file.bytes:
-            return False
-        with path.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
-    except OSError:
-        return False
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any] | None:

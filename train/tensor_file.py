@@ -1,0 +1,75 @@
+"""Safetensors files that are checksummed while they are written, and checked when they are read again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class WrittenFile(NamedTuple):
+    """A file as it was written, for whoever reads it again."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> WrittenFile:
+    """Write CPU tensors in the safetensors format, hashing every byte on its way to the disk.
+
+    The format (huggingface.co/docs/safetensors): the header's length as a little-endian u64, the header as JSON,
+    then the tensors. The library's own writer can only be checksummed by reading everything again.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for key, tensor in tensors.items():
+        end = offset + tensor.numel() * tensor.element_size()
+        header[key] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in _parts(encoded, tensors):
+            digest.update(part)
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+        return WrittenFile(path.name, file.tell(), digest.hexdigest())
+
+
+def _parts(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    yield len(header).to_bytes(8, "little")
+    yield header
+    for tensor in tensors.values():
+        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def is_intact(folder: Path, file: WrittenFile) -> bool:
+    """Return whether a file of a folder is there, and every byte of it as it was written."""
+    path = folder / file.name
+    try:
+        if path.stat().st_size != file.bytes:
+            return False
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
+    except OSError:
+        return False
