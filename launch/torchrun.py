@@ -1,7 +1,8 @@
 """Starting the ranks of one node and staying with them: signals go to the ranks, their exit code comes back.
 
 torchrun by itself kills ranks 30 s after SIGTERM, dies of SIGUSR1, and turns every exit code into 1. So it runs in a
-session of its own, signals pass it by, and a run that stopped early says so in its folder (`stopped.json`).
+session of its own, signals pass it by, and a run that stopped early says so in its folder (`stopped.json`) or, before
+it has one, in the file in which torchrun passes on why a rank ended.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,13 +71,27 @@ def run(command: Sequence[str], *, run_folder: Path) -> int:
     SIGTERM, SIGINT and SIGUSR1 to this process reach every rank once each; a terminal's Ctrl-C too, since the ranks do
     not share its process group. Should this process be killed, torchrun is told to end.
     """
+    if "torch.distributed.run" not in command:
+        code = _follow(command, dict(os.environ), is_torchrun=False)
+        return 1 if code < 0 else code
     began = time.time()
+    with tempfile.TemporaryDirectory(prefix="launch-") as folder:
+        cause = Path(folder) / "cause.json"
+        code = _follow(command, {**os.environ, "TORCHELASTIC_ERROR_FILE": str(cause)}, is_torchrun=True)
+        if code == 0 or _stopped_since(began, run_folder) or _exit_code(cause) == STOPPED_EARLY:
+            return STOPPED_EARLY if code else 0
+    _repeat_the_verdict(began, run_folder)
+    return 1 if code < 0 else code
+
+
+def _follow(command: Sequence[str], environment: dict[str, str], *, is_torchrun: bool) -> int:
+    """Run a command to its end, passing signals on to the ranks; returns its exit code."""
     # torchrun would announce that it sets this; the ranks choose their threads themselves.
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment.setdefault("OMP_NUM_THREADS", "1")
     child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_settle)
 
     def forward(number: int, _: object) -> None:
-        for pid in _ranks(child.pid, is_torchrun="torch.distributed.run" in command):
+        for pid in _ranks(child.pid, is_torchrun=is_torchrun):
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
@@ -83,13 +99,10 @@ def run(command: Sequence[str], *, run_folder: Path) -> int:
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        code = child.wait()
+        return child.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if code == 0 or code == STOPPED_EARLY:
-        return code
-    return STOPPED_EARLY if _stopped_since(began, run_folder) else (1 if code < 0 else code)
 
 
 def end_with_parent() -> None:
@@ -125,3 +138,21 @@ def _stopped_since(moment: float, run_folder: Path) -> bool:
         return path.stat().st_mtime >= moment - 1 and json.loads(path.read_text())["exit_code"] == STOPPED_EARLY
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _exit_code(cause: Path) -> int | None:
+    """Return the exit code of the rank that torchrun holds for the cause; None if that did not say why it ended."""
+    try:
+        return json.loads(cause.read_text())["message"]["errorCode"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _repeat_the_verdict(moment: float, run_folder: Path) -> None:
+    """Print last which rank held the run up, where one has just been found out: torchrun's own words hide it."""
+    path = run_folder / "stacks.txt"
+    try:
+        if path.stat().st_mtime >= moment - 1:
+            print(path.read_text().partition("\n")[0], file=sys.stderr, flush=True)
+    except OSError:
+        return

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 BEAT_SECONDS = 2.0
 
-State = Literal["running", "answering", "failed", "finished"]
+State = Literal["running", "answering", "failed", "finished", "stopped"]  # stopped: by a signal, in preparation
 
 
 @dataclass(frozen=True)

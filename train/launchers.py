@@ -1,4 +1,4 @@
-"""What other launchers say in the environment: srun names the rank in its own words, accelerate asks for more.
+"""What other launchers say, and are told: srun names the rank in its own words, accelerate asks for more.
 
 torchrun's words (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) are the ones that the rest
 of the program reads.
@@ -6,8 +6,13 @@ of the program reads.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
+import time
 from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
 
 from train.config import ConfigError, RunConfig
 
@@ -122,3 +127,16 @@ def _asked_of_accelerate(config: RunConfig, environment: Mapping[str, str]) -> I
 def _port(job: str, step: str) -> int:
     """Return a port that all tasks of a step agree on, below those that Linux gives away by itself."""
     return 10_000 + (int(job) * 17 + int(step)) % 10_000
+
+
+def tell_torchrun(text: str) -> None:
+    """Leave the reason why this rank ends where torchrun looks for it; does nothing under other launchers.
+
+    torchrun takes the rank with the earliest time, in whole seconds, for the cause. It dates those that it ends
+    because of this one itself: a second earlier is before them.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with contextlib.suppress(OSError):
+            told = {"message": text, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}
+            Path(path).write_text(json.dumps({"message": told}))

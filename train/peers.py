@@ -73,7 +73,7 @@ class Peers:
             return "alive", beat
         if rank not in self._moved and self._is_of_an_earlier_start(beat):
             return "never", beat
-        ended = beat.state in ("failed", "finished")
+        ended = beat.state in ("failed", "finished", "stopped")
         if ended or heartbeat.is_process_gone(beat.host, beat.pid, this_host=self._host):
             return "gone", beat
         return ("alive" if time.monotonic() - self._moved.get(rank, -math.inf) < SILENCE_SECONDS else "silent"), beat

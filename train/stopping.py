@@ -9,10 +9,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+
+from train.launchers import tell_torchrun
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +22,8 @@ STOPPED_EARLY = 75  # exit code: a checkpoint is saved, start the same command a
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # SLURM may signal every process of a job, and torchrun and our launcher pass theirs on: one wish comes several times.
 _ONE_WISH_SECONDS = 2.0
+_WAY_OUT_SECONDS = 5.0  # for the main thread to leave preparation; in a collective it hears nothing
+_NOTHING_LOST = "stopped before the first step: nothing is lost; start the same command again"
 
 
 class StoppedInPreparationError(Exception):
@@ -77,6 +81,9 @@ class StopSignal:
             if self.name is not None:
                 raise StoppedInPreparationError
             yield
+        except StoppedInPreparationError:
+            tell_torchrun(_NOTHING_LOST)
+            raise
         finally:
             self._preparing = False
 
@@ -104,16 +111,30 @@ class StopSignal:
         self.name, self._heard_at = name, time.monotonic()
         then = "" if self._preparing else ": saving a checkpoint at the end of this step; a second signal exits at once"
         logger.warning("%s%s", name, then)
+        if self._preparing:
+            _after(_WAY_OUT_SECONDS, self._leave_preparation)
         if self._deadline is not None:
-            timer = threading.Timer(self._deadline, self._force, [f"{name} was {self._deadline:g} s ago"])
-            timer.daemon = True
-            timer.start()
+            _after(self._deadline, lambda: self._force(f"{name} was {self._deadline:g} s ago"))
+
+    def _leave_preparation(self) -> None:
+        """Leave from this thread, if the main one has not: it may wait for a rank that has left already."""
+        if self._preparing:
+            tell_torchrun(_NOTHING_LOST)
+            logger.warning("%s", _NOTHING_LOST)
+            os._exit(STOPPED_EARLY)
 
     def _force(self, reason: str) -> None:
         if self._saved:
             return
+        self._leave_preparation()
         logger.error("%s: leaving without a new checkpoint; the last complete one is untouched", reason)
         os._exit(1)
+
+
+def _after(seconds: float, act: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
 
 
 def _be_an_ordinary_process() -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import faulthandler
-import json
 import logging
 import os
 import re
@@ -28,7 +27,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch.distributed
 
@@ -36,7 +35,9 @@ from train import heartbeat
 from train.collectives import Collectives, failed_in_a_collective, read_trace, trace_path
 from train.config import WatchdogConfig
 from train.heartbeat import Answer, Heartbeat, HeartbeatWriter
+from train.launchers import tell_torchrun
 from train.peers import SILENCE_SECONDS, Peers, answers, is_busy, what_was_told
+from train.stopping import StoppedInPreparationError
 from train.verdict import Peer, Verdict, judge
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ class Watchdog:
     """Watches this rank while it is entered as a context.
 
     An error that leaves the context is told in the heartbeat; one that came out of a collective ends the process with
-    exit code 1, once it is known which rank was lost.
+    exit code 1, once it is known which rank was lost. One that another rank's signal in preparation has caused leaves
+    as StoppedInPreparationError: this rank has nothing to save either.
 
     Args:
         config: The deadlines.
@@ -118,15 +120,18 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        stopped = isinstance(error, StoppedInPreparationError)
         if error is not None and self._size > 1 and is_lost_contact(error):
             self._stop_watching()
-            self._tell_lost_contact(error)
-        self._state = "failed" if isinstance(error, Exception) else "finished"
+            stopped = self._tell_lost_contact(error)
+        self._state = "stopped" if stopped else "failed" if isinstance(error, Exception) else "finished"
         self._error = f"{type(error).__name__}: {_first_line(error)}" if error is not None else ""
         self._writer.write_now(timeout=5)
         self._stop_watching()
         self._writer.stop()
         self._collectives.remove(forget=True)
+        if stopped and not isinstance(error, StoppedInPreparationError):
+            raise StoppedInPreparationError("a signal to another rank") from error
 
     def _stop_watching(self) -> None:
         self._done.set()
@@ -181,16 +186,23 @@ class Watchdog:
 
     # ------------------------------------------------------------------------------------------------- the end
 
-    def _tell_lost_contact(self, error: BaseException) -> None:
-        """End the run and name the rank that is gone; returns if none is, and the error is this rank's own."""
+    def _tell_lost_contact(self, error: BaseException) -> bool:
+        """End the run and name the rank that is gone; returns if none is, and the error is this rank's own.
+
+        Returns:
+            Whether a rank is gone because a signal stopped it in preparation.
+        """
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all ranks as soon as one has died
         self._arm(_STUCK_SECONDS)
         peers = Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
         while not peers.settled():
             time.sleep(peers.pause)
-        if all(peer.condition == "alive" and not answers(peer) for peer in peers.look()):
-            return
+        known = peers.look()
+        if any(peer.heartbeat and peer.heartbeat.state == "stopped" for peer in known if peer.condition == "gone"):
+            return True
+        if all(peer.condition == "alive" and not answers(peer) for peer in known):
+            return False
         innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
         self._answer(innermost, stacks="".join(traceback.format_exception(error)), waiting=True)
         self._finish(peers, f"lost contact with another rank ({_first_line(error)})")
@@ -222,7 +234,7 @@ class Watchdog:
         inside = self._collectives.is_waiting(self._main)
         return inside or (frame.f_code.co_name == "wait" and "torch" in frame.f_code.co_filename)
 
-    def _finish(self, peers: Peers, reason: str) -> None:
+    def _finish(self, peers: Peers, reason: str) -> NoReturn:
         """Let the lowest rank that answers speak, and end the process."""
         self._arm(_STUCK_SECONDS)
         known = peers.look()
@@ -238,7 +250,7 @@ class Watchdog:
             while not told and time.monotonic() < until:
                 time.sleep(peers.pause)
                 told = what_was_told(peers.look())
-        _tell_torchrun(told or reason)
+        tell_torchrun(told or reason)
         self._collectives.remove(forget=True)
         logging.shutdown()
         os._exit(1)
@@ -306,15 +318,6 @@ def record_flights(folder: Path) -> None:
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / "logs" / "nccl_trace_"))
-
-
-def _tell_torchrun(text: str) -> None:
-    """Leave the verdict where torchrun looks for the reason: it is what it prints last."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        with contextlib.suppress(OSError):
-            told = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
-            Path(path).write_text(json.dumps({"message": told}))
 
 
 def _report(verdict: Verdict, reason: str, known: list[Peer]) -> str:

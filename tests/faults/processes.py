@@ -17,9 +17,25 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def training(path: Path, overrides: list[str], *, ranks: int = 1) -> Iterator[subprocess.Popen[str]]:
-    """Start `python -m launch local`; whatever is left of it at the end is killed."""
-    command = [sys.executable, "-m", "launch", "local", str(path), *overrides, "--ranks", str(ranks)]
+def training(
+    path: Path,
+    overrides: list[str],
+    *,
+    ranks: int = 1,
+    fault: str | None = None,
+    module: str = "tests.faults.faulty_rank",
+) -> Iterator[subprocess.Popen[str]]:
+    """Start `python -m launch local`; whatever is left of it at the end is killed.
+
+    Args:
+        path: The configuration.
+        overrides: Settings.
+        ranks: How many.
+        fault: One that `module` knows, where something is to go wrong inside the ranks.
+        module: What the ranks run then, in place of `train`.
+    """
+    launch = ["launch", "local"] if fault is None else ["tests.faults.faulty_launch", module, fault]
+    command = [sys.executable, "-m", *launch, str(path), *overrides, "--ranks", str(ranks)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -47,6 +63,13 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """Kill the launcher and all that it has started at once, as a power cut does."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def rank_processes(launcher: int) -> dict[int, int]:
     """Process ids of the training processes by rank."""
     found = {}
@@ -55,7 +78,7 @@ def rank_processes(launcher: int) -> dict[int, int]:
             variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             ranks = [int(variable[5:]) for variable in variables if variable.startswith(b"RANK=")]
-            if b"train" in words and ranks:
+            if {b"train", b"tests.faults.faulty_rank", b"tests.train.hanging_rank"} & set(words) and ranks:
                 found[ranks[0]] = pid
     return found
 

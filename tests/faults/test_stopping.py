@@ -199,3 +199,18 @@ def test_a_worker_that_ends_is_no_signal_to_the_run() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("fault", ["late_at_the_group", "late_with_the_model"])
+def test_a_signal_to_one_rank_in_preparation_ends_all_with_75(tmp_path: Path, fault: str, rank: int) -> None:
+    """While rank 0 waits for rank 1 in a collective, where Python runs no handlers: 5 s later it leaves anyway."""
+    path = tiny_file(tmp_path)
+    with training(path, SLOW_STEPS, ranks=2, fault=fault) as process:
+        wait_until(lambda: (tmp_path / "late").exists())
+        os.kill(rank_processes(process.pid)[rank], signal.SIGTERM)
+        _, said = process.communicate(timeout=25)  # before torchrun, which waits for 30 s, would have killed it
+    assert process.returncode == 75, said
+    assert "[rank 0] SIGTERM" in said
+    assert not rows(tmp_path / "runs/tiny")

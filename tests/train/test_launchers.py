@@ -8,7 +8,14 @@ import pytest
 
 from tests.tiny import tiny_run
 from train.config import ConfigError
-from train.launchers import adopt_srun, cores_of_rank, first_host, refuse_other_engines, tasks_per_node
+from train.launchers import (
+    adopt_srun,
+    cores_of_rank,
+    first_host,
+    refuse_other_engines,
+    tasks_per_node,
+    tell_torchrun,
+)
 
 # What a real step of 2 + 1 tasks says (SLURM 22.05), to its last task.
 STEP = {
@@ -120,3 +127,20 @@ def test_an_accelerate_environment_that_asks_for_the_same(tmp_path: Path) -> Non
     }
     refuse_other_engines(tiny_run(tmp_path, "engine.precision=bf16", "engine.zero_stage=2"), asked)
     refuse_other_engines(tiny_run(tmp_path), {"ACCELERATE_MIXED_PRECISION": "no"})  # what it says when nobody asked
+
+
+def test_torchrun_is_told_the_reason_before_what_it_ends_because_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    told = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(told))
+    tell_torchrun("stopped by a signal")
+    failures = {
+        0: ProcessFailure(local_rank=0, pid=1, exitcode=-15, error_file="<N/A>"),
+        1: ProcessFailure(local_rank=1, pid=2, exitcode=75, error_file=str(told)),
+    }
+    rank, first = ChildFailedError("train", failures).get_first_failure()
+    assert (rank, first.exitcode) == (1, 75)
+    assert first.error_file_data["message"]["message"] == "stopped by a signal"

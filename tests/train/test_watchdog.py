@@ -23,6 +23,7 @@ from train.collectives import Call, Trace, read_trace, trace_path
 from train.config import WatchdogConfig, load
 from train.heartbeat import BEAT_SECONDS, Answer, Heartbeat, now, path_of, write
 from train.peers import SILENCE_SECONDS, Peers
+from train.stopping import StoppedInPreparationError
 from train.verdict import Peer, judge
 from train.watchdog import Watchdog, is_lost_contact, process_group_timeout
 
@@ -312,6 +313,20 @@ def test_an_error_is_told_and_passed_on(tmp_path: Path) -> None:
         raise ValueError("wrong")
     beat = json.loads((tmp_path / "heartbeat/rank_00000.json").read_text())
     assert (beat["state"], beat["error"]) == ("failed", "ValueError: wrong")
+
+
+def test_contact_lost_to_a_rank_that_was_stopped_in_preparation_is_no_fault(tmp_path: Path) -> None:
+    write_beat(tmp_path, 1, 1, state="stopped", phase="preparation")
+    watchdog = Watchdog(WatchdogConfig(), tmp_path, rank=0, size=2)
+    watchdog.announce()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(StoppedInPreparationError, match="another rank"), watchdog:
+            raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    beat = json.loads((tmp_path / "heartbeat/rank_00000.json").read_text())
+    assert beat["state"] == "stopped"
 
 
 def test_a_torn_trace_is_read_as_far_as_it_goes(tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""What `launch local` says last when a rank hangs; tests/train/test_watchdog.py has the hangs themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.processes import training
+from tests.tiny import tiny_file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "what"), [("fifo", "holds the others up in step 5"), ("kill", "died in step 5")])
+def test_the_last_line_names_the_culprit(tmp_path: Path, fault: str, what: str) -> None:
+    path = tiny_file(tmp_path)
+    deadlines = ["watchdog.step=6", "watchdog.first_step=60"]
+    with training(path, deadlines, ranks=2, module="tests.train.hanging_rank", fault=fault) as process:
+        _, said = process.communicate(timeout=90)
+    assert process.returncode == 1, said
+    last = said.splitlines()[-1]
+    assert last == (tmp_path / "runs/tiny/stacks.txt").read_text().splitlines()[0]
+    assert last.startswith("rank 1 (")
+    assert what in last
