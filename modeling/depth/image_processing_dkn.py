@@ -114,10 +114,9 @@ def _pixels(image: Any, name: str) -> Tensor:
         image = _readable(image)
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=_DTYPES[image.mode])
         return pixels.view(image.height, image.width, -1).movedim(-1, 0)
-    try:
-        pixels = torch.as_tensor(image)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name}: {type(image).__name__} is no PIL image, array, tensor, path or URL") from None
+    if not hasattr(image, "shape"):
+        raise ValueError(f"{name}: {type(image).__name__} is no PIL image, array, tensor, path or URL")
+    pixels = torch.as_tensor(image)
     if pixels.ndim == 2:
         pixels = pixels[None]
     if pixels.ndim != 3 or not pixels.numel() or not {pixels.shape[0], pixels.shape[-1]} & {1, 3}:

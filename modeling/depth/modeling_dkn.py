@@ -55,7 +55,7 @@ class DKNModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def forward(self, guidance: Tensor | None, target: Tensor, **_: Any) -> DKNOutput:
+    def forward(self, guidance: Tensor | None, target: Tensor) -> DKNOutput:
         """Filter a target by a guidance of the same size, which may be any.
 
         Args:

@@ -1,6 +1,7 @@
 """The filter itself: a weighted sum of samples that each pixel reads where its offsets point.
 
-Shapes: B batch, C channels, H height, W width, K kernel size, S window size, R = S // 2 how far a kernel reaches.
+Shapes: B batch, C channels, H height, W width, K kernel size, S window size, R = S // 2 how far a kernel reaches, T taps
+that are computed at a time.
 
 A sample between pixels is interpolated from four; pixels outside the window or the image are zeros. The image is padded
 by the reach for the one; for the other, a coordinate beyond the window is moved back to its edge and the sample fades
@@ -61,11 +62,12 @@ def sample_and_sum(target: Tensor, weights: Tensor, offsets: Tensor, taps: Taps)
         (B, C, H, W) in the target's dtype. Positions are computed in fp32 at least.
     """
     dtype = torch.promote_types(target.dtype, torch.float32)
-    return _SampleAndSum.apply(target.to(dtype), weights.to(dtype), offsets.to(dtype), taps).to(target.dtype)
+    summed = _SampleAndSum.apply(target.to(dtype), weights.to(dtype), offsets.to(dtype).unflatten(1, (-1, 2)), taps)
+    return summed.to(target.dtype)
 
 
 class _SampleAndSum(torch.autograd.Function):
-    """One tap after the other, so that the samples never exist all at a time."""
+    """One tap after the other, so that the samples never exist all at a time; offsets are (B, K * K, 2, H, W)."""
 
     @staticmethod
     def forward(ctx: Any, target: Tensor, weights: Tensor, offsets: Tensor, taps: Taps) -> Tensor:  # type: ignore[override]
@@ -73,11 +75,11 @@ class _SampleAndSum(torch.autograd.Function):
         ctx.taps = taps
         image, origins = _Image(target, taps.reach), taps.origins(target)
         summed = torch.zeros_like(target, memory_format=torch.contiguous_format)
-        for tap in range(len(origins)):
-            place = image.find(_relative(offsets, tap, origins, taps))
-            fade = place.fade()
-            weight = weights[:, tap, None] * fade[:, :1] * fade[:, 1:]
-            summed.addcmul_(image.corners(place).value(place), weight)
+        for part in _parts(len(origins)):
+            place = image.find(torch.add(origins[part], offsets[:, part], alpha=taps.scale))
+            samples = image.corners(place).value(place)  # (B, C, T, H, W)
+            for tap, weight in enumerate(place.faded(weights[:, part]).unbind(1)):
+                summed = torch.addcmul(summed, samples[:, :, tap], weight[:, None])
         return summed
 
     @staticmethod
@@ -87,20 +89,18 @@ class _SampleAndSum(torch.autograd.Function):
         image, origins = _Image(target, ctx.taps.reach), ctx.taps.origins(target)
         grad_target = torch.zeros_like(image.flat) if needs_target else None
         grad_weights, grad_offsets = [], []
-        for tap in range(len(origins)):
-            place = image.find(_relative(offsets, tap, origins, ctx.taps))
-            fade, weight = place.fade(), weights[:, tap, None]
+        for part in _parts(len(origins)):
+            place = image.find(torch.add(origins[part], offsets[:, part], alpha=ctx.taps.scale))
             if grad_target is not None:
-                image.scatter(grad_target, grad_output * weight * fade[:, :1] * fade[:, 1:], place)
-            if not (needs_weights or needs_offsets):
-                continue
-            corners = image.corners(place)
-            along = _over_channels(grad_output, corners.value(place))
-            grad_weights.append(along * fade[:, :1] * fade[:, 1:])
+                grad_samples = grad_output[:, :, None] * place.faded(weights[:, part])[:, None]
+                grad_target = image.scatter(grad_target, grad_samples, place)
+            if needs_weights or needs_offsets:
+                corners = image.corners(place)
+                along = _over_channels(grad_output, corners.value(place))  # (B, T, H, W)
+                grad_weights.append(place.faded(along))
             if needs_offsets:
-                slopes = torch.cat([_over_channels(grad_output, slope) for slope in corners.slopes(place)], dim=1)
-                moved = slopes * place.inside() + along * place.fade_slope()
-                grad_offsets.append(ctx.taps.scale * weight * fade.flip(1) * moved)
+                slopes = [_over_channels(grad_output, slope) for slope in corners.slopes(place)]
+                grad_offsets.append(ctx.taps.scale * place.slope(along, slopes, weights[:, part]))
         return (
             None if grad_target is None else image.unpad(grad_target),
             torch.cat(grad_weights, dim=1) if needs_weights else None,
@@ -109,36 +109,44 @@ class _SampleAndSum(torch.autograd.Function):
         )
 
 
-def _relative(offsets: Tensor, tap: int, origins: Tensor, taps: Taps) -> Tensor:
-    """Return x and y of a tap relative to each pixel, (B, 2, H, W); absolute ones would cost precision."""
-    return torch.add(origins[tap], offsets[:, 2 * tap : 2 * tap + 2], alpha=taps.scale)
+def _parts(number: int) -> list[slice]:
+    """Take all taps at once when compiling: the samples are not stored then, and the graph is nine times smaller."""
+    size = number if torch.compiler.is_compiling() else 1
+    return [slice(start, start + size) for start in range(0, number, size)]
 
 
-def _over_channels(a: Tensor, b: Tensor) -> Tensor:
-    """Return the sum of a * b over the channels, which share a kernel: (B, 1, H, W)."""
-    return a * b if a.shape[1] == 1 else (a * b).sum(dim=1, keepdim=True)
+def _over_channels(grad_output: Tensor, samples: Tensor) -> Tensor:
+    """Return (B, T, H, W): the products with (B, C, T, H, W), summed over the channels, which share a kernel."""
+    products = grad_output[:, :, None] * samples
+    return products[:, 0] if products.shape[1] == 1 else products.sum(dim=1)
 
 
 class _Place(NamedTuple):
-    """Where one tap of every pixel reads."""
+    """Where some taps of every pixel read; along x and y where there are two."""
 
-    upper_left: Tensor  # (B, 1, H * W) int64: the first of the four pixels, in the flat image
-    fraction: Tensor  # (B, 2, H, W): how far from it to the right and down, below 1
-    excess: Tensor  # (B, 2, H, W): how far beyond the window, 0 inside
+    upper_left: Tensor  # (B, 1, T * H * W) int64: the first of the four pixels, in the flat image
+    fraction: Tensor  # (B, T, 2, H, W): how far from it to the right and down, below 1
+    excess: Tensor  # (B, T, 2, H, W): how far beyond the window, 0 inside
 
     def fade(self) -> Tensor:
-        """Return what is left of a sample beyond the window, along x and y."""
+        """Return what is left of a sample beyond the window, (B, T, 2, H, W)."""
         return (1 - self.excess.abs()).clamp(min=0)
 
-    def inside(self) -> Tensor:
-        return self.excess == 0
+    def faded(self, weights: Tensor) -> Tensor:
+        """Return (B, T, H, W) weights by what is left of their samples."""
+        along_x, along_y = self.fade().unbind(2)
+        return weights * along_x * along_y
 
-    def fade_slope(self) -> Tensor:
-        return torch.where(self.excess.abs() < 1, -self.excess.sign(), 0)
+    def slope(self, along: Tensor, slopes: list[Tensor], weights: Tensor) -> Tensor:
+        """Return what moving a sample changes, (B, T, 2, H, W), given its value and derivatives inside the window."""
+        fade = self.fade()
+        fading = torch.where(fade > 0, -self.excess.sign(), 0)
+        moved = torch.where(self.excess == 0, torch.stack(slopes, dim=2), fading * along[:, :, None])
+        return moved * fade.flip(2) * weights[:, :, None]
 
 
 class _Corners(NamedTuple):
-    """The four pixels around a sample, each (B, C, H, W)."""
+    """The four pixels around a sample, each (B, C, T, H, W)."""
 
     upper_left: Tensor
     upper_right: Tensor
@@ -146,13 +154,13 @@ class _Corners(NamedTuple):
     lower_right: Tensor
 
     def value(self, place: _Place) -> Tensor:
-        x, y = place.fraction[:, :1], place.fraction[:, 1:]
+        x, y = place.fraction[:, None].unbind(3)
         upper = torch.lerp(self.upper_left, self.upper_right, x)
         return torch.lerp(upper, torch.lerp(self.lower_left, self.lower_right, x), y)
 
     def slopes(self, place: _Place) -> tuple[Tensor, Tensor]:
         """Return the derivatives of the value along x and y."""
-        x, y = place.fraction[:, :1], place.fraction[:, 1:]
+        x, y = place.fraction[:, None].unbind(3)
         along_x = torch.lerp(self.upper_right - self.upper_left, self.lower_right - self.lower_left, y)
         return along_x, torch.lerp(self.lower_left - self.upper_left, self.lower_right - self.upper_right, x)
 
@@ -163,34 +171,34 @@ class _Image:
     def __init__(self, target: Tensor, reach: int) -> None:
         batch, channels, self.height, self.width = target.shape
         self.reach, self.stride = reach, self.width + 2 * reach + 1
-        self.flat = F.pad(target, (reach, reach + 1, reach, reach + 1)).view(batch, channels, -1)
+        self.flat = F.pad(target, (reach, reach + 1, reach, reach + 1)).reshape(batch, channels, -1)
         rows = torch.arange(reach, reach + self.height, device=target.device)[:, None] * self.stride
         self.pixels = rows + torch.arange(reach, reach + self.width, device=target.device)  # (H, W), in the flat image
         self.steps = (0, 1, self.stride, self.stride + 1)  # to the pixels of _Corners
+        self.length = self.flat.shape[-1] - self.steps[-1]
 
     def find(self, relative: Tensor) -> _Place:
-        """Return what lies around (B, 2, H, W) coordinates x and y relative to their pixels."""
+        """Return what lies around (B, T, 2, H, W) coordinates, relative to their pixels for the sake of precision."""
         moved = relative.clamp(-self.reach, self.reach)
         cell = moved.floor()
-        steps = torch.add(cell[:, 0], cell[:, 1], alpha=self.stride)  # whole numbers, exact in fp32 up to 2^24
+        steps = torch.add(cell[:, :, 0], cell[:, :, 1], alpha=self.stride)  # whole numbers, exact in fp32 up to 2^24
         # A coordinate that is no number makes no index: clamp what comes of it, so that only its sample is none.
-        index = (self.pixels + steps.long()).clamp(0, self.flat.shape[-1] - 1 - self.steps[-1])
-        return _Place(index.flatten(1)[:, None], moved - cell, relative - moved)
+        upper_left = (self.pixels + steps.long()).clamp(0, self.length - 1)
+        return _Place(upper_left.flatten(1)[:, None], moved - cell, relative - moved)
 
     def corners(self, place: _Place) -> _Corners:
         """Read the four pixels of each place."""
         index = place.upper_left.expand(-1, self.flat.shape[1], -1)
-        size = self.flat.shape[-1] - self.steps[-1]
-        pixels = (self.flat.narrow(-1, step, size).gather(-1, index) for step in self.steps)
-        return _Corners(*(pixel.unflatten(-1, (self.height, self.width)) for pixel in pixels))
+        pixels = (self.flat.narrow(-1, step, self.length).gather(-1, index) for step in self.steps)
+        return _Corners(*(pixel.unflatten(-1, (-1, self.height, self.width)) for pixel in pixels))
 
-    def scatter(self, into: Tensor, values: Tensor, place: _Place) -> None:
-        """Add (B, C, H, W) values to the four pixels of each place, shared out as they were read."""
-        x, y = place.fraction[:, :1], place.fraction[:, 1:]
+    def scatter(self, into: Tensor, values: Tensor, place: _Place) -> Tensor:
+        """Add (B, C, T, H, W) values to the four pixels of each place, shared out as they were read."""
+        x, y = place.fraction[:, None].unbind(3)
         index = place.upper_left.expand(-1, self.flat.shape[1], -1)
-        size = self.flat.shape[-1] - self.steps[-1]
         for step, share in zip(self.steps, ((1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y), strict=True):
-            into.narrow(-1, step, size).scatter_add_(-1, index, (values * share).flatten(2))
+            into = into.scatter_add(-1, index + step, (values * share).flatten(2))
+        return into
 
     def unpad(self, flat: Tensor) -> Tensor:
         """Return the (B, C, H, W) inside a flat padded image."""
