@@ -1,7 +1,7 @@
 """The filter itself: a weighted sum of samples that each pixel reads where its offsets point.
 
-Shapes: B batch, C channels, H height, W width, K kernel size, S window size, R = S // 2 how far a kernel reaches, T taps
-that are computed at a time.
+Shapes: B batch, C channels, H height, W width, K kernel size, S window size, R = S // 2 how far a kernel reaches,
+T taps that are computed at a time.
 
 A sample between pixels is interpolated from four; pixels outside the window or the image are zeros. The image is padded
 by the reach for the one; for the other, a coordinate beyond the window is moved back to its edge and the sample fades
@@ -94,10 +94,11 @@ class _SampleAndSum(torch.autograd.Function):
             if grad_target is not None:
                 grad_samples = grad_output[:, :, None] * place.faded(weights[:, part])[:, None]
                 grad_target = image.scatter(grad_target, grad_samples, place)
-            if needs_weights or needs_offsets:
-                corners = image.corners(place)
-                along = _over_channels(grad_output, corners.value(place))  # (B, T, H, W)
-                grad_weights.append(place.faded(along))
+            if not (needs_weights or needs_offsets):
+                continue
+            corners = image.corners(place)
+            along = _over_channels(grad_output, corners.value(place))  # (B, T, H, W)
+            grad_weights.append(place.faded(along))
             if needs_offsets:
                 slopes = [_over_channels(grad_output, slope) for slope in corners.slopes(place)]
                 grad_offsets.append(ctx.taps.scale * place.slope(along, slopes, weights[:, part]))
@@ -124,7 +125,7 @@ def _over_channels(grad_output: Tensor, samples: Tensor) -> Tensor:
 class _Place(NamedTuple):
     """Where some taps of every pixel read; along x and y where there are two."""
 
-    upper_left: Tensor  # (B, 1, T * H * W) int64: the first of the four pixels, in the flat image
+    first: Tensor  # (B, 1, T * H * W) int64: the upper left of its four pixels, in the flat image
     fraction: Tensor  # (B, T, 2, H, W): how far from it to the right and down, below 1
     excess: Tensor  # (B, T, 2, H, W): how far beyond the window, 0 inside
 
@@ -188,14 +189,14 @@ class _Image:
 
     def corners(self, place: _Place) -> _Corners:
         """Read the four pixels of each place."""
-        index = place.upper_left.expand(-1, self.flat.shape[1], -1)
+        index = place.first.expand(-1, self.flat.shape[1], -1)
         pixels = (self.flat.narrow(-1, step, self.length).gather(-1, index) for step in self.steps)
         return _Corners(*(pixel.unflatten(-1, (-1, self.height, self.width)) for pixel in pixels))
 
     def scatter(self, into: Tensor, values: Tensor, place: _Place) -> Tensor:
         """Add (B, C, T, H, W) values to the four pixels of each place, shared out as they were read."""
         x, y = place.fraction[:, None].unbind(3)
-        index = place.upper_left.expand(-1, self.flat.shape[1], -1)
+        index = place.first.expand(-1, self.flat.shape[1], -1)
         for step, share in zip(self.steps, ((1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y), strict=True):
             into = into.scatter_add(-1, index + step, (values * share).flatten(2))
         return into

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modeling.depth.configuration_dkn import DKNConfig
-from modeling.depth.kernels_dkn import Branch, luma
+from modeling.depth.kernels_dkn import luma
 from modeling.depth.modeling_dkn import DKNModel
 
 
@@ -51,7 +51,7 @@ def plain_sample_and_sum(target: Tensor, weights: Tensor, offsets: Tensor, confi
     return summed.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def strided(branch: Branch, x: Tensor) -> tuple[Tensor, Tensor]:
+def strided(branch: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Run a branch of DKN as it is drawn: with strides."""
     for stage in branch.stages:
         x = F.conv2d(x, stage.conv.weight, stage.conv.bias, stride=2 if stage.splits else 1)
@@ -67,7 +67,8 @@ def products(branches: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
 def sixteen_passes(model: DKNModel, guidance: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Shift the image sixteen times and stitch the results; height and width are multiples of 4."""
     batch, _, height, width = target.shape
-    taps, network = model.config.kernel_size**2, model.kernels
+    network: Any = model.kernels
+    taps = model.config.kernel_size**2
     raw, offsets = target.new_empty(batch, taps, height, width), target.new_empty(batch, 2 * taps, height, width)
     for i in range(4):
         for j in range(4):
@@ -80,7 +81,8 @@ def sixteen_passes(model: DKNModel, guidance: Tensor, target: Tensor) -> tuple[T
 
 def on_cells(model: DKNModel, guidance: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """FDKN's network, layer by layer; height and width are multiples of 4."""
-    network, found = model.kernels, []
+    network: Any = model.kernels
+    found = []
     for branch, image in ((network.guidance_branch, luma(guidance)), (network.target_branch, target)):
         x = F.pixel_unshuffle(image, 4)
         for stage in branch.stages:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,12 +19,9 @@ FIRST = "ImageKernel.conv1.weight"
 
 def authors_state_dict(model: DKNModel) -> dict[str, Tensor]:
     """What the authors would call a model's tensors, written out by hand; DKN's guidance is blue, green, red there."""
-    found = {}
-    for theirs, branch in (
-        ("ImageKernel", model.kernels.guidance_branch),
-        ("DepthKernel", model.kernels.target_branch),
-    ):
-        assert branch is not None
+    found, network = {}, model.kernels
+    branches: Any = (("ImageKernel", network.guidance_branch), ("DepthKernel", network.target_branch))
+    for theirs, branch in branches:
         for number, stage in enumerate(branch.stages, 1):
             found |= {f"{theirs}.conv{number}.{k}": v for k, v in stage.conv.state_dict().items()}
             if stage.norm is not None:

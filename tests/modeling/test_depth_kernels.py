@@ -64,7 +64,7 @@ def test_raw_weights_lie_between_zero_and_one(architecture: str, guidance: bool)
 def test_weights_that_vanish_together_are_no_nan() -> None:
     model = random_filter(residual=False)
     with torch.no_grad():
-        model.kernels.target_branch.weight_head.bias.fill_(-200)
+        model.state_dict()["kernels.target_branch.weight_head.bias"].fill_(-200)
         assert model(*random_pair(8, 8)).output.isfinite().all()
 
 
@@ -112,7 +112,7 @@ def test_dense_kernels_are_those_of_isolated_patches() -> None:
         raw, offsets = model.kernels(guidance, target)
         for row, column in [(0, 0), (1, 2), (14, 13), (29, 26), (17, 3)]:
             patches = (F.pad(x, (25,) * 4)[..., row : row + 51, column : column + 51] for x in (guidance, target))
-            branches = (model.kernels.guidance_branch, model.kernels.target_branch)
+            branches: Any = (model.kernels.guidance_branch, model.kernels.target_branch)
             found = products(tuple(strided(branch, x) for branch, x in zip(branches, patches, strict=True)))
             torch.testing.assert_close(raw[..., row, column], found[0][..., 0, 0], atol=1e-6, rtol=0)  # measured: 2e-7
             torch.testing.assert_close(offsets[..., row, column], found[1][..., 0, 0], atol=2e-5, rtol=0)

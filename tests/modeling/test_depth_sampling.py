@@ -163,9 +163,9 @@ def test_samples_are_those_of_unfolded_windows(
     sampling: str, shape: tuple[int, ...], kernel_size: int, window_size: int, spread: float
 ) -> None:
     """Values and gradients, in double: the two differ by rounding alone."""
-    fields = {"sampling": sampling, "kernel_size": kernel_size, "window_size": window_size}
+    fields: Any = {"sampling": sampling, "kernel_size": kernel_size, "window_size": window_size}
     arguments = [x.requires_grad_() for x in random_arguments(*shape, kernel_size=kernel_size, spread=spread)]
-    found, plain = filtered(*arguments, **fields), plain_sample_and_sum(*arguments, DKNConfig(**fields))
+    found, plain = filtered(*arguments, **fields), plain_sample_and_sum(*arguments, config=DKNConfig(**fields))
     torch.testing.assert_close(found, plain, atol=1e-12, rtol=0)  # measured: 2e-14
     grad = torch.rand_like(found)
     gradients = zip(*(torch.autograd.grad(x, arguments, grad) for x in (found, plain)), strict=True)
