@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from analysis.depth_figures import draw_depth, first_and_last, measured_steps, missing_rows
 from analysis.fits import Uniformity, uniformity
 from analysis.groups import Curve, Group, axis_of, band, for_depth, group_records
-from analysis.module_figures import Values, module_updates, named_figure
+from analysis.module_figures import is_one_stack, module_updates, named_figure
 from analysis.runs import Record, column, rows_where
 from analysis.style import LAYER, Panel, Plate, finish, new_axes, paper
 from analysis.training_figures import SEEDS, axis_label, draw_band
@@ -121,21 +121,15 @@ def update_ratios(records: Sequence[Record]) -> Plate:
         if axes.get_lines():
             figure = finish(axes, log="y", counts="x")
             panels.append(Panel("training", f"Update over weights against {axis}", figure))
-    axes = new_axes(x=LAYER, y="||update|| / ||weights||", title="last measured step with an update")
-    for group in groups:
-        if (step := _last_update(group)) is not None:
-            draw_depth(axes, group, _layer_update(step), label=group.label)
-    if axes.get_lines():
-        panels.append(Panel("depth", "Update over weights against layer", finish(axes, log="y")))
-    elif figure := named_figure(_last_updates(groups), x="||update|| / ||weights||", title=axes.get_title(loc="left")):
-        panels.append(Panel("modules", "Update over weights by module", figure))
+    if panel := _last_update_panel(groups, by_layer=is_one_stack(records)):
+        panels.append(panel)
     ratio_known = [r for r in records if np.isfinite(column(r.gradients, "update_ratio")).any()]
     without = [r for r in records if not r.gradients.empty and not any(r is known for known in ratio_known)]
     return Plate(
         name="update-ratio",
         title="Size of the updates",
         caption="Norm of the optimizer's update over the norm of the weights, from the optimizer's moments: of the "
-        "whole model against training, and of every layer (every module, where a network has no layers) at the last "
+        "whole model against training, and of every layer (every module, where layers are no single stack) at the last "
         f"measured step whose learning rate is above zero (a schedule may end at zero). {SEEDS}",
         panels=panels,
         findings=notes if panels else [],
@@ -143,17 +137,25 @@ def update_ratios(records: Sequence[Record]) -> Plate:
     )
 
 
+def _last_update_panel(groups: Sequence[Group], *, by_layer: bool) -> Panel | None:
+    """Return the panel of the last updates by layer, or by module where layers have no depth."""
+    words, title = "||update|| / ||weights||", "last measured step with an update"
+    steps = {group.label: step for group in groups if (step := _last_update(group)) is not None}
+    moved = [group for group in groups if group.label in steps]
+    if not by_layer:
+        figure = named_figure([(group, module_updates(steps[group.label])) for group in moved], x=words, title=title)
+        return Panel("modules", "Update over weights by module", figure) if figure else None
+    axes = new_axes(x=LAYER, y=words, title=title)
+    for group in moved:
+        draw_depth(axes, group, _layer_update(steps[group.label]), label=group.label)
+    return Panel("depth", "Update over weights against layer", finish(axes, log="y")) if axes.get_lines() else None
+
+
 def _last_update(group: Group) -> float | None:
     """Return the last measured step at which the weights moved."""
     curve = band(group, _whole_update)
     moved = curve.x[np.isfinite(curve.mean) & (curve.mean > 0)]
     return float(moved[-1]) if len(moved) else None
-
-
-def _last_updates(groups: Sequence[Group]) -> list[tuple[Group, Values]]:
-    """Return what gives each group's updates by module at its last step that has any."""
-    steps = [(group, _last_update(group)) for group in groups]
-    return [(group, module_updates(step)) for group, step in steps if step is not None]
 
 
 def _by_layer(layers: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

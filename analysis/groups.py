@@ -16,7 +16,8 @@ MOST_LINES = 6  # in a figure over depth
 _SEEDS = ("seed", "task.data.seed")
 # What a run is called and how it is logged and kept does not change what it learns.
 _NO_DIFFERENCE = ("name", "output_dir", "log_every", "evaluate_every", "checkpoint.", "probes.",
-                  "task.data.cache_dir", "task.data.num_workers", "task.shown_", "task.baselines")  # fmt: skip
+                  "task.data.cache_dir", "task.data.num_workers", "task.shown_", "task.baselines",
+                  "task.other_guidance", "task.data.unit")  # fmt: skip
 
 Curve = Callable[[Record], tuple[np.ndarray, np.ndarray]]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.depth_figures import first_and_last, having, missing_rows
+from analysis.depth_figures import first_and_last, having, missing_rows, stream_rows
 from analysis.groups import Curve, Group, band, for_depth
 from analysis.runs import Record, column, rows_where
 from analysis.style import WIDTH, Panel, Plate, finish, new_axes, paper
@@ -44,9 +46,15 @@ def gradient_by_module(records: Sequence[Record]) -> Plate:
     )
 
 
-def has_layers(records: Sequence[Record]) -> bool:
-    """Return whether some parameter lies in a numbered block."""
-    return any(np.isfinite(column(record.gradients, "layer")).any() for record in records)
+def is_one_stack(records: Sequence[Record]) -> bool:
+    """Return whether the layers of these runs' parameters are blocks of one stack, so that they have a depth.
+
+    The numbers of two branches' layers mean different places; so may those of a network without a residual stream.
+    """
+    found = [record for record in records if not record.gradients.empty]
+    if any(stream_rows(record).empty for record in found if not record.activations.empty):
+        return False
+    return any(_stacks(record) for record in found) and all(len(_stacks(record)) <= 1 for record in found)
 
 
 def module_norms(step: float) -> Values:
@@ -70,8 +78,8 @@ def module_updates(step: float) -> Values:
 def named_figure(lines: Sequence[tuple[Group, Values]], *, x: str, title: str) -> Figure | None:
     """Draw values by name, a line per group; None where nothing is finite or there are too many names.
 
-    Names are matched over the groups. What the names begin with (a branch of the network) is set apart by shading, and
-    lines do not go on from one such part to the next.
+    Names are matched over the groups; what all of them begin with stands beside the axis. Stretches of names that begin
+    alike (a branch of the network) are set apart by shading, and lines do not go on from one to the next.
 
     Args:
         lines: The groups, each with what gives its values.
@@ -81,17 +89,19 @@ def named_figure(lines: Sequence[tuple[Group, Values]], *, x: str, title: str) -
     names = merged(list(values(record)) for group, values in lines for record in group.records)
     if not names or len(names) > MOST_NAMES:
         return None
-    axes = new_axes(x=x, y="", title=title)
+    head = _common_head(names)
+    shown = [name.removeprefix(head) for name in names]
+    axes = new_axes(x=x, y=head.rstrip("."), title=title)
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     figure.set_size_inches(WIDTH, 0.75 + _ROW * len(names))
     for group, values in lines:
-        _draw(axes, group, _curve(values, names), names)
+        _draw(axes, group, _curve(values, names), _parts(shown))
     if not axes.get_lines():
         return None
-    for begin, end in _parts(names)[1::2]:
+    for begin, end in _parts(shown)[1::2]:
         axes.axhspan(begin - 0.5, end - 0.5, color="#f0f0ee", zorder=0, linewidth=0)
-    axes.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=6)
+    axes.set_yticks(range(len(names)), [_short(name) for name in shown], fontsize=6)
     axes.set_ylim(len(names) - 0.4, -0.6)
     return finish(axes, log="x")
 
@@ -114,13 +124,20 @@ def merged(lists) -> list[str]:
     return found
 
 
-def _draw(axes: Axes, group: Group, curve: Curve, names: Sequence[str]) -> None:
+def _stacks(record: Record) -> set[str]:
+    """Return what the names of numbered parameters begin with, up to the number: "model.layers"."""
+    numbered = rows_where(record.gradients, step=column(record.gradients, "step")[0])
+    numbered = numbered.iloc[np.flatnonzero(np.isfinite(column(numbered, "layer")))]
+    return {re.split(r"\.\d+(?:\.|$)", str(name))[0] for name in column(numbered, "parameter")}
+
+
+def _draw(axes: Axes, group: Group, curve: Curve, parts: Sequence[tuple[int, int]]) -> None:
     found = band(group, curve)
     if not np.isfinite(found.mean).any():
         return
     look = {"color": group.look.colour, "marker": group.look.marker, "linewidth": 0.8, "markersize": 3}
     label = group.label
-    for begin, end in _parts(names):
+    for begin, end in parts:
         part = (found.x >= begin) & (found.x < end)
         if not part.any():
             continue
@@ -140,6 +157,13 @@ def _curve(values: Values, names: Sequence[str]) -> Curve:
         return np.array(at, dtype=float), np.array(heights, dtype=float)
 
     return curve
+
+
+def _common_head(names: Sequence[str]) -> str:
+    """Return the components that all names begin with, "kernels." or nothing; each name keeps its last one."""
+    parts = [name.split(".")[:-1] for name in names]
+    common = list(itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False)))
+    return "".join(f"{level[0]}." for level in common)
 
 
 def _parts(names: Sequence[str]) -> list[tuple[int, int]]:

@@ -122,12 +122,12 @@ def _activation_plates(records: Sequence[Record]) -> list[Plate]:
 def _gradient_plates(records: Sequence[Record]) -> list[Plate]:
     from analysis import gradient_figures as figures
     from analysis.depth_figures import missing_rows
-    from analysis.module_figures import gradient_by_module, has_layers
+    from analysis.module_figures import gradient_by_module, is_one_stack
 
     missing = missing_rows(records, "gradients")
     if len(missing) == len(records):
         return [_absent("gradients", "Gradient norms, norm scales and update sizes by layer", missing)]
-    if not has_layers(records):
+    if not is_one_stack(records):
         return [gradient_by_module(records), figures.update_ratios(records)]
     return [figures.gradient_over_depth(records), figures.norm_scales(records), figures.update_ratios(records)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.depth_figures import draw_depth, first_and_last, having, missing_rows
@@ -86,10 +87,19 @@ def _site_curve(step: float, site: str) -> Curve:
 def _site_values(step: float, quantity: str) -> Values:
     def values(record: Record) -> dict[str, float]:
         rows = rows_where(record.activations, step=step)
-        found = zip(column(rows, "layer"), column(rows, "site"), column(rows, quantity), strict=True)
-        return {f"{layer:.0f} {site}" if np.isfinite(layer) else str(site): value for layer, site, value in found}
+        return dict(zip(_site_names(rows), column(rows, quantity), strict=True))
 
     return values
+
+
+def _site_names(rows: pd.DataFrame) -> list[str]:
+    """Return distinct names: with the layer before them only where the sites' own names repeat."""
+    sites, layers = column(rows, "site"), column(rows, "layer")
+    if len(set(sites)) == len(sites):
+        return [str(site) for site in sites]
+    return [
+        f"{layer:.0f} {site}" if np.isfinite(layer) else str(site) for layer, site in zip(layers, sites, strict=True)
+    ]
 
 
 def _numbered(values: Values) -> Curve:

@@ -14,7 +14,18 @@ from analysis.page import Spread, Table
 from analysis.runs import Record, column, rows_where, setting
 from analysis.style import NAMES
 from analysis.training_figures import outcome, skipped_steps, spikes
-from analysis.validation import METHODS, Arena, Figure, arenas, figures, final, measured, own_figures
+from analysis.validation import (
+    CONTROLS,
+    METHODS,
+    Arena,
+    Figure,
+    arenas,
+    figures,
+    final,
+    measured,
+    own_figures,
+    with_unit,
+)
 
 _FACTS = ("run", "placement", "parameters", "steps", "state", "tokens", "samples", "training loss", "validation loss",
           "best validation loss")  # fmt: skip
@@ -66,19 +77,27 @@ def validation(records: Sequence[Record]) -> list[Table]:
 
 
 def _validation_of(arena: Arena, *, several: bool) -> Table:
-    names = list(dict.fromkeys(figure.name for figure in figures(arena.records)))
-    shown = [Figure("", name) for name in names]
-    methods = [method for method in METHODS if any(figure.method == method for figure in figures(arena.records))]
-    rows = [[METHODS[m], *(_over(arena.records, Figure(m, name)) for name in names), None] for m in methods]
+    found = figures(arena.records)
+    shown = [Figure("", name) for name in dict.fromkeys(figure.name for figure in found)]
+    methods = [method for method in METHODS if any(figure.method == method for figure in found)]
+    rows = [[METHODS[method], *_row(arena.records, method, shown), None] for method in methods]
     for group in arena.groups:
-        rows.append([group.label, *(_over(group.records, figure) for figure in shown), _last_steps(group.records)])
+        rows.append([group.label, *_row(group.records, "", shown), _last_steps(group.records)])
+        for control in CONTROLS:
+            cells = _row(group.records, control, shown)
+            if any(value is not None for value in cells):
+                rows.append([f"{group.label}, {CONTROLS[control]}", *cells, _last_steps(group.records)])
     return Table(
         title=f"Validation, {arena.label}" if several and arena.label else "Validation",
-        header=["method" if methods else "runs", *(figure.words for figure in shown), "step"],
+        header=["method" if methods else "runs", *(with_unit(figure, arena.records) for figure in shown), "step"],
         rows=rows,
         caption=_validation_caption(shown, methods, len(rows)),
         best=[place for i, figure in enumerate(shown, start=1) for place in _best(rows, i, figure)],
     )
+
+
+def _row(records: Sequence[Record], method: str, shown: Sequence[Figure]) -> list[Any]:
+    return [_over(records, figure._replace(method=method)) for figure in shown]
 
 
 def _validation_caption(shown: Sequence[Figure], methods: Sequence[str], count: int) -> str:

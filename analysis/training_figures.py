@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from analysis.groups import Curve, Group, axis_of, band, group_records, progress, thin_out
 from analysis.runs import Record, column, setting
 from analysis.style import NAMES, Panel, Plate, finish, new_axes, paper
-from analysis.validation import METHODS, Figure, arenas, baselines, final, own_figures
+from analysis.validation import CONTROLS, METHODS, Figure, arenas, baselines, final, own_figures, with_unit
 
 WIDE_RANGE = 20.0  # a largest over smallest value beyond which a linear axis hides the small ones
 _MOST_SENTENCES = 6
@@ -139,10 +139,14 @@ def validation(records: Sequence[Record]) -> Plate:
     for figure in own_figures(records):
         if figure.name == "loss":
             continue
-        axes = new_axes(x=axis_label(axis), y=f"validation {figure.words}")
+        axes = new_axes(x=axis_label(axis), y=f"validation {with_unit(figure, records)}")
         for group in groups:
             look = {"marker": group.look.marker, "markersize": 4}
             draw_band(axes, group, validation_curve(figure.column), axis=axis, label=group.label, **look)
+            for control, words in CONTROLS.items():
+                curve = validation_curve(Figure(control, figure.name).column)
+                hollow = {**look, "markerfacecolor": "white", "linestyle": ":"}
+                draw_band(axes, group, curve, axis=axis, label=f"{group.label}, {words}", **hollow)
         _draw_baselines(axes, records, figure)
         file = figure.name.replace("_", "-")
         drawn = finish(axes, log="y" if _is_wide(axes) else "", counts="x")

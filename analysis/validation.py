@@ -1,6 +1,7 @@
 """Figures of a validation: whose they are (ours or a baseline's), which runs they compare, and which way is better.
 
-A column of metrics.jsonl is `validation_FIGURE` for what is trained, `validation_METHOD_FIGURE` for a method beside it.
+A column of metrics.jsonl is `validation_FIGURE` for what is trained, `validation_METHOD_FIGURE` for a method beside it,
+which is a baseline, or what is trained with another guidance (a control).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.groups import Group, differing_keys, group_records, leaves
-from analysis.runs import Record, column
+from analysis.runs import Record, column, setting
 
 METHODS = {
     "input": "Input",
@@ -20,6 +21,7 @@ METHODS = {
     "joint_bilateral": "Joint bilateral",
     "guided_filter": "Guided filter",
 }
+CONTROLS = {"constant_guidance": "constant guidance", "shifted_guidance": "shifted guidance"}
 _SHORT = {"rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM", "mae": "MAE", "iou": "IoU", "miou": "mIoU"}
 _LOWER = {"rmse", "loss", "perplexity", "mae", "mse", "error", "bits"}
 _HIGHER = {"psnr", "ssim", "iou", "miou", "accuracy", "delta1", "delta2", "delta3"}
@@ -31,7 +33,7 @@ _JUDGED_BY = ("task.data.validation_", "task.data.tokenizer", "task.data.scale",
 class Figure(NamedTuple):
     """What a validation column holds."""
 
-    method: str  # a key of METHODS; empty for what is trained
+    method: str  # a key of METHODS or CONTROLS; empty for what is trained
     name: str  # like "rmse"
 
     @property
@@ -67,7 +69,7 @@ class Arena:
 def figure_of(column_name: str) -> Figure:
     """Return what a column called validation_* holds."""
     rest = column_name.removeprefix("validation_")
-    method = next((method for method in METHODS if rest.startswith(f"{method}_")), "")
+    method = next((method for method in (*METHODS, *CONTROLS) if rest.startswith(f"{method}_")), "")
     return Figure(method, rest.removeprefix(f"{method}_") if method else rest)
 
 
@@ -79,12 +81,20 @@ def figures(records: Sequence[Record]) -> list[Figure]:
         for name in map(str, record.metrics.columns)
         if name.startswith("validation_") and np.isfinite(column(record.metrics, name).astype(float)).any()
     }
-    methods = ["", *METHODS]
+    methods = ["", *CONTROLS, *METHODS]
     return sorted(found, key=lambda it: (methods.index(it.method), it.name != "loss", it.name))
 
 
+def with_unit(figure: Figure, records: Sequence[Record]) -> str:
+    """Return a figure's name for people with its unit, where all runs have the same: "RMSE (cm)"."""
+    words = set(figure.name.split("_"))
+    units = {setting(record.config, "task.data.unit") for record in records} if words & {"rmse", "mae"} else {None}
+    unit = "dB" if "psnr" in words else units.pop() if len(units) == 1 else None
+    return f"{figure.words} ({unit})" if unit else figure.words
+
+
 def own_figures(records: Sequence[Record]) -> list[Figure]:
-    """Return the figures of what is trained, without the baselines'."""
+    """Return the figures of what is trained, without those of baselines and controls."""
     return [figure for figure in figures(records) if not figure.method]
 
 
@@ -118,7 +128,7 @@ def measured(records: Sequence[Record], figure: Figure) -> list[float]:
         values = column(record.validation, figure.column)
         finite = values[np.isfinite(values)]
         if len(finite):
-            found.append(float(finite[-1] if figure.method else values[-1]))
+            found.append(float(finite[-1] if figure.method in METHODS else values[-1]))
     return found
 
 

@@ -169,34 +169,32 @@ def write_filter_run(
     task: dict[str, Any] = {
         "kind": "depth_upsampling",
         "model": {"architecture": "fdkn", "residual": True, "sampling": "centered", "window_size": 15},
-        "data": {"scale": 8, "sources": [{"path": "scenes"}], "validation_sources": [{"path": "scenes"}]},
+        "data": {"scale": 8, "unit": "cm", "sources": [{"path": "scenes"}], "validation_sources": [{"path": "scenes"}]},
         "border": 6, "shown_images": 2,
     }  # fmt: skip
-    steps, names = (1, 20, 40), filter_modules(convolutions=6)
-    run = write_run(
-        folder,
-        metrics=rows,
-        activations=[_site(step, None, name, 0.1 * (i + 1)) for step in steps for i, name in enumerate(names)],
-        gradients=[
-            _parameter(step, None, f"{name}.{part}", length * (i + 1))
-            for step in steps
-            for i, name in enumerate(names)
-            for part, length in (("weight", 3.0), ("bias", 4.0))
-        ],
-        **{"task": task, **changes},
-    )
+    steps, names = (1, 20, 40), filter_modules(stages=6)
+    activations = [_site(step, layer, name, 0.1 * (i + 1)) for step in steps for i, (layer, name) in enumerate(names)]
+    gradients = [
+        _parameter(step, layer, f"{name}.{part}", length * (i + 1))
+        for step in steps
+        for i, (layer, name) in enumerate(names)
+        for part, length in (("weight", 3.0), ("bias", 4.0))
+    ]
+    files = {"metrics": rows, "activations": activations, "gradients": gradients}
+    run = write_run(folder, **{"task": task, **files, **changes})
     for path, arrays in (images or {}).items():
         (run / "images" / path).parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(run / "images" / path, allow_pickle=False, **arrays)
     return run
 
 
-def filter_modules(*, convolutions: int) -> list[str]:
-    """Return the modules of a network of two branches: convolutions, every other one with a norm, and two heads."""
+def filter_modules(*, stages: int) -> list[tuple[int | None, str]]:
+    """Return layer and name of the modules of two branches: convolutions, every other one normed, and two heads."""
     parts = [
-        name for i in range(1, convolutions + 1) for name in (f"conv{i}", *([f"conv{i}_bn"] if i % 2 == 1 else []))
+        (i, f"stages.{i}.{part}") for i in range(stages) for part in (("conv", "norm") if i % 2 == 0 else ("conv",))
     ]
-    return [f"{branch}_branch.{part}" for branch in ("guidance", "target") for part in (*parts, "weight", "offset")]
+    parts = [*parts, (None, "weight_head"), (None, "offset_head")]
+    return [(layer, f"kernels.{branch}_branch.{part}") for branch in ("guidance", "target") for layer, part in parts]
 
 
 def filtered_image(size: tuple[int, int] = (24, 32), *, channels: int = 1, **changes: Any) -> dict[str, Any]:
