@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from analysis.depth_figures import first_and_last, having, missing_rows, stream_rows
 from analysis.groups import Curve, Group, band, for_depth
@@ -91,7 +92,8 @@ def named_figure(lines: Sequence[tuple[Group, Values]], *, x: str, title: str) -
         return None
     head = _common_head(names)
     shown = [name.removeprefix(head) for name in names]
-    axes = new_axes(x=x, y=head.rstrip("."), title=title)
+    axes = new_axes(x=x, y=head.rstrip("."))
+    axes.set_title(title, loc="right")  # the names leave no room to begin it at the axes
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     figure.set_size_inches(WIDTH, 0.75 + _ROW * len(names))
@@ -103,7 +105,9 @@ def named_figure(lines: Sequence[tuple[Group, Values]], *, x: str, title: str) -
         axes.axhspan(begin - 0.5, end - 0.5, color="#f0f0ee", zorder=0, linewidth=0)
     axes.set_yticks(range(len(names)), [_short(name) for name in shown], fontsize=6)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    return finish(axes, log="x")
+    finish(axes, log="x")
+    _thin_ticks(axes)
+    return figure
 
 
 def merged(lists) -> list[str]:
@@ -157,6 +161,15 @@ def _curve(values: Values, names: Sequence[str]) -> Curve:
         return np.array(at, dtype=float), np.array(heights, dtype=float)
 
     return curve
+
+
+def _thin_ticks(axes: Axes) -> None:
+    """Keep so few labels that they do not touch on an axis that the names have made short."""
+    low, high = axes.get_xlim()
+    if axes.get_xscale() == "log" and high / low > 10:
+        subs = (1.0, 3.0) if high / low < 100 else (1.0,)
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=5))
+    axes.tick_params(axis="x", labelsize=6.5)
 
 
 def _common_head(names: Sequence[str]) -> str:

@@ -22,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         InputError: If what was given is no run, or the folder can not be written.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m analysis report", description="Show runs side by side: one self-contained page and its figures."
+        prog="python -m analysis report",
+        description="Show runs side by side: one self-contained page and its figures (PNG and SVG). It holds what "
+        "differs between the runs, training and validation with baselines where a task has them, activations, "
+        "gradients, and for image tasks their last validation images with kernels of chosen pixels.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, like runs/quickstart-peri or runs/*")
     parser.add_argument("--out", required=True, type=Path, help="a new folder; an earlier report in it is replaced")
@@ -72,6 +75,7 @@ def report_sections(records: Sequence[Record], notes: Sequence[str] = ()) -> lis
 def _task_sections(records: Sequence[Record], notes: Sequence[str], *, prefix: str) -> list[Section]:
     from analysis import tables, training_figures
     from analysis.groups import by_numbers
+    from analysis.module_figures import is_one_stack
     from analysis.page import Section
 
     records = by_numbers(records)
@@ -100,7 +104,7 @@ def _task_sections(records: Sequence[Record], notes: Sequence[str], *, prefix: s
         ),
         Section(
             title=f"{heading}Gradients, norm scales and updates",
-            tables=_present(tables.uniformity(records)),
+            tables=_present(tables.uniformity(records)) if is_one_stack(records) else [],
             plates=_gradient_plates(records),
         ),
         *_image_sections(records, heading),
