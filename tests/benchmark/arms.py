@@ -1,4 +1,7 @@
-"""The arms of the benchmark: our program, Hugging Face's Trainer, and hand-written loops, on the same windows."""
+"""The arms of the benchmark: our program, Hugging Face's Trainer, and hand-written loops, on the same windows.
+
+Those of the image filters are in filters.py.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from tests.benchmark.filters import FILTER_ARMS, measure_filter
 
 TIMED_EVERY = 5  # steps: the clock is read as often as a run would log
 
@@ -240,6 +245,9 @@ def main() -> None:
     shape = Shape(**given["shape"])
     if given["arm"] in PROBE_ARMS:
         print(json.dumps(PROBE_ARMS[given["arm"]](shape, given["steps"], Path(given["folder"]))))
+        return
+    if given["arm"] in FILTER_ARMS:
+        print(json.dumps(measure_filter(given["arm"], steps=given["steps"])))
         return
     seconds = ARMS[given["arm"]](shape, given["steps"], Path(given["folder"]))
     counted = seconds[len(seconds) // 3 :]

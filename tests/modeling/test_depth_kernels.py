@@ -45,7 +45,7 @@ def test_weights_sum_to_zero_or_one(architecture: str, residual: bool, total: fl
     with torch.no_grad():
         weights = model(*random_pair(20, 24)).weights
     sums = weights.sum(dim=1)
-    torch.testing.assert_close(sums, torch.full_like(sums, total), atol=1e-6, rtol=0)  # measured: 4e-7
+    torch.testing.assert_close(sums, torch.full_like(sums, total), atol=2e-6, rtol=0)  # measured: 5e-7
     assert weights.std() > 1e-3
 
 
@@ -89,7 +89,7 @@ def test_the_authors_see_luma_only() -> None:
     grey = (0.299 * guidance[:, :1] + 0.587 * guidance[:, 1:2] + 0.114 * guidance[:, 2:]).expand(-1, 3, -1, -1)
     with torch.no_grad():
         fast, dense = (random_filter(architecture=name) for name in ("fdkn", "dkn"))
-        torch.testing.assert_close(fast(grey, target).output, fast(guidance, target).output, atol=1e-5, rtol=0)
+        torch.testing.assert_close(fast(grey, target).output, fast(guidance, target).output, atol=5e-6, rtol=0)
         assert (dense(grey, target).output - dense(guidance, target).output).abs().max() > 1e-4
         swapped = (fast(guidance.flip(1), target).output - fast(guidance, target).output).abs().max()
         assert swapped > 1e-4  # blue and red are not alike
@@ -114,8 +114,9 @@ def test_dense_kernels_are_those_of_isolated_patches() -> None:
             patches = (F.pad(x, (25,) * 4)[..., row : row + 51, column : column + 51] for x in (guidance, target))
             branches: Any = (model.kernels.guidance_branch, model.kernels.target_branch)
             found = products(tuple(strided(branch, x) for branch, x in zip(branches, patches, strict=True)))
-            torch.testing.assert_close(raw[..., row, column], found[0][..., 0, 0], atol=1e-6, rtol=0)  # measured: 2e-7
-            torch.testing.assert_close(offsets[..., row, column], found[1][..., 0, 0], atol=2e-5, rtol=0)
+            # measured: 1e-7 and 2e-6
+            torch.testing.assert_close(raw[..., row, column], found[0][..., 0, 0], atol=2e-6, rtol=0)
+            torch.testing.assert_close(offsets[..., row, column], found[1][..., 0, 0], atol=5e-5, rtol=0)
         assert raw.std() > 1e-3
 
 
@@ -124,8 +125,8 @@ def test_dense_kernels_are_those_of_sixteen_shifted_passes() -> None:
     with torch.no_grad():
         pair = random_pair(32, 40, batch=2)
         (raw, offsets), (plain_raw, plain_offsets) = model.kernels(*pair), sixteen_passes(model, *pair)
-    torch.testing.assert_close(raw, plain_raw, atol=1e-6, rtol=0)  # measured: 2e-7
-    torch.testing.assert_close(offsets, plain_offsets, atol=2e-5, rtol=0)  # measured: 4e-6; the largest is 6
+    torch.testing.assert_close(raw, plain_raw, atol=5e-6, rtol=0)  # measured: 7e-7
+    torch.testing.assert_close(offsets, plain_offsets, atol=5e-5, rtol=0)  # measured: 8e-6; the largest is 6
 
 
 def test_gradients_are_those_of_sixteen_shifted_passes() -> None:
@@ -135,7 +136,7 @@ def test_gradients_are_those_of_sixteen_shifted_passes() -> None:
     plain = torch.autograd.grad(plain_forward(model, *pair).square().sum(), parameters)
     ours = torch.autograd.grad(model(*pair).output.square().sum(), parameters)
     for name, found, expected in zip(names, ours, plain, strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-8, msg=name)  # measured: 1e-12
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-8, msg=name)  # measured: 1e-14
 
 
 @ARCHITECTURES
@@ -143,13 +144,12 @@ def test_the_whole_filter_is_the_plain_one(architecture: str) -> None:
     model = random_filter(architecture=architecture, sampling="compat")
     pair = random_pair(32, 40, batch=2)
     with torch.no_grad():
-        torch.testing.assert_close(
-            model(*pair).output, plain_forward(model, *pair), atol=2e-6, rtol=0
-        )  # measured: 5e-7
+        found, plain = model(*pair).output, plain_forward(model, *pair)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)  # measured: 1e-6
 
 
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In double, that sums in another order do not hide an error: a halo one pixel short is 1e-3 off."""
+    """In double, that sums in another order do not hide an error: what a misplaced halo does is not."""
     model = random_filter(architecture="dkn").double()
     pair = [x.double() for x in random_pair(37, 50)]
     with torch.enable_grad():
@@ -172,7 +172,7 @@ def test_the_filter_moves_with_the_image(architecture: str, shift: int, same: bo
         other = model(guidance[..., shift:, shift:], target[..., shift:, shift:]).output
     border = 36  # kernels see 28 pixels, samples 8 more
     found = interior(one[..., shift:, shift:] - other[..., : height - shift, : width - shift], border).abs().max()
-    assert (found < 2e-6) if same else (found > 1e-3)  # measured: 4e-7, 6e-7; 0.1
+    assert (found < 5e-6) if same else (found > 1e-2)  # measured: 0, 0; 0.3
 
 
 @ARCHITECTURES
@@ -190,8 +190,8 @@ def test_any_size_is_filtered(architecture: str, height: int, width: int) -> Non
         raw, offsets = predict(model, *larger)
     assert found.output.shape == (1, 1, height, width)
     expected = (raw - raw.mean(dim=1, keepdim=True))[..., :height, :width]
-    torch.testing.assert_close(found.weights, expected, atol=1e-6, rtol=0)  # measured: 2e-7
-    torch.testing.assert_close(found.offsets, offsets[..., :height, :width], atol=2e-5, rtol=0)  # measured: 4e-6
+    torch.testing.assert_close(found.weights, expected, atol=5e-6, rtol=0)  # measured: 6e-7
+    torch.testing.assert_close(found.offsets, offsets[..., :height, :width], atol=5e-5, rtol=0)  # measured: 8e-6
 
 
 def test_phases_are_stitched_as_they_were_split() -> None:
@@ -211,7 +211,7 @@ def test_images_of_a_batch_do_not_see_each_other(architecture: str) -> None:
         together = model(guidance, target).output
         for index in range(3):
             alone = model(guidance[index : index + 1], target[index : index + 1]).output
-            torch.testing.assert_close(alone[0], together[index], atol=2e-6, rtol=0)  # measured: 5e-7
+            torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=0)  # measured: 7e-7
         model.train()
         first = model(guidance[:1], target[:1]).output[0]
         assert (model(guidance, target).output[0] - first).abs().max() > 1e-4
