@@ -106,7 +106,7 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
     def _other_guidances(self, guidance: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield guidances that tell nothing, and the wrong thing."""
         if self.config.other_guidance:
-            yield "constant", torch.full_like(guidance, 0.5)
+            yield "constant", guidance.mean(dim=(2, 3), keepdim=True).expand_as(guidance)
             yield "shifted", shifted(guidance, SHIFT)
 
     def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
