@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -117,22 +118,29 @@ def train(config: RunConfig) -> int:
             print(f"{run_folder.run_folder(config)} is finished: step {config.steps} of {config.steps} is saved")
         return 0
 
-    from train import distributed
-    from train.checkpoint import CheckpointError
-    from train.loop import TooManySkippedStepsError
     from train.stopping import STOPPED_EARLY, StoppedInPreparationError, StopSignal, note_stopped
 
-    check_world_size(config, distributed.world_size_from_environment())
-    distributed.set_up_logging()
     stop = StopSignal(deadline=config.checkpoint.stop_deadline)
+    with stop.listening():  # from here on: importing torch alone takes seconds
+        try:
+            return _train(config, stop)
+        except StoppedInPreparationError:
+            if os.environ.get("RANK", "0") == "0":
+                note_stopped(run_folder.run_folder(config), step=0, name=stop.name or "signal")
+                logger.warning("stopped before the first step: nothing is lost; start the same command again")
+            return STOPPED_EARLY
+
+
+def _train(config: RunConfig, stop: StopSignal) -> int:
+    with stop.preparing():
+        from train import distributed
+        from train.checkpoint import CheckpointError
+        from train.loop import TooManySkippedStepsError
+
+        check_world_size(config, distributed.world_size_from_environment())
+        distributed.set_up_logging()
     try:
-        with stop.listening():
-            return train_rank(config, stop)
-    except StoppedInPreparationError:
-        if os.environ.get("RANK", "0") == "0":
-            note_stopped(run_folder.run_folder(config), step=0, name=stop.name or "signal")
-            logger.warning("stopped before the first step: nothing is lost; start the same command again")
-        return STOPPED_EARLY
+        return train_rank(config, stop)
     except (CheckpointError, TooManySkippedStepsError) as error:
         logger.error("%s", error)
         return 1
@@ -350,4 +358,7 @@ def _announce(config: RunConfig, log, task: Task, engine: Engine, world: World, 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # what was asked for is done: leaving takes torch a second
+    sys.exit(code)

@@ -123,6 +123,17 @@ def handles(pid: int, number: signal.Signals) -> bool:
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
+def test_a_signal_while_torch_is_imported_leaves_with_75(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "train", str(tiny_file(tmp_path))]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "nothing is lost" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.slow
 def test_a_second_signal_leaves_without_hurting_the_last_checkpoint(tmp_path: Path) -> None:
     path, run = tiny_file(tmp_path), tmp_path / "runs/tiny"
