@@ -62,6 +62,22 @@ class Stage(nn.Module):
         return split_phases(x) if self.splits else x
 
 
+class Head(nn.Conv2d):
+    """A convolution of 1 x 1 as a matrix product, whose result lies channel by channel, as the sampler reads it.
+
+    After channels-last layers a convolution's would have to be copied, which takes longer than itself on a CPU.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, h, w) to (N, C', h, w)."""
+        assert self.bias is not None
+        weight = self.weight.flatten(1).expand(len(x), -1, -1)
+        return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
+
+
 class Branch(nn.Module):
     """What one image says of the kernels: logits of the weights, and factors of the offsets."""
 
@@ -74,8 +90,8 @@ class Branch(nn.Module):
         for shape in STAGES[config.architecture]:
             self.stages.append(Stage(channels, shape, padding=shape.kernel_size // 2 if is_fast else 0))
             channels = shape.channels
-        self.weight_head = nn.Conv2d(channels, config.kernel_size**2 * cells, 1)
-        self.offset_head = nn.Conv2d(channels, 2 * config.kernel_size**2 * cells, 1)
+        self.weight_head = Head(channels, config.kernel_size**2 * cells)
+        self.offset_head = Head(channels, 2 * config.kernel_size**2 * cells)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (N, C, h, w) to logits and offsets."""
@@ -121,7 +137,7 @@ class KernelNetwork(nn.Module):
         """FDKN: cells of 4 x 4 pixels become channels; edge cells are filled by repeating the last pixels."""
         height, width = images[0].shape[-2:]
         cells = [F.pixel_unshuffle(_fill(image), CELL) for image in images]
-        weights, offsets = (F.pixel_shuffle(x.contiguous(), CELL) for x in self._products(cells))
+        weights, offsets = (F.pixel_shuffle(x, CELL) for x in self._products(cells))
         return weights[..., :height, :width], offsets[..., :height, :width]
 
     def _dense(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
