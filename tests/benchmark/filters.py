@@ -69,7 +69,7 @@ def measure_filter(name: str, *, steps: int) -> dict[str, float]:
 
     Args:
         name: Of FILTER_ARMS.
-        steps: As many as the language model's arms take; a twentieth, at least three, are done here.
+        steps: As many as the language model's arms take; a twentieth are done here.
     """
     import torch
 
@@ -79,7 +79,7 @@ def measure_filter(name: str, *, steps: int) -> dict[str, float]:
     once = filter_pass(FILTER_ARMS[name], device)
     before = peak_memory_gib(device)
     seconds = []
-    for _ in range(1 + max(3, steps // 20)):
+    for _ in range(1 + max(1, steps // 20)):
         start = time.perf_counter()
         once()
         seconds.append(time.perf_counter() - start)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling.depth.configuration_dkn import DKNConfig
 from modeling.depth.sampling_dkn import place_taps, sample_and_sum
@@ -231,3 +233,45 @@ def test_nothing_as_large_as_all_samples_lives_between_the_passes() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         filtered(target, weights, offsets)
     assert {x.data_ptr() for x in kept} <= {x.data_ptr() for x in (target, weights, offsets)}
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many elements the largest tensor has that any operation gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return output
+
+
+def test_a_tap_at_a_time_is_all_that_memory_is_taken_for() -> None:
+    """Unfolded windows are 225 values per pixel; here nothing is larger than the arguments."""
+    target, weights, offsets = random_arguments(1, 1, 50, 60)
+    pixels = target.numel()
+    with LargestTensor() as plain:
+        plain_sample_and_sum(target, weights, offsets, DKNConfig())
+    assert plain.elements == 225 * pixels
+    with LargestTensor() as forward:
+        found = filtered(target, weights, offsets.requires_grad_())
+    assert forward.elements == offsets.numel()  # they are seen in pairs, but not copied
+    with LargestTensor() as backward:
+        torch.autograd.grad(found.sum(), offsets)
+    assert backward.elements == offsets.numel()  # their gradient
+
+
+@pytest.mark.gpu
+@SAMPLINGS
+def test_a_gpu_samples_as_a_cpu_does(sampling: str) -> None:
+    arguments = [x.requires_grad_() for x in random_arguments(2, 2, 30, 40)]
+    on_gpu = [x.detach().cuda().requires_grad_() for x in arguments]
+    found, expected = filtered(*on_gpu, sampling=sampling), filtered(*arguments, sampling=sampling)
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-12, rtol=0)
+    gradients = zip(
+        torch.autograd.grad(found.sum(), on_gpu), torch.autograd.grad(expected.sum(), arguments), strict=True
+    )
+    for ours, theirs in gradients:
+        torch.testing.assert_close(ours.cpu(), theirs, atol=1e-12, rtol=0)
