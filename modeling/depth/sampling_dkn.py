@@ -101,7 +101,7 @@ class _SampleAndSum(torch.autograd.Function):
             grad_weights.append(place.faded(along))
             if needs_offsets:
                 slopes = [_over_channels(grad_output, slope) for slope in corners.slopes(place)]
-                grad_offsets.append(ctx.taps.scale * place.slope(along, slopes, weights[:, part]))
+                grad_offsets.append(place.slope(along, slopes, ctx.taps.scale * weights[:, part]))
         return (
             None if grad_target is None else image.unpad(grad_target),
             torch.cat(grad_weights, dim=1) if needs_weights else None,
@@ -128,22 +128,17 @@ class _Place(NamedTuple):
     first: Tensor  # (B, 1, T * H * W) int64: the upper left of its four pixels, in the flat image
     fraction: Tensor  # (B, T, 2, H, W): how far from it to the right and down, below 1
     excess: Tensor  # (B, T, 2, H, W): how far beyond the window, 0 inside
-
-    def fade(self) -> Tensor:
-        """Return what is left of a sample beyond the window, (B, T, 2, H, W)."""
-        return (1 - self.excess.abs()).clamp(min=0)
+    fade: Tensor  # (B, T, 2, H, W): what is left of a sample for that, 1 inside
 
     def faded(self, weights: Tensor) -> Tensor:
         """Return (B, T, H, W) weights by what is left of their samples."""
-        along_x, along_y = self.fade().unbind(2)
-        return weights * along_x * along_y
+        return weights * self.fade[:, :, 0] * self.fade[:, :, 1]
 
     def slope(self, along: Tensor, slopes: list[Tensor], weights: Tensor) -> Tensor:
         """Return what moving a sample changes, (B, T, 2, H, W), given its value and derivatives inside the window."""
-        fade = self.fade()
-        fading = torch.where(fade > 0, -self.excess.sign(), 0)
+        fading = torch.where(self.fade > 0, -self.excess.sign(), 0)
         moved = torch.where(self.excess == 0, torch.stack(slopes, dim=2), fading * along[:, :, None])
-        return moved * fade.flip(2) * weights[:, :, None]
+        return moved * (weights[:, :, None] * self.fade.flip(2))
 
 
 class _Corners(NamedTuple):
@@ -185,7 +180,8 @@ class _Image:
         steps = torch.add(cell[:, :, 0], cell[:, :, 1], alpha=self.stride)  # whole numbers, exact in fp32 up to 2^24
         # A coordinate that is no number makes no index: clamp what comes of it, so that only its sample is none.
         upper_left = (self.pixels + steps.long()).clamp(0, self.length - 1)
-        return _Place(upper_left.flatten(1)[:, None], moved - cell, relative - moved)
+        excess = relative - moved
+        return _Place(upper_left.flatten(1)[:, None], moved - cell, excess, (1 - excess.abs()).clamp(min=0))
 
     def corners(self, place: _Place) -> _Corners:
         """Read the four pixels of each place."""
