@@ -45,15 +45,7 @@ def write_model_folder(
     Returns:
         The model in fp32, on the CPU.
     """
-    reader = CheckpointReader(source)
-    model = task.build_model()
-    assert isinstance(model, PreTrainedModel)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(reader.whole("weight", name))
-        buffers = dict(model.named_buffers())
-        for name, value in reader.buffers().items():
-            buffers[name].copy_(value)
+    model = load_model(task, source)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
@@ -65,6 +57,20 @@ def write_model_folder(
     if out.exists():
         out.rmdir()
     partial.rename(out)
+    return model
+
+
+def load_model(task: Task, source: Path) -> PreTrainedModel:
+    """Return a task's model with the weights and buffers of a checkpoint, in fp32 on the CPU."""
+    reader = CheckpointReader(source)
+    model = task.build_model()
+    assert isinstance(model, PreTrainedModel)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(reader.whole("weight", name))
+        buffers = dict(model.named_buffers())
+        for name, value in reader.buffers().items():
+            buffers[name].copy_(value)
     return model
 
 

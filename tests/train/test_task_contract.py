@@ -14,6 +14,7 @@ from tests.tiny import tiny_file
 from tests.tiny_filter import tiny_filter_file
 from tests.train.test_resume import losses, rows, train
 from train.config import TaskConfig, load
+from train.evaluate import evaluate
 
 KINDS = ("language_model", "depth_upsampling", "texture_removal")
 
@@ -107,6 +108,16 @@ def test_ranks_share_what_one_rank_does_alone(ranks: Ranks, tmp_path: Path, kind
         assert loss == pytest.approx(expected[step][0], rel=1e-5)
         assert norm == pytest.approx(expected[step][1], rel=1e-4)
         assert samples == expected[step][2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_judged_again_has_the_runs_own_figures(ranks: Ranks, tmp_path: Path, kind: str) -> None:
+    ranks(2, train, config_file(tmp_path, kind), ["steps=3"])
+    (last,) = validations(tmp_path)
+    step, figures = evaluate(tmp_path / "runs/tiny")
+    assert step == 3
+    assert figures == pytest.approx({name: last[name] for name in figures}, rel=1e-5)
+    assert figures.keys() == {name for name in last if name.startswith("validation_")}
 
 
 def move_statistics(applied: bool) -> list[torch.Tensor]:

@@ -1,0 +1,105 @@
+r"""A checkpoint judged again, on other data if asked: `python -m train.evaluate RUN [key=value ...] [--step N]`.
+
+    python -m train.evaluate runs/middlebury-fdkn-x8 \\
+        task.data.validation_sources='[{path: data/nyu, split: test, units_per_value: 100}]'
+
+One process, no engine; the figures are those that a validation of the run itself would log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from train.checkpoint import CheckpointError, CheckpointReader
+from train.config import ConfigError, load
+from train.export import chosen_checkpoint, load_model, read_run
+from train.metrics import Accumulator, strict
+from train.tasks import build_task
+from train.tasks.task import Task
+
+# What may be another than when the run was trained: where and how it is judged, not what it is.
+_MAY_DIFFER = ("task.", "micro_batch_size=", "engine.precision=")
+_IS_THE_MODEL = ("task.kind", "task.model")
+
+
+def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = None) -> tuple[int, dict[str, float]]:
+    """Evaluate a run's checkpoint on its validation split.
+
+    Args:
+        run: A run folder.
+        overrides: Settings of the task's data and figures, as on the command line.
+        step: Which checkpoint; None: the newest.
+
+    Returns:
+        The checkpoint's step, and the `validation_*` figures.
+
+    Raises:
+        ConfigError: RUN is no run, has no such checkpoint, or an override is wrong or changes the model.
+        CheckpointError: The checkpoint is damaged.
+    """
+    read_run(run)
+    faults = list(_out_of_place(overrides))
+    if faults:
+        raise ConfigError(faults)
+    config = load(run / "config.yaml", overrides)
+    source, task = chosen_checkpoint(run, step), build_task(config)
+    task.open_data()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(task, source).eval()
+    nn.Module.to(model, device)
+    means = _means(task, model, size=config.micro_batch_size, device=device)
+    return CheckpointReader(source).progress.step, task.validation_report(means)
+
+
+def _out_of_place(overrides: Sequence[str]) -> Iterator[str]:
+    for override in overrides:
+        if not override.startswith(_MAY_DIFFER) or override.startswith(_IS_THE_MODEL):
+            key = override.partition("=")[0]
+            yield f"{key}: can not be another than the run's; what may be is where it is judged, as task.data.*"
+
+
+def _means(task: Task, model: nn.Module, *, size: int, device: torch.device) -> dict[str, float]:
+    means = Accumulator()
+    with torch.no_grad():
+        for first in range(0, task.num_validation_samples, size):
+            ids = np.arange(first, min(first + size, task.num_validation_samples))
+            batch = task.batch(ids, split="validation", step=0)
+            means.add(task.evaluate(model, {key: value.to(device) for key, value in batch.items()}))
+    return means.means()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m train.evaluate", description="Judge a checkpoint again.")
+    parser.add_argument("run", type=Path, help="a run folder, like runs/NAME")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="task.data.* and the like: other data")
+    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
+    given = parser.parse_intermixed_args(arguments)
+    try:
+        step, figures = evaluate(given.run, given.overrides, step=given.step)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (CheckpointError, OSError) as error:
+        print(f"evaluation failed: {error}", file=sys.stderr)
+        return 1
+    if given.json:
+        print(json.dumps(strict({"step": step, **figures})))
+        return 0
+    print(f"step {step} of {given.run}")
+    for name, value in figures.items():
+        print(f"  {name.removeprefix('validation_').replace('_', ' '):28}{value:12.6g}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
