@@ -32,6 +32,10 @@ MODEL: dict[str, Any] = {
     "norm_kind": "layernorm",
 }
 LENGTH = 256
+# gloo's threads are now and then the last to hold what was reduced, and the profiler does not see what they free: the
+# bucket, or gloo's clone of it, then counts to the end of a recording (seen in one of six on a busy machine, up to 13 %
+# of the peak). This can only add, so the lowest of several recordings is the peak.
+RECORDINGS = 5
 
 
 def run_config(
@@ -89,7 +93,7 @@ def allocated_peak(recorded: profile) -> int:
 
 
 def measure(engine_settings: dict[str, Any]) -> dict[str, float]:
-    """Take steps of two passes; returns what is held before the last pass, and the peak of the last step."""
+    """Take steps of two passes; returns what is held before the last pass, and the peak of a step."""
     modeling_periln.LOSS_CHUNK_ELEMENTS["cpu"] = planned.LOSS_CHUNK_ELEMENTS  # as on a GPU
     config = run_config(engine_settings)
     engine = start(config, 2)
@@ -98,13 +102,16 @@ def measure(engine_settings: dict[str, Any]) -> dict[str, float]:
     engine.step(1e-3)
     idle = sum(engine.held_bytes().values())
     held: dict[str, float] = {}
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        micro_step(engine, config)
-        held |= engine.held_bytes()
-        micro_step(engine, config)
-        engine.step(1e-3)
+    peaks: list[int] = []
+    for _ in range(RECORDINGS):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            micro_step(engine, config)
+            held |= engine.held_bytes()
+            micro_step(engine, config)
+            engine.step(1e-3)
+        peaks.append(allocated_peak(recorded))
     engine.close()
-    return held | {"peak": idle + allocated_peak(recorded)}
+    return held | {"peak": idle + min(peaks)}
 
 
 def cases() -> list[dict[str, Any]]:
@@ -129,10 +136,10 @@ RUNS = [*FEW, *(pytest.param(*run, marks=SLOW) for run in ALL if run not in FEW)
 def test_the_plan_meets_what_is_held_and_the_peak(
     ranks: Ranks, gpus: int, stage: int, precision: str, gradients: str, again: bool
 ) -> None:
-    """Measured, planned / real peak: stages 0-2 0.997 to 1.031, stage 3 0.92 to 1.15, and 1.42 in fp32 on two ranks.
+    """Measured, planned / real peak: stages 0-2 0.995 to 1.031, stage 3 0.991 to 1.146, and 1.42 in fp32 on two ranks.
 
-    With buckets smaller than the model: 0.956 to 1.005. Stage 3 on two ranks varies from run to run by one gathered
-    copy of this small model, 10 % of the peak; the plan has it always.
+    The same in each of six rounds on a busy machine, but for stage 2 on two ranks (0.003 between the ranks). With
+    buckets of a fifth of the model: 0.992 to 1.274, and stage 2 in fp32 with checkpointing 0.913 to 0.956.
     """
     engine = {"zero_stage": stage, "precision": precision, "gradient_dtype": gradients}
     engine["activation_checkpointing"] = again
@@ -147,7 +154,7 @@ def test_the_plan_meets_what_is_held_and_the_peak(
     assert real["gradients"] == pytest.approx(plan.gradients, rel=0.2 if stage == 2 else 0.01)
     assert real["optimizer"] - own_masters == pytest.approx(plan.optimizer, rel=0.01)
     ratio = (plan.peak - plan.context - plan.margin) / (real["peak"] - own_masters)
-    assert (0.9 if stage == 3 else 0.97) < ratio < (1.45 if stage == 3 else 1.05)
+    assert 0.97 < ratio < (1.45 if stage == 3 else 1.05)
 
 
 def saved_bytes(config: RunConfig, *, checkpointing: bool = False, compiled: bool = False) -> int:
