@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from analysis.fits import Fit, Growth, fit_growth
 from analysis.groups import Band, Curve, Group, axis_of, band, for_depth, group_records
 from analysis.runs import Record, absence, column, rows_where
-from analysis.style import DEPTH, Panel, Plate, finish, new_axes, paper, shades
+from analysis.style import DEPTH, Panel, Plate, finish, new_axes, paper, shade, shades
 from analysis.training_figures import SEEDS, axis_label, draw_band
 
 _MOST_STEPS = 6  # shades of one colour that can be told apart
@@ -108,7 +108,7 @@ def draw_depth(axes: Axes, group: Group, curve: Curve, *, label: str, **line) ->
     if np.isfinite(found.mean).any():
         axes.plot(found.x, found.mean, label=label, **{"color": group.look.colour, "marker": group.look.marker, **line})
         if len(group.records) > 1:
-            axes.fill_between(found.x, found.low, found.high, color=group.look.colour, alpha=0.2, linewidth=0)
+            shade(axes, found.x, found.low, found.high, colour=group.look.colour)
     return found
 
 

@@ -190,10 +190,10 @@ def _guidance(image: FilteredImage) -> Figure:
 def _caption(image: FilteredImage) -> str:
     unit = f" in {image.unit}" if image.unit else ""
     colour = ", the mean over the colours" if image.truth.shape[2] == 3 else ""
+    border = f", {image.border} pixels along its edges left out" if image.border else ""
     return (
         f"Panels of a kind have the same colour scale. Error: absolute difference from the truth{unit}{colour}; the "
-        "scale ends at what one pixel in a hundred exceeds. RMSE: over all valid pixels of this image, its border "
-        "included, while the validation figures are means over images and may leave a border out. Grey: no truth is "
-        "known there, or a value is not finite. Offsets: mean length over a pixel's samples. Squares on the guidance: "
-        "the pixels whose kernels are shown below."
+        f"scale ends at what one pixel in a hundred exceeds. RMSE: over the valid pixels of this image{border}; the "
+        "validation figures are means over images. Grey: no truth is known there, or a value is not finite. Offsets: "
+        "mean length over a pixel's samples. Squares on the guidance: the pixels whose kernels are shown below."
     )

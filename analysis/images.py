@@ -46,6 +46,7 @@ class FilteredImage:
         pixel: Row and column of each chosen pixel, (P, 2) integers.
         positions: Row and column at which that pixel's samples are read, (P, K, 2).
         weights: Of the samples, (P, K): they sum to 0 in the residual form, to 1 without.
+        border: Pixels along the edges that the task's figures leave out.
     """
 
     name: str
@@ -61,6 +62,7 @@ class FilteredImage:
     pixel: np.ndarray
     positions: np.ndarray
     weights: np.ndarray
+    border: int = 0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,8 +74,11 @@ class FilteredImage:
         return np.where(self.valid, np.abs(self._difference(of)).mean(axis=2), np.nan)
 
     def rmse(self, of: Literal["input", "output"]) -> float:
-        """Return the root mean squared error in units over all valid pixels and channels; NaN where none is valid."""
-        squares = np.square(self._difference(of)[self.valid])
+        """Return the root mean squared error in units over valid pixels inside the border; NaN where none is valid."""
+        inside = np.zeros_like(self.valid)
+        height, width = (slice(self.border, n - self.border) if n > 2 * self.border else slice(None) for n in self.size)
+        inside[height, width] = self.valid[height, width]
+        squares = np.square(self._difference(of)[inside])
         return float(np.sqrt(squares.mean())) if squares.size else float("nan")
 
     def _difference(self, of: Literal["input", "output"]) -> np.ndarray:
@@ -99,11 +104,12 @@ def keeps_images(record: Record) -> bool:
 def read_images(record: Record) -> RunImages:
     """Read the images of the last evaluation of which any can be read; what can not be read is noted."""
     notes: list[str] = []
+    border = setting(record.config, "task.border") or 0
     for step, folder in reversed(_steps(record.folder / "images")):
         images = []
         for path in sorted(folder.glob("[!.]*.npz")):  # not those that are just being written under a hidden name
             try:
-                images.append(read_image(path, step=step))
+                images.append(read_image(path, step=step, border=border))
             except _UNREADABLE as error:
                 notes.append(f"{path.relative_to(record.folder)} can not be read ({_reason(error)}); it was left out.")
         if images:
@@ -111,8 +117,8 @@ def read_images(record: Record) -> RunImages:
     return RunImages(record=record, notes=notes, absence=_absence(record))
 
 
-def read_image(path: Path, *, step: int) -> FilteredImage:
-    """Read one file.
+def read_image(path: Path, *, step: int, border: int = 0) -> FilteredImage:
+    """Read one file; `border` pixels along its edges are not counted in errors.
 
     Raises:
         ValueError: Its arrays do not belong together.
@@ -126,6 +132,7 @@ def read_image(path: Path, *, step: int) -> FilteredImage:
     return FilteredImage(
         name=path.stem,
         step=step,
+        border=border,
         units_per_value=float(found.pop("units_per_value")),
         unit=str(found.pop("unit")),
         valid=found.pop("valid").astype(bool),

@@ -145,6 +145,13 @@ def new_axes(*, x: str, y: str, title: str = "") -> Axes:
     return axes
 
 
+def shade(
+    axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, *, colour: str | tuple[float, float, float]
+) -> None:
+    """Draw a band. It is interrupted at a zero: on a logarithmic axis its outline would lead to nowhere and back."""
+    axes.fill_between(x, low, high, where=low != 0, color=colour, alpha=0.2, linewidth=0)  # type: ignore[arg-type]
+
+
 def finish(axes: Axes, *, log: str = "", counts: str = "", legend: bool = True) -> Figure:
     """Set scales and ticks, put the legend below, and return the figure.
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from analysis.groups import Curve, Group, axis_of, band, group_records, progress, thin_out
 from analysis.runs import Record, column, setting
-from analysis.style import NAMES, Panel, Plate, finish, new_axes, paper
+from analysis.style import NAMES, Panel, Plate, finish, new_axes, paper, shade
 from analysis.validation import CONTROLS, METHODS, Figure, arenas, baselines, final, own_figures, with_unit
 
 WIDE_RANGE = 20.0  # a largest over smallest value beyond which a linear axis hides the small ones
@@ -77,7 +77,7 @@ def draw_band(axes: Axes, group: Group, curve: Curve, *, axis: str, label: str |
     line = {"color": group.look.colour, "linestyle": group.look.line, **line}
     axes.plot(x, found.mean, label=label or "_", **line)
     if len(group.records) > 1:
-        axes.fill_between(x, found.low, found.high, color=group.look.colour, alpha=0.2, linewidth=0)
+        shade(axes, x, found.low, found.high, colour=group.look.colour)
 
 
 @paper

@@ -12,7 +12,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.patches import Rectangle
 
 from analysis.image_figures import Shown, choose, pictures, short, slug
-from analysis.images import RunImages, read_image, read_images
+from analysis.images import FilteredImage, RunImages, read_image, read_images
 from analysis.kernel_figures import kernels, regular_taps, symmetric_scale
 from analysis.page import Section, write_page
 from analysis.picture import HOLE, range_of
@@ -68,6 +68,19 @@ def test_rmse_is_the_root_of_the_mean_square_over_pixels_and_colours(tmp_path: P
     image = read_image(path, step=1)
     assert image.rmse("output") == pytest.approx(np.sqrt(36 / 6))
     assert image.error("output")[0, 0] == pytest.approx(2.0)  # the mean over the colours of 0, 6, 0
+
+
+def test_rmse_leaves_the_border_out_along_sides_that_are_longer() -> None:
+    zero, valid = np.zeros((6, 8, 1)), np.ones((6, 8), bool)
+    output = zero.copy()
+    output[0], output[2, 3] = 100.0, 4.0
+    common = {"input": zero, "output": output, "truth": zero, "valid": valid, "guidance": np.zeros((6, 8, 3))}
+    common |= {"name": "a", "step": 1, "units_per_value": 1.0, "unit": "", "offset_length": zero[..., 0]}
+    common |= {name: zero for name in ("pixel", "positions", "weights")}
+    assert FilteredImage(**common, border=1).rmse("output") == pytest.approx(4 / np.sqrt(4 * 6))
+    assert FilteredImage(**common, border=3).rmse("output") == pytest.approx(
+        np.sqrt((2e4 + 16) / 12)
+    )  # of the width alone
 
 
 def test_the_last_evaluation_is_read_and_broken_files_are_notes(tmp_path: Path) -> None:
@@ -149,7 +162,7 @@ def test_panels_show_the_arrays_with_their_holes_on_common_scales(tmp_path: Path
     assert axes_of(plate, "offsets").get_title(loc="left") == "offsets: mean 0.5 px"
     (mark,) = (line for line in axes_of(plate, "guidance").get_lines() if line.get_gid() == "pixel")
     assert (mark.get_xdata(), mark.get_ydata()) == ([10], [12])  # column, row
-    assert "all valid pixels" in plate.caption
+    assert "over the valid pixels of this image;" in plate.caption
 
 
 def test_a_colour_image_is_shown_in_colour_and_its_holes_in_grey(tmp_path: Path) -> None:
