@@ -162,7 +162,7 @@ def test_panels_show_the_arrays_with_their_holes_on_common_scales(tmp_path: Path
     assert axes_of(plate, "offsets").get_title(loc="left") == "offsets: mean 0.5 px"
     (mark,) = (line for line in axes_of(plate, "guidance").get_lines() if line.get_gid() == "pixel")
     assert (mark.get_xdata(), mark.get_ydata()) == ([10], [12])  # column, row
-    assert "over the valid pixels of this image;" in plate.caption
+    assert "over the valid pixels of this image" in plate.caption
 
 
 def test_a_colour_image_is_shown_in_colour_and_its_holes_in_grey(tmp_path: Path) -> None:

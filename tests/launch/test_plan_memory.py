@@ -138,7 +138,7 @@ def test_the_plan_meets_what_is_held_and_the_peak(
 ) -> None:
     """Measured, planned / real peak: stages 0-2 0.995 to 1.031, stage 3 0.991 to 1.146, and 1.42 in fp32 on two ranks.
 
-    The same in each of six rounds on a busy machine, but for stage 2 on two ranks (0.003 between the ranks). With
+    The same in two to six rounds on a busy machine, but for stage 2 on two ranks (0.003 between the ranks). With
     buckets of a fifth of the model: 0.992 to 1.274, and stage 2 in fp32 with checkpointing 0.913 to 0.956.
     """
     engine = {"zero_stage": stage, "precision": precision, "gradient_dtype": gradients}
