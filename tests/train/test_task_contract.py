@@ -17,6 +17,10 @@ from train.config import TaskConfig, load
 from train.evaluate import evaluate
 
 KINDS = ("language_model", "depth_upsampling", "texture_removal")
+# Measured over three seeds: loss 8e-7 (2e-8 but for one run); norm 2.5e-7, and once 1.1e-4 for depth_upsampling. The
+# gradient of an absolute error jumps where an output crosses its truth, and a rounding can decide it: one of the 2,304
+# pixels of a step. A batch norm that sees other samples moves losses by 5e-5 to 7e-3 and norms by 2e-3 to 9e-2.
+LOSS, NORM = 1e-5, {"language_model": 1e-5, "depth_upsampling": 1e-3, "texture_removal": 1e-3}
 
 
 def config_file(folder: Path, kind: str) -> str:
@@ -84,15 +88,15 @@ def validations(folder: Path, name: str = "tiny") -> list[dict[str, float]]:
 @pytest.mark.parametrize("stage", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (2, 3))])
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_give_the_same_at_every_stage(ranks: Ranks, tmp_path: Path, kind: str, stage: int) -> None:
-    """Worst case measured: see WORST; batch norm sees its own micro-batch, which is the same here at every stage."""
+    """Batch norm sees its own micro-batch, which is the same here at every stage."""
     path = config_file(tmp_path, kind)
     ranks(2, train, path, ["engine.zero_stage=0", "name=plain"])
     ranks(2, train, path, [f"engine.zero_stage={stage}"])
     expected = losses(tmp_path, "plain")
     assert losses(tmp_path).keys() == expected.keys()
     for step, (loss, norm, samples) in losses(tmp_path).items():
-        assert loss == pytest.approx(expected[step][0], rel=1e-5)
-        assert norm == pytest.approx(expected[step][1], rel=1e-4)
+        assert loss == pytest.approx(expected[step][0], rel=LOSS)
+        assert norm == pytest.approx(expected[step][1], rel=NORM[kind])
         assert samples == expected[step][2]
 
 
@@ -105,8 +109,8 @@ def test_ranks_share_what_one_rank_does_alone(ranks: Ranks, tmp_path: Path, kind
     ranks(2, train, path, settings)
     expected = losses(tmp_path, "alone")
     for step, (loss, norm, samples) in losses(tmp_path).items():
-        assert loss == pytest.approx(expected[step][0], rel=1e-5)
-        assert norm == pytest.approx(expected[step][1], rel=1e-4)
+        assert loss == pytest.approx(expected[step][0], rel=LOSS)
+        assert norm == pytest.approx(expected[step][1], rel=NORM[kind])
         assert samples == expected[step][2]
 
 
