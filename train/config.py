@@ -172,7 +172,6 @@ class TextureRemovalConfig:
     shown_pixel: tuple[int, int] | None = None
 
 
-FilteringConfig = DepthUpsamplingConfig | TextureRemovalConfig  # the tasks that train a joint image filter
 TaskConfig = LanguageModelConfig | DepthUpsamplingConfig | TextureRemovalConfig  # told apart by `kind`
 
 

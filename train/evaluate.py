@@ -1,6 +1,6 @@
 r"""A checkpoint judged again, on other data if asked: `python -m train.evaluate RUN [key=value ...] [--step N]`.
 
-    python -m train.evaluate runs/middlebury-fdkn-x8 \\
+    python -m train.evaluate runs/middlebury-fdkn-x8 \
         task.data.validation_sources='[{path: data/nyu, split: test, units_per_value: 100}]'
 
 One process, no engine; the figures are those that a validation of the run itself would log.
@@ -26,7 +26,7 @@ from train.tasks import build_task
 from train.tasks.task import Task
 
 # What may be another than when the run was trained: where and how it is judged, not what it is.
-_MAY_DIFFER = ("task.", "micro_batch_size=", "engine.precision=")
+_MAY_DIFFER = ("task.", "micro_batch_size=")
 _IS_THE_MODEL = ("task.kind", "task.model")
 
 

@@ -183,6 +183,8 @@ def test_psnr_is_that_of_a_constant_error(tmp_path: Path) -> None:
     truth, valid = batch["truth"], batch["valid"]
     assert task._figures(truth + 0.1, truth, valid).tolist() == pytest.approx([20, 20], abs=1e-4)
     assert task._figures(truth, truth, valid).tolist() == [100, 100]
+    assert task._figures(truth, truth, torch.zeros_like(valid)).tolist() == [100, 100]
+    assert task._figures(truth * math.nan, truth, valid).isnan().all()  # nothing that is broken is perfect
     sums = task.evaluate(Echo(), batch)
     assert float(sums["psnr"][0]) == pytest.approx(float(sums["input_psnr"][0]), abs=1e-4)
     assert float(sums["edge_psnr"][0]) == pytest.approx(float(sums["input_edge_psnr"][0]), abs=1e-4)
@@ -300,10 +302,11 @@ def test_a_checkpoint_is_judged_again_and_on_other_data(
     assert figures == pytest.approx({name: last[name] for name in figures}, rel=1e-5)
     other = ["task.data.validation_sources=[{path: procedural-scenes, start: 7, stop: 8, size: [40, 56]}]"]
     assert evaluate(run, other)[1]["validation_rmse"] != pytest.approx(last["validation_rmse"], rel=1e-2)
-    assert main([str(run), "optim.lr=1", "task.model.residual=false"]) == 2
+    assert main([str(run), "optim.lr=1", "task.model.residual=false", "engine.precision=fp32"]) == 2
     said = capsys.readouterr().err
     assert "optim.lr: can not be another than the run's" in said
     assert "task.model.residual: can not be" in said
+    assert "engine.precision: can not be" in said  # it would not be read
     assert main([str(tmp_path)]) == 2
 
 

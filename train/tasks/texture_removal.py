@@ -160,7 +160,8 @@ def edges(image: Tensor) -> Tensor:
 
 def _psnr(squares: Tensor) -> Tensor:
     """Return the ratio of a peak of 1 to a mean squared error, in dB, at most 100; 100 too of nothing."""
-    return -10 * squares.mean().nan_to_num(0.0).clamp(min=1e-10).log10()
+    mean = squares.mean() if squares.numel() else squares.sum()  # one that is not finite stays so
+    return -10 * mean.clamp(min=1e-10).log10()
 
 
 def _planes(image: np.ndarray) -> Tensor:
