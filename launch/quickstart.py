@@ -6,11 +6,12 @@ Starts the ordinary commands one after the other and prints each of them, so tha
 from __future__ import annotations
 
 import json
-import os
-import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from launch import torchrun
 
 CONFIG = "configs/language_model/quickstart.yaml"
 PLACEMENTS = ("pre", "post", "peri")
@@ -22,10 +23,9 @@ PROMPT = "def read_lines(path):"
 
 def main() -> int:
     """Train, export and report; returns the exit code of the first command that fails."""
-    ranks = min(2, len(os.sched_getaffinity(0)))
     for placement in PLACEMENTS:
         print(f"\n--- norm placement: {placement}", flush=True)
-        code = run(training_command(placement, ranks))
+        code = run(training_command(placement))
         if code:
             return code
     print("\n--- the Peri-LN model as a Hugging Face folder, and what it writes after a prompt", flush=True)
@@ -42,13 +42,10 @@ def main() -> int:
     return 0
 
 
-def training_command(placement: str, ranks: int) -> list[str]:
+def training_command(placement: str) -> list[str]:
     """Return the command that trains one placement on this machine."""
-    settings = [CONFIG, f"name={run_folder(placement).name}", f"task.model.norm_placement={placement}"]
-    if ranks == 1:
-        return [sys.executable, "-m", "train", *settings]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*torchrun, "-m", "train", *settings]
+    settings = [f"name={run_folder(placement).name}", f"task.model.norm_placement={placement}"]
+    return [sys.executable, "-m", "launch", "local", CONFIG, *settings]
 
 
 def run_folder(placement: str) -> Path:
@@ -58,9 +55,13 @@ def run_folder(placement: str) -> Path:
 
 def run(command: list[str]) -> int:
     """Show a command, run it, return its exit code."""
-    print("$", shlex.join(["python", *command[1:]]), flush=True)
-    # torchrun would announce that it sets this; the ranks choose their threads themselves.
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
+    print("$", torchrun.shown(command), flush=True)
+    # Ctrl-C reaches the command too, which saves and ends; until then this program waits.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return subprocess.run(command, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def summary() -> str:

@@ -1,8 +1,8 @@
 """Starting the ranks of one node and staying with them: signals go to the ranks, their exit code comes back.
 
-torchrun by itself kills ranks 30 s after SIGTERM, dies of SIGUSR1, and turns every exit code into 1. So it runs in a
-session of its own, signals pass it by, and a run that stopped early says so in its folder (`stopped.json`) or, before
-it has one, in the file in which torchrun passes on why a rank ended.
+torchrun kills ranks 30 s after SIGTERM and dies of SIGUSR1. So it runs in a session of its own, signals pass it by, and
+`train.torchrun` ends with the exit code of its ranks. Where torchrun has been ended all the same, a run that stopped
+early is known by what it left in its folder (`stopped.json`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 STOPPED_EARLY = 75  # on a signal, with a checkpoint saved: start the same command again (EX_TEMPFAIL of sysexits.h)
+_TORCHRUN = "train.torchrun"
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
 
@@ -56,7 +56,7 @@ def training_command(arguments: Sequence[str], *, ranks: int, nodes: Nodes | Non
             f"--rdzv-conf=is_host={str(nodes.is_head).lower()}",
         ]
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={ranks}"]
+    torchrun = [sys.executable, "-m", _TORCHRUN, *meeting, f"--nproc-per-node={ranks}"]
     return [*torchrun, "--max-restarts=0", "-m", "train", *arguments]
 
 
@@ -71,27 +71,24 @@ def run(command: Sequence[str], *, run_folder: Path) -> int:
     SIGTERM, SIGINT and SIGUSR1 to this process reach every rank once each; a terminal's Ctrl-C too, since the ranks do
     not share its process group. Should this process be killed, torchrun is told to end.
     """
-    if "torch.distributed.run" not in command:
-        code = _follow(command, dict(os.environ), is_torchrun=False)
-        return 1 if code < 0 else code
     began = time.time()
-    with tempfile.TemporaryDirectory(prefix="launch-") as folder:
-        cause = Path(folder) / "cause.json"
-        code = _follow(command, {**os.environ, "TORCHELASTIC_ERROR_FILE": str(cause)}, is_torchrun=True)
-        if code == 0 or _stopped_since(began, run_folder) or _exit_code(cause) == STOPPED_EARLY:
-            return STOPPED_EARLY if code else 0
+    code = _follow(command)
+    if code == 0:
+        return 0
+    if code == STOPPED_EARLY or _stopped_since(began, run_folder):
+        return STOPPED_EARLY
     _repeat_the_verdict(began, run_folder)
     return 1 if code < 0 else code
 
 
-def _follow(command: Sequence[str], environment: dict[str, str], *, is_torchrun: bool) -> int:
+def _follow(command: Sequence[str]) -> int:
     """Run a command to its end, passing signals on to the ranks; returns its exit code."""
     # torchrun would announce that it sets this; the ranks choose their threads themselves.
-    environment.setdefault("OMP_NUM_THREADS", "1")
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
     child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_settle)
 
     def forward(number: int, _: object) -> None:
-        for pid in _ranks(child.pid, is_torchrun=is_torchrun):
+        for pid in _children(child.pid) if _TORCHRUN in command else [child.pid]:
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
@@ -116,10 +113,8 @@ def _settle() -> None:
     end_with_parent()
 
 
-def _ranks(pid: int, *, is_torchrun: bool) -> list[int]:
-    """Return the ranks' processes: torchrun's children, or the one rank itself."""
-    if not is_torchrun:
-        return [pid]
+def _children(pid: int) -> list[int]:
+    """Return the processes that a process has started: of torchrun, the ranks."""
     found: list[int] = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -140,16 +135,8 @@ def _stopped_since(moment: float, run_folder: Path) -> bool:
         return False
 
 
-def _exit_code(cause: Path) -> int | None:
-    """Return the exit code of the rank that torchrun holds for the cause; None if that did not say why it ended."""
-    try:
-        return json.loads(cause.read_text())["message"]["errorCode"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _repeat_the_verdict(moment: float, run_folder: Path) -> None:
-    """Print last which rank held the run up, where one has just been found out: torchrun's own words hide it."""
+    """Print last which rank held the run up, where one has just been found out: others speak on their way out."""
     path = run_folder / "stacks.txt"
     try:
         if path.stat().st_mtime >= moment - 1:
