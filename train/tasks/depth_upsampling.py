@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
     Each map is normalised to [0, 1] by its own valid values; errors are told in `units_per_value` of its values.
     Validation batches also hold `units` (B,), what 1.0 is worth, and `baselines` (B, 3), the errors of other methods.
     """
+
+    figures = ("loss", "rmse")  # the loss is of normalised depth, the error in units
 
     def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
         """Read pairs and make their inputs; training ones are cut and mirrored as a function of (seed, step, id)."""
@@ -108,10 +110,6 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
         if self.config.other_guidance:
             yield "constant", guidance.mean(dim=(2, 3), keepdim=True).expand_as(guidance)
             yield "shifted", shifted(guidance, SHIFT)
-
-    def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Return the loss (of normalised depth) and the errors, ours and the others', in units."""
-        return {f"validation_{name}": value for name, value in means.items()}
 
     def illustrate(self, model: nn.Module, gallery: Gallery) -> None:
         """Show the first validation images."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ class JointFiltering(Generic[Config]):
     """
 
     supports_bf16 = False
+    figures: ClassVar[tuple[str, ...]]  # of the filter itself, in the order in which they are told
 
     def __init__(self, config: Config, *, optim: OptimConfig, seed: int, micro_batch_size: int) -> None:
         self.config: Config = config
@@ -198,6 +199,11 @@ class JointFiltering(Generic[Config]):
         loss_sum = absolute_error(output, batch["truth"], batch["valid"])
         weight = batch["valid"].sum().float()
         return StepOutput(loss_sum, weight, {"loss": (loss_sum.detach(), weight)})
+
+    def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return the figures of the filter itself, then those of other methods and other guidances."""
+        others = (name for name in means if name not in self.figures)
+        return {f"validation_{name}": means[name] for name in (*self.figures, *others)}
 
     def _card(self, summary: str) -> ModelCard:
         sources = [*self.config.data.sources, *self.config.data.validation_sources]

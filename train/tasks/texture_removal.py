@@ -6,7 +6,7 @@ the ratio of peak signal to noise over the whole image, and along the edges of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
     Validation batches have colour for `input` and `truth` (B, 3, H, W), `guidance` being the input, and
     `others` (B, 3, 2): psnr and edge psnr of METHODS.
     """
+
+    figures = ("loss", "psnr", "edge_psnr")  # the loss is of colours from 0 to 1, the ratios are in dB
 
     def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
         """Read pairs; crops, flips and noise of training are a function of (seed, step, id)."""
@@ -112,10 +114,6 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
             found = model(guidance, filtered)
             filtered = found.output
         return filtered.transpose(0, 1), found
-
-    def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Return the loss (of colours from 0 to 1) and the ratios in dB."""
-        return {f"validation_{name}": value for name, value in means.items()}
 
     def illustrate(self, model: nn.Module, gallery: Gallery) -> None:
         """Show the first validation images."""
