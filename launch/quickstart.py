@@ -57,11 +57,15 @@ def run(command: list[str]) -> int:
     """Show a command, run it, return its exit code."""
     print("$", torchrun.shown(command), flush=True)
     # Ctrl-C reaches the command too, which saves and ends; until then this program waits.
-    before = signal.signal(signal.SIGINT, lambda *_: None)
+    before = signal.signal(signal.SIGINT, _wait)
     try:
         return subprocess.run(command, check=False).returncode
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _wait(number: int, frame: object) -> None:
+    """Do nothing on a signal; to ignore it would be passed on to the command."""
 
 
 def summary() -> str:

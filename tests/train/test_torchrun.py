@@ -32,7 +32,7 @@ def test_ranks_that_have_said_why_end_with_their_exit_code_and_nothing_else(code
     ("rank_1", "code", "said"),
     [
         ("exit 3", 3, "ended first, with exit code 3; the others"),
-        ("sh -c 'kill -KILL $PPID'", 1, "ended first, killed by SIGKILL: from outside, or for want of memory; the others"),
+        ("sh -c 'kill -KILL $PPID'", 1, "ended first, killed by SIGKILL: from outside, or for want of memory"),
         ("sh -c 'kill -SEGV $PPID'", 1, "ended first, killed by SIGSEGV; the others"),
     ],
 )
