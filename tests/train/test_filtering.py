@@ -214,9 +214,10 @@ def test_the_steepest_pixel_is_valid_and_inside() -> None:
     assert steepest(Images(*[x[..., :2, :1] for x in (truth, truth, truth, valid)])) == (1, 0)
 
 
-def test_a_shifted_guidance_shows_what_was_to_the_left() -> None:
-    image = torch.arange(6.0).expand(1, 3, 2, 6)
-    assert shifted(image, 2)[0, 0, 0].tolist() == [0, 0, 0, 1, 2, 3]
+def test_a_shifted_guidance_shows_what_was_above_to_the_left() -> None:
+    image = torch.arange(24.0).reshape(4, 6).expand(1, 3, 4, 6)
+    moved = [[0, 0, 0, 1, 2, 3], [0, 0, 0, 1, 2, 3], [0, 0, 0, 1, 2, 3], [6, 6, 6, 7, 8, 9]]
+    assert shifted(image, 2)[0, 2].tolist() == moved
 
 
 def test_other_guidances_are_measured_where_asked(tmp_path: Path) -> None:

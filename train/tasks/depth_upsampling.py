@@ -25,7 +25,7 @@ from train.tasks.joint_filtering import (
 )
 from train.tasks.task import Batch, Gallery, ModelCard, Split, Sums
 
-SHIFT = 16  # pixels: farther than a window of 15 reaches
+SHIFT = 16  # pixels, each way: farther than a window of 15 reaches
 BASELINES = ("bicubic", "joint_bilateral", "guided_filter")
 
 

@@ -104,5 +104,9 @@ def _strip(exhibit: Exhibit) -> Tensor:
 
 
 def shifted(guidance: Tensor, pixels: int) -> Tensor:
-    """Return a guidance moved to the right, its first column repeated: (B, C, H, W)."""
-    return F.pad(guidance, (pixels, 0, 0, 0), mode="replicate")[..., : guidance.shape[-1]]
+    """Return a guidance moved down and to the right, its first row and column repeated: (B, C, H, W).
+
+    Both ways, for edges that run along the way stay where they are: moved to the right alone, the guidance still tells
+    every horizontal edge truly.
+    """
+    return F.pad(guidance, (pixels, 0, pixels, 0), mode="replicate")[..., : guidance.shape[-2], : guidance.shape[-1]]
