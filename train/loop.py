@@ -257,9 +257,7 @@ def evaluate(run: Run, step: int) -> dict[str, float] | None:
     """
     task, world = run.task, run.world
     size = run.engine.plan.micro_batch_size  # the shape that compiled blocks know
-    chunks = [
-        np.arange(i, min(i + size, task.num_validation_samples)) for i in range(0, task.num_validation_samples, size)
-    ]
+    chunks = validation_chunks(task.num_validation_samples, size=size, ranks=world.size)
     means = Accumulator()
     run.engine.model.eval()
     with torch.no_grad():
@@ -268,13 +266,24 @@ def evaluate(run: Run, step: int) -> dict[str, float] | None:
                 run.engine.model.train()
                 return None
             counted = index < len(chunks)
-            batch = task.batch(chunks[index if counted else 0], split="validation", step=step)
+            batch = task.batch(chunks[index if counted else -1], split="validation", step=step)
             on_device = {key: value.to(world.device) for key, value in batch.items()}
             sums = task.evaluate(run.engine.model, on_device)
             means.add(sums if counted else {name: (value * 0, weight * 0) for name, (value, weight) in sums.items()})
         task.illustrate(run.engine.model, run.log.gallery(step))
     run.engine.model.train()
     return task.validation_report(means.means())
+
+
+def validation_chunks(samples: int, *, size: int, ranks: int) -> list[np.ndarray]:
+    """Return the ids 0 to `samples` in chunks: `size` each, and one each for those that make no round of full ones.
+
+    Of `ranks` chunks after each other all have one length: a task that passes each sample by itself makes as many
+    passes on every rank.
+    """
+    whole = samples - samples % (size * ranks)
+    full = [np.arange(first, first + size) for first in range(0, whole, size)]
+    return [*full, *(np.arange(i, i + 1) for i in range(whole, samples))]
 
 
 def save(run: Run) -> None:

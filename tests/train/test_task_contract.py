@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -151,3 +152,29 @@ def test_a_skipped_step_moves_no_running_statistics(ranks: Ranks) -> None:
     assert torch.equal(mean, torch.zeros(3))
     assert torch.equal(variance, torch.ones(3))
     assert count == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_can_come_before_the_first_step(ranks: Ranks, tmp_path: Path, kind: str) -> None:
+    """A signal may have broken it off. ZeRO-3 needs as many passes of every rank then: it hung where they had not."""
+    path, settings = config_file(tmp_path, kind), ["engine.zero_stage=3"]
+    ranks(2, train, path, settings)
+    run = tmp_path / "runs/tiny"
+    expected = validations(tmp_path)
+    forget_the_last_evaluation(run)
+    ranks(2, train, path, settings)
+    assert validations(tmp_path) == expected
+
+
+def forget_the_last_evaluation(run: Path) -> None:
+    """Put a finished run back to where its last step is saved and not yet evaluated."""
+    manifest = run / "checkpoints/step_000006/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "evaluated": 3}))
+    for file, is_later in (("events", lambda row: row["event"] == "finish"), ("metrics", is_the_last_validation)):
+        lines = (run / f"{file}.jsonl").read_text().splitlines(keepends=True)
+        (run / f"{file}.jsonl").write_text("".join(line for line in lines if not is_later(json.loads(line))))
+
+
+def is_the_last_validation(row: dict[str, float]) -> bool:
+    return row["step"] == 6 and "validation_loss" in row
