@@ -24,6 +24,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from launch import progress
+
 # The readers of the configuration are used as they stand, so that 3e-4 is a number in a sweep too.
 from train.config import ConfigError, RunConfig, check, check_world_size, differences, document, load
 
@@ -73,13 +75,8 @@ class Member:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last step is saved and evaluated; only `python -m train` itself knows it of a rarer case."""
-        last = self.folder / "checkpoints" / f"step_{self.config.steps:06d}" / "manifest.json"
-        try:
-            saved = json.loads(last.read_text())
-        except (OSError, ValueError):
-            return False
-        return saved.get("evaluated", self.config.steps) == self.config.steps
+        """Whether its last step is saved and evaluated."""
+        return progress.is_finished(self.folder, self.config.steps)
 
     @property
     def is_begun(self) -> bool:

@@ -31,6 +31,16 @@ def newest_step(run_folder: Path) -> int:
     return max((int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name))), default=0)
 
 
+def is_finished(run_folder: Path, steps: int) -> bool:
+    """Return whether the last step is saved and evaluated; only `python -m train` itself knows it of a rarer case."""
+    last = run_folder / "checkpoints" / f"step_{steps:06d}" / "manifest.json"
+    try:
+        saved = json.loads(last.read_text())
+    except (OSError, ValueError):
+        return False
+    return saved.get("evaluated", steps) == steps
+
+
 def note_start(run_folder: Path, *, job: str) -> str | None:
     """Note that a job starts its ranks; returns why it had better not.
 

@@ -59,7 +59,7 @@ def run(command: list[str]) -> int:
     # Ctrl-C reaches the command too, which saves and ends; until then this program waits.
     before = signal.signal(signal.SIGINT, _wait)
     try:
-        return subprocess.run(command, check=False).returncode
+        return subprocess.Popen(command, preexec_fn=torchrun.end_with_parent).wait()
     finally:
         signal.signal(signal.SIGINT, before)
 

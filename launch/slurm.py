@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_intermixed_args(arguments)
     config, where = load_both(given.config, given.overrides, given.cluster)
     run = run_folder(config)
-    if progress.newest_step(run) >= config.steps:
+    if progress.is_finished(run, config.steps):
         print(f"{run} is finished: step {config.steps} of {config.steps} is saved")
         return 0
     try:

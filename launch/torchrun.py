@@ -22,6 +22,7 @@ from typing import NamedTuple
 STOPPED_EARLY = 75  # on a signal, with a checkpoint saved: start the same command again (EX_TEMPFAIL of sysexits.h)
 _TORCHRUN = "train.torchrun"
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_BY_SIGNAL = 128  # exit codes above it: ended by the signal of this number more (as shells say it)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -73,22 +74,32 @@ def run(command: Sequence[str], *, run_folder: Path) -> int:
     """
     began = time.time()
     code = _follow(command)
+    from_outside = code > _BY_SIGNAL  # then torchrun can not tell how its ranks ended, but they can
     if code == 0:
         return 0
-    if code == STOPPED_EARLY or _stopped_since(began, run_folder):
+    if code == STOPPED_EARLY or _stopped_since(began, run_folder, in_preparation=from_outside):
         return STOPPED_EARLY
+    # A rank that torchrun has ended because of another may say that it stopped in preparation: this run has failed.
+    (run_folder / "stopped.json").unlink(missing_ok=True)
     _repeat_the_verdict(began, run_folder)
-    return 1 if code < 0 else code
+    return 1 if from_outside else code
 
 
 def _follow(command: Sequence[str]) -> int:
-    """Run a command to its end, passing signals on to the ranks; returns its exit code."""
+    """Run a command to its end, passing signals on to the ranks; returns its exit code, 128 + N for signal N."""
     # torchrun would announce that it sets this; the ranks choose their threads themselves.
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    is_torchrun = _TORCHRUN in command
     child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_settle)
+    has_begun = True
 
     def forward(number: int, _: object) -> None:
-        for pid in _children(child.pid) if _TORCHRUN in command else [child.pid]:
+        nonlocal has_begun
+        ranks = _children(child.pid) if is_torchrun else [child.pid]
+        if not ranks:
+            has_begun = False
+            child.terminate()
+        for pid in ranks:
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
@@ -96,10 +107,17 @@ def _follow(command: Sequence[str]) -> int:
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        return child.wait()
+        code = child.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if code < 0 and not is_torchrun:
+        print(f"the run was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+    code = _BY_SIGNAL - code if code < 0 else code
+    if not has_begun and code == _BY_SIGNAL + signal.SIGTERM:
+        print("stopped before there were ranks: nothing is lost; start the same command again", file=sys.stderr)
+        return STOPPED_EARLY
+    return code
 
 
 def end_with_parent() -> None:
@@ -126,11 +144,18 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _stopped_since(moment: float, run_folder: Path) -> bool:
-    """Return whether the run itself said, after this moment, that it stopped early with a checkpoint."""
+def _stopped_since(moment: float, run_folder: Path, *, in_preparation: bool) -> bool:
+    """Return whether the run itself said, after this moment, that it stopped early.
+
+    Args:
+        moment: In seconds since the epoch.
+        run_folder: Where it says so.
+        in_preparation: Whether to believe it of a stop before the first step too, which one rank decides by itself.
+    """
     path = run_folder / "stopped.json"
     try:
-        return path.stat().st_mtime >= moment - 1 and json.loads(path.read_text())["exit_code"] == STOPPED_EARLY
+        noted = json.loads(path.read_text())
+        return path.stat().st_mtime >= moment - 1 and (in_preparation or noted["step"] > 0)
     except (OSError, ValueError, KeyError):
         return False
 

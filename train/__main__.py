@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             return prepare(config)
         return train(config)
     except ConfigError as error:
+        launchers.tell_torchrun(str(error))  # rank 0 may be ended before it comes so far
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr)
         return 2
@@ -118,16 +119,17 @@ def train(config: RunConfig) -> int:
             print(f"{run_folder.run_folder(config)} is finished: step {config.steps} of {config.steps} is saved")
         return 0
 
-    from train.stopping import STOPPED_EARLY, StoppedInPreparationError, StopSignal, note_stopped
+    from train.stopping import NOTHING_LOST, STOPPED_EARLY, StoppedInPreparationError, StopSignal
 
-    stop = StopSignal(deadline=config.checkpoint.stop_deadline)
+    is_main = os.environ.get("RANK", "0") == "0"
+    folder = run_folder.run_folder(config) if is_main else None
+    stop = StopSignal(deadline=config.checkpoint.stop_deadline, folder=folder)
     with stop.listening():  # from here on: importing torch alone takes seconds
         try:
             return _train(config, stop)
         except StoppedInPreparationError:
-            if os.environ.get("RANK", "0") == "0":
-                note_stopped(run_folder.run_folder(config), step=0, name=stop.name or "signal")
-                logger.warning("stopped before the first step: nothing is lost; start the same command again")
+            if is_main:
+                logger.warning("%s", NOTHING_LOST)
             return STOPPED_EARLY
 
 

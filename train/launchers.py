@@ -132,8 +132,8 @@ def _port(job: str, step: str) -> int:
 def tell_torchrun(text: str) -> None:
     """Leave the reason why this rank ends where torchrun looks for it; does nothing under other launchers.
 
-    torchrun takes the rank with the earliest time, in whole seconds, for the cause. It dates those that it ends
-    because of this one itself: a second earlier is before them.
+    torchrun takes the rank with the earliest time, in whole seconds, for the cause. It dates itself those that it ends
+    because of this one and that leave no reason: a second earlier is before them.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:

@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # SLURM may signal every process of a job, and torchrun and our launcher pass theirs on: one wish comes several times.
 _ONE_WISH_SECONDS = 2.0
 _WAY_OUT_SECONDS = 5.0  # for the main thread to leave preparation; in a collective it hears nothing
-_NOTHING_LOST = "stopped before the first step: nothing is lost; start the same command again"
+NOTHING_LOST = "stopped before the first step: nothing is lost; start the same command again"
 
 
 class StoppedInPreparationError(Exception):
@@ -39,12 +39,14 @@ class StopSignal:
 
     Args:
         deadline: Seconds from a signal to the forced exit; None: no limit.
+        folder: Where a stop before the first step is noted; None: another rank does it.
     """
 
-    def __init__(self, *, deadline: float | None = None) -> None:
+    def __init__(self, *, deadline: float | None = None, folder: Path | None = None) -> None:
         self.name: str | None = None  # of the signal that was heard
         self._heard_at = 0.0  # on the monotonic clock
         self._deadline = deadline
+        self._folder = folder
         self._preparing = False
         self._saved = False
 
@@ -82,7 +84,7 @@ class StopSignal:
                 raise StoppedInPreparationError
             yield
         except StoppedInPreparationError:
-            tell_torchrun(_NOTHING_LOST)
+            self._tell_nothing_is_lost()
             raise
         finally:
             self._preparing = False
@@ -119,9 +121,14 @@ class StopSignal:
     def _leave_preparation(self) -> None:
         """Leave from this thread, if the main one has not: it may wait for a rank that has left already."""
         if self._preparing:
-            tell_torchrun(_NOTHING_LOST)
-            logger.warning("%s", _NOTHING_LOST)
+            self._tell_nothing_is_lost()
+            logger.warning("%s", NOTHING_LOST)
             os._exit(STOPPED_EARLY)
+
+    def _tell_nothing_is_lost(self) -> None:
+        tell_torchrun(NOTHING_LOST)
+        if self._folder is not None:
+            note_stopped(self._folder, step=0, name=self.name or "signal")
 
     def _force(self, reason: str) -> None:
         if self._saved:
@@ -146,7 +153,7 @@ def _be_an_ordinary_process() -> None:
 
 
 def note_stopped(folder: Path, *, step: int, name: str) -> None:
-    """Write into the run folder that the run stopped early: torchrun turns the exit code of its ranks into 1."""
+    """Write into the run folder that the run stopped early: a torchrun that is ended from outside can not tell."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     noted = {"exit_code": STOPPED_EARLY, "step": step, "signal": name, "time": now}
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,4 +46,33 @@ def test_the_rank_that_ended_first_is_named(rank_1: str, code: int, said: str) -
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("rank 1 on ")
     assert said in last
+    assert "Traceback" not in ended.stderr
+
+
+def leave(text: str, *, at: int) -> str:
+    """Return a shell command that leaves a reason where torchrun looks for it, dated."""
+    told = json.dumps({"message": {"message": text, "extraInfo": {"timestamp": str(at)}}})
+    return f"printf %s {shlex.quote(told)} > $TORCHELASTIC_ERROR_FILE"
+
+
+def test_a_rank_that_is_ended_because_of_another_is_not_the_cause_whatever_it_says() -> None:
+    ended_for_it = (
+        f"trap {shlex.quote(leave('stopped before the first step', at=1) + '; exit 75')} TERM; sleep 60 & wait"
+    )
+    refuses = f"sleep 1; {leave('task.data: too little text', at=int(time.time()) + 3600)}; exit 2"
+    ended = ranks(f"if [ $RANK = 1 ]; then {refuses}; else {ended_for_it}; fi")
+    assert ended.returncode == 2
+    assert ended.stderr == "task.data: too little text\n"  # rank 0 could not say it
+
+
+def test_what_rank_0_has_said_is_not_said_again() -> None:
+    ended = ranks(f"{leave('task.data: too little text', at=1)}; exit 2")
+    assert ended.returncode == 2
+    assert ended.stderr == ""
+
+
+def test_torchrun_that_is_told_to_end_says_so() -> None:
+    ended = ranks("if [ $RANK = 1 ]; then kill -TERM $PPID; fi; exec sleep 60")
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert ended.stderr.splitlines()[-1].startswith("SIGTERM has ended the ranks on ")
     assert "Traceback" not in ended.stderr
