@@ -6,6 +6,7 @@ Shapes: C channels, H height and W width of the guidance, h and w of the target 
 from __future__ import annotations
 
 import io
+import math
 import os
 from typing import Any, Literal, NamedTuple
 from urllib.request import urlopen
@@ -29,21 +30,23 @@ class DKNImageProcessor(BaseImageProcessor):
     paths and URLs, which PIL reads (as they are: 16-bit depth keeps its bits).
 
     Args:
-        invalid: Which pixels of a target take no part in its least and greatest value, and count as its least:
-            `zero`: those that are not positive, of a target with one channel, and what is no finite number; `none`:
-            only the latter.
+        invalid: Which pixels of a target are holes, besides those with what is no finite number: `zero`: those that are
+            not positive; a number: those that equal it in fp32; `none`: no others. The first two only of a target with
+            one channel: black is a colour. Holes take no part in the least and greatest value, are filled with the
+            nearest value that is none, as in training, and come back as they were.
 
     Raises:
-        ValueError: `invalid` is neither.
+        ValueError: `invalid` is none of these.
     """
 
     model_input_names = ["guidance", "target"]  # noqa: RUF012
     _auto_class = "AutoImageProcessor"
 
-    def __init__(self, *, invalid: Literal["zero", "none"] = "zero", **kwargs: Any) -> None:
+    def __init__(self, *, invalid: Literal["zero", "none"] | float = "zero", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if invalid not in ("zero", "none"):
-            raise ValueError(f"invalid: {invalid!r} is none of zero, none")
+        number = isinstance(invalid, int | float) and math.isfinite(invalid) and not isinstance(invalid, bool)
+        if not number and invalid not in ("zero", "none"):
+            raise ValueError(f"invalid: {invalid!r} is none of zero, none, a finite number")
         self.invalid = invalid
 
     def __call__(self, guidance: Any, target: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
@@ -53,7 +56,8 @@ class DKNImageProcessor(BaseImageProcessor):
     def preprocess(self, guidance: Any, target: Any, **_: Any) -> BatchFeature:  # type: ignore[override]
         """Return `guidance` (1, 3, H, W) and `target` (1, C, H, W), fp32.
 
-        A target that is smaller is up-sampled by PIL's bicubic (antialiased bicubic of torch, which equals it).
+        Holes are filled first. A target that is smaller is up-sampled by PIL's bicubic (antialiased bicubic of torch,
+        which equals it). One that is nothing but holes gives zeros.
 
         Raises:
             ValueError: Images that can not be read or do not go together.
@@ -61,23 +65,39 @@ class DKNImageProcessor(BaseImageProcessor):
         guide = _unit_range(_pixels(self.load(guidance), "guidance"))
         pixels = _pixels(self.load(target), "target").double()
         scaling = self._scaling(pixels)
-        normalized = ((pixels - scaling.least) / scaling.span).where(self._valid(pixels), 0).float()
+        filled = _filled(pixels, self._valid(pixels))
+        normalized = ((filled - scaling.least) / scaling.span).float()
         return BatchFeature({"guidance": guide[None], "target": _enlarge(normalized[None], guide.shape[-2:])})
 
     def post_process(self, output: Tensor, target: Any) -> Any:
-        """Return what the model gave in the units, type and layout of the target as it was given.
+        """Return what the model gave in the units, type and layout of the target as it was given, with its holes.
 
         Args:
             output: (1, C, H, W) or (C, H, W), as the model gave it.
             target: What `preprocess` was given.
 
         Returns:
-            A PIL image, array or tensor, of C channels and the output's size; integers are rounded, and clamped.
+            A PIL image, array or tensor, of C channels and the output's size; integers are rounded, and clamped. Where
+            the nearest pixel of the target is a hole, its own value: 0 stays 0, and NaN NaN.
         """
         given = self.load(target)
-        scaling = self._scaling(_pixels(given, "target").double())
-        values = output.detach().reshape(-1, *output.shape[-2:]).double()
-        return _like(values * scaling.span + scaling.least, given)
+        pixels = _pixels(given, "target").double()
+        scaling = self._scaling(pixels)
+        values = output.detach().reshape(-1, *output.shape[-2:]).double() * scaling.span + scaling.least
+        valid, holes = (_repeated(x, values) for x in (self._valid(pixels)[None], pixels))
+        return _like(torch.where(valid > 0, values, holes), given)
+
+    def fill_holes(self, output: Tensor, target: Any) -> Tensor:
+        """Return what the model gave, where the target has holes filled with the nearest value beside them.
+
+        Nothing ever taught the network what to give inside a hole: before it sees its own output again, that has to go.
+
+        Args:
+            output: (..., H, W), as the model gave it.
+            target: What `preprocess` was given.
+        """
+        valid = self._valid(_pixels(self.load(target), "target").double())
+        return output if valid.all() else _filled(output, _repeated(valid[None], output)[0] > 0)
 
     @staticmethod
     def load(image: Any) -> Any:
@@ -90,13 +110,18 @@ class DKNImageProcessor(BaseImageProcessor):
         return Image.open(image)
 
     def _valid(self, pixels: Tensor) -> Tensor:
-        positive = self.invalid == "zero" and len(pixels) == 1
-        return pixels.isfinite() & (pixels > 0) if positive else pixels.isfinite()
+        """Return which pixels of (C, h, w) are no holes, (h, w) bool."""
+        finite = pixels.isfinite().all(dim=0)
+        if self.invalid == "none" or len(pixels) != 1:
+            return finite
+        return finite & (pixels[0] > 0 if self.invalid == "zero" else pixels[0].float() != self.invalid)
 
     def _scaling(self, pixels: Tensor) -> _Scaling:
-        valid = pixels[self._valid(pixels)]
+        valid = pixels[:, self._valid(pixels)]
+        if not valid.numel() and self.invalid == "zero" and (pixels.isfinite() & (pixels < 0)).any():
+            raise ValueError("target: no value is positive; where others are values, make the processor's invalid none")
         if not valid.numel():
-            raise ValueError("target: it has no valid pixel; where zeros are values, make the processor's invalid none")
+            return _Scaling(0.0, 1.0)
         least, greatest = valid.aminmax()
         return _Scaling(least.item(), (greatest - least).item() or 1.0)
 
@@ -158,6 +183,48 @@ def _enlarge(target: Tensor, size: torch.Size) -> Tensor:
     if target.shape[-2:] == size:
         return target
     return F.interpolate(target, size=tuple(size), mode="bicubic", align_corners=False, antialias=True)
+
+
+def _repeated(pixels: Tensor, like: Tensor) -> Tensor:
+    """Return (C, h, w) at the height and width of another, each of its pixels the nearest; on the other's device."""
+    wanted = pixels.to(like.device, torch.float64)
+    return F.interpolate(wanted[None], size=tuple(like.shape[-2:]), mode="nearest-exact")[0]
+
+
+def _filled(image: Tensor, valid: Tensor) -> Tensor:
+    """Return (..., h, w) with the nearest valid value in each hole; zeros where there is no valid one at all."""
+    if valid.all():
+        return image
+    if not valid.any():
+        return torch.zeros_like(image)
+    rows, columns = _nearest(valid)
+    return image[..., rows, columns]
+
+
+def _nearest(valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return row and column of the valid pixel nearest to each, (h, w) each; somewhere must be one.
+
+    Exact in Euclid's sense, along columns and then along rows (as Saito and Toriwaki, Pattern Recognition 1994): the
+    second pass looks ever farther to both sides, until nothing there can be nearer. Of several, any.
+    """
+    height, width = valid.shape
+    row = torch.arange(height, device=valid.device)[:, None]
+    column = torch.arange(width, device=valid.device).expand(height, -1)
+    far = 2 * (height + width)  # farther than any pixel
+    above = torch.where(valid, row, -far).cummax(dim=0).values
+    below = torch.where(valid, row, far).flip(0).cummin(dim=0).values.flip(0)
+    rows = torch.where(row - above <= below - row, above, below)
+    alone = (rows - row).square()  # squared distance to the nearest of the same column
+    best, columns = alone.clone(), column.clone()
+    for step in range(1, width):
+        if step**2 >= best.max():
+            break
+        for here, there in ((slice(step, None), slice(None, -step)), (slice(None, -step), slice(step, None))):
+            distance = alone[:, there] + step**2
+            nearer = distance < best[:, here]
+            best[:, here] = torch.where(nearer, distance, best[:, here])
+            columns[:, here] = torch.where(nearer, column[:, there], columns[:, here])
+    return rows.gather(1, columns), columns
 
 
 def _like(values: Tensor, given: Any) -> Any:

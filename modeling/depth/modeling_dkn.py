@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 from transformers.utils.generic import ModelOutput
 
 from .configuration_dkn import DKNConfig
 from .image_processing_dkn import DKNImageProcessor
 from .kernels_dkn import CELL, KernelNetwork
 from .sampling_dkn import place_taps, sample_and_sum
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -46,6 +49,9 @@ class DKNModel(PreTrainedModel):
         super().__init__(config)
         self.kernels = KernelNetwork(config)
         self.taps = place_taps(config.kernel_size, config.window_size, config.sampling)
+        name = config.name_or_path or ""
+        self._home = os.path.abspath(name) if os.path.isdir(name) else name  # the working folder may change
+        self._processor: DKNImageProcessor | None = None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -101,16 +107,20 @@ class DKNModel(PreTrainedModel):
         Args:
             guidance: What DKNImageProcessor takes: a PIL image, an array, a tensor, or a path or URL.
             target: Likewise; smaller than the guidance it is up-sampled first. Of several channels each is filtered
-                alone where the model takes one. May be the guidance itself.
+                alone where the model takes one. May be the guidance itself. It is brought to [0, 1] by its own least
+                and greatest value, of all channels together; the processor's `invalid` tells which pixels are holes:
+                they do not count for that, are filled with the nearest value, and come back as they were. Black is
+                none in an image with three channels; in a grey one it is, unless `invalid` is `none`.
             iterations: How often the filter is applied to its own output.
-            processor: How images become tensors; None: as DKNImageProcessor does by default.
+            processor: How images become tensors; None: as preprocessor_config.json beside the model says, and where
+                there is none, as DKNImageProcessor does by default.
 
         Raises:
             ValueError: Images that do not go together, or `iterations` below 1.
         """
         if iterations < 1:
             raise ValueError(f"iterations: {iterations} given; write 1 or more")
-        processor = processor or DKNImageProcessor()
+        processor = processor or self._own_processor()
         guidance, target = processor.load(guidance), processor.load(target)
         inputs = processor(guidance, target)
         guide, filtered = (inputs[name].to(self.device, self.dtype) for name in ("guidance", "target"))
@@ -120,15 +130,22 @@ class DKNModel(PreTrainedModel):
             guide = guide.expand(channels, -1, -1, -1)
         was_training = self.training
         self.eval()
-        for _ in range(iterations):
-            filtered = self(guide, filtered).output
+        for done in range(iterations):
+            seen = processor.fill_holes(filtered, target) if done else filtered
+            filtered = self(guide, seen).output
         self.train(was_training)
         return processor.post_process(filtered.reshape(1, channels, *filtered.shape[-2:]), target)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Write a folder that stands on its own: AutoModel and AutoImageProcessor load it without this project."""
         super().save_pretrained(save_directory, **kwargs)
-        DKNImageProcessor().save_pretrained(save_directory)
+        self._own_processor().save_pretrained(save_directory)
+
+    def _own_processor(self) -> DKNImageProcessor:
+        """Return the processor that was saved with this model, read when it is first asked for."""
+        if self._processor is None:
+            self._processor = _processor_of(self._home)
+        return self._processor
 
     def sample_places(self, offsets: Tensor, row: int, column: int) -> Tensor:
         """Return row and column of each sample that a pixel's kernel reads, (K * K, 2), from offsets of one image."""
@@ -143,3 +160,16 @@ class DKNModel(PreTrainedModel):
             if isinstance(module, nn.Conv2d)
         )
         return 2.0 * products / (CELL**2 if self.config.architecture == "fdkn" else 1)
+
+
+def _processor_of(home: str) -> DKNImageProcessor:
+    """Return the processor of a folder or of a name on the hub; the default of nothing, or where there is none."""
+    if not home or (os.path.isdir(home) and not os.path.isfile(os.path.join(home, IMAGE_PROCESSOR_NAME))):
+        return DKNImageProcessor()
+    try:
+        return DKNImageProcessor.from_pretrained(home)
+    except OSError as error:
+        if os.path.isdir(home):
+            raise  # it is there, and damaged
+        logger.warning("%s: its %s is not to be had, the default serves (%s)", home, IMAGE_PROCESSOR_NAME, error)
+        return DKNImageProcessor()

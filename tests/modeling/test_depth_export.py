@@ -51,8 +51,11 @@ def test_a_saved_filter_loads_where_the_project_is_not(tmp_path: Path, fields: d
     model = random_filter(**fields)
     guidance, target = random_pair(22, 27)
     Image.fromarray((255 * guidance[0]).byte().movedim(0, -1).numpy()).save(tmp_path / "guidance.png")
+    target[..., 6:12, 9:15] = 0  # values, as the folder's processor says
     Image.fromarray((60_000 * target[0, 0, ::3, ::3]).to(torch.uint16).numpy()).save(tmp_path / "target.png")
     model.save_pretrained(tmp_path / "exported")
+    processor = DKNImageProcessor(invalid="none")
+    processor.save_pretrained(tmp_path / "exported")
     environment = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run(
         [sys.executable, "-I", "-W", "error::UserWarning", "-c", LOADS_ELSEWHERE],
@@ -62,14 +65,17 @@ def test_a_saved_filter_loads_where_the_project_is_not(tmp_path: Path, fields: d
     )
     pair = tmp_path / "guidance.png", tmp_path / "target.png"
     with torch.no_grad():
-        expected = model(**DKNImageProcessor()(*pair))
+        expected = model(**processor(*pair))
     for name, tensor in load_file(tmp_path / "found.safetensors").items():
         torch.testing.assert_close(tensor, expected[name], atol=0, rtol=0)
     sharp = Image.open(tmp_path / "sharp.png")
     assert (sharp.size, sharp.mode) == ((27, 22), "I;16")
-    assert sharp.tobytes() == model.filter(*pair).tobytes()
+    assert sharp.tobytes() == model.filter(*pair, processor=processor).tobytes()
+    assert sharp.tobytes() != model.filter(*pair).tobytes()
     again = {path.name for path in (tmp_path / "again").iterdir()}
     assert again == {path.name for path in (tmp_path / "exported").iterdir()}
+    said = [json.loads((tmp_path / name / "preprocessor_config.json").read_text()) for name in ("exported", "again")]
+    assert [each["invalid"] for each in said] == ["none", "none"]
 
 
 def test_an_exported_folder_names_its_code(tmp_path: Path) -> None:

@@ -98,11 +98,14 @@ def test_pixels_without_a_value_do_not_count() -> None:
     holes = DEPTH.astype(np.float32)
     holes[0, 0], holes[0, 1], holes[0, 2], holes[0, 3] = 0, np.nan, np.inf, -5
     target = DKNImageProcessor()(COLOURS, holes)["target"][0, 0]
-    assert (target[0, :4] == 0).all()
+    assert (target[0, :3] == target[1, :3]).all()  # the nearest that count
     least, greatest = DEPTH.flat[4:].min(), DEPTH.flat[4:].max()
     assert abs(target[3, 3].item() - (int(DEPTH[3, 3]) - least) / (greatest - least)) < 1e-6
     as_values = DKNImageProcessor(invalid="none")(COLOURS, holes)["target"][0, 0]
     assert as_values[0, 3] == 0
+    marked = DKNImageProcessor(invalid=-5)(COLOURS, holes)["target"][0, 0]
+    assert marked[0, 0] == 0  # the least now
+    assert marked[0, 3] > 0
     assert 0 < as_values[0, 0] < 1e-3
     colours = DKNImageProcessor()(COLOURS, COLOURS)["target"]  # black is a colour
     assert (colours == torch.from_numpy(COLOURS / 255).float().movedim(-1, 0)).float().mean() > 0.5
@@ -126,7 +129,11 @@ def test_paths_are_read_with_all_their_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("guidance", "target", "message"),
     [
-        (COLOURS, np.zeros((20, 24)), "no valid pixel; where zeros are values, make the processor's invalid none"),
+        (
+            COLOURS,
+            -np.ones((20, 24)),
+            "no value is positive; where others are values, make the processor's",
+        ),
         (COLOURS, np.ones((40, 24)), "40 x 24 is larger than the guidance, 20 x 24"),
         (COLOURS / 1.0, DEPTH, "guidance: values from 0 to 255; floating-point ones must lie in"),
         (COLOURS, [DEPTH, DEPTH], "target: list is no PIL image, array, tensor, path or URL"),
@@ -134,7 +141,7 @@ def test_paths_are_read_with_all_their_bits(tmp_path: Path) -> None:
         (COLOURS, None, "target: NoneType is no PIL image, array, tensor, path or URL"),
         (np.ones((20, 24, 2), np.uint8), DEPTH, r"guidance: an array of shape \(20, 24, 2\) is no image"),
     ],
-    ids=["zeros", "large", "range", "list", "batch", "nothing", "two channels"],
+    ids=["negative", "large", "range", "list", "batch", "nothing", "two channels"],
 )
 def test_what_is_no_pair_of_images_is_refused(guidance: Any, target: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -142,7 +149,7 @@ def test_what_is_no_pair_of_images_is_refused(guidance: Any, target: Any, messag
 
 
 def test_an_unknown_rule_for_missing_pixels_is_refused() -> None:
-    with pytest.raises(ValueError, match="invalid: 'nan' is none of zero, none"):
+    with pytest.raises(ValueError, match="invalid: 'nan' is none of zero, none, a finite number"):
         DKNImageProcessor(invalid="nan")  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modeling.depth.image_processing_dkn import DKNImageProcessor
 from tests.ranks import Ranks
 from tests.tiny_filter import tiny_filter_file
 from tests.train.test_resume import rows, train
@@ -248,6 +249,26 @@ def test_targets_have_the_channels_that_a_task_can_use(tmp_path: Path) -> None:
         depth_task(tmp_path, f"task.data.sources={textures}").check()
     with pytest.raises(ConfigError, match="not in colour"):
         texture_task(tmp_path, "task.data.validation_sources=[{path: procedural-scenes, stop: 2}]").check()
+
+
+@pytest.mark.parametrize(
+    ("sources", "invalid"),
+    [
+        ("[{path: procedural-scenes, stop: 6}]", "zero"),
+        ("[nowhere]", "zero"),
+        ("[{path: nowhere, missing: null}]", "none"),
+        ("[{path: procedural-scenes, stop: 6}, {path: nowhere, missing: null}]", "none"),
+        ("[{path: nowhere, missing: null}, {path: elsewhere}]", "zero"),
+        ("[{path: nowhere, missing: 65535}, {path: elsewhere, missing: 0}]", "zero"),
+        ("[{path: nowhere, missing: null}, {path: elsewhere, missing: 65535}]", 65535),
+    ],
+)
+def test_the_processor_takes_for_holes_what_the_training_data_have_so(
+    tmp_path: Path, sources: str, invalid: str | float
+) -> None:
+    """Without a look at the data, which are not needed to export."""
+    depth_task(tmp_path, f"task.data.sources={sources}").save_assets(tmp_path / "assets")
+    assert DKNImageProcessor.from_pretrained(tmp_path / "assets").invalid == invalid
 
 
 ELSEWHERE = """

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from analysis.activations import Site, sites_of_any
 from modeling.depth.configuration_dkn import DKNConfig
 from modeling.depth.image_processing_dkn import DKNImageProcessor
 from modeling.depth.modeling_dkn import DKNModel
-from train.config import ConfigError, DepthUpsamplingConfig, OptimConfig, TextureRemovalConfig
+from train.config import ConfigError, DepthUpsamplingConfig, OptimConfig, PairSourceConfig, TextureRemovalConfig
 from train.data.pairs import Pair, Pairs, open_pairs
+from train.data.procedural import KINDS
 from train.tasks.task import Batch, ModelCard, ParameterGroup, SampleCost, StepOutput, Sums
 
 Config = TypeVar("Config", DepthUpsamplingConfig, TextureRemovalConfig)
@@ -184,8 +185,8 @@ class JointFiltering(Generic[Config]):
         return SampleCost(tokens=None, flops=None if sizes else 3 * model.flops_per_pixel() * height * width)
 
     def save_assets(self, folder: Path) -> None:
-        """Write how images become tensors."""
-        DKNImageProcessor().save_pretrained(folder)
+        """Write how images become tensors; of what is a hole, what the training data say."""
+        DKNImageProcessor(invalid=_holes(self.config.data.sources)).save_pretrained(folder)
 
     # ------------------------------------------------------------------------------------------------------- the loss
 
@@ -214,6 +215,22 @@ class JointFiltering(Generic[Config]):
             usage=_USAGE,
             data=", ".join(dict.fromkeys(source.path for source in sources)),
         )
+
+
+def _holes(sources: Sequence[PairSourceConfig]) -> Literal["zero", "none"] | float:
+    """Return DKNImageProcessor's `invalid` for a filter that learned from some sources, by their `missing`.
+
+    Drawn scenes have no holes, and no say; `zero` where nothing else has one. Where sources disagree, zeros are holes
+    if any source has them so: a measured zero is then filled, and comes back as it was, where a hole that counts as a
+    value would spoil all around it. Else the first number that any source names; `none` if all say null. The
+    data themselves are not looked at: NYU's arrays of normalised depth, whose zeros are read as values, count by what
+    is written.
+    """
+    said = [source.missing for source in sources if source.path not in KINDS]
+    numbers = [missing for missing in said if missing is not None]
+    if 0 in numbers or not said:
+        return "zero"
+    return numbers[0] if numbers else "none"
 
 
 def absolute_error(output: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
