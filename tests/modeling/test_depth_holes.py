@@ -58,12 +58,12 @@ def test_a_constant_depth_stays_constant_around_its_holes_which_stay_zero() -> N
 
 @pytest.mark.parametrize("value", [0.0, np.nan, -1.0, np.inf])
 def test_a_wall_with_a_hole_is_filtered_as_one_without(value: float) -> None:
-    """The wall's own value fills it; a hole that counts as 0.7 m drags the enlarged wall down by 1.7 m beside it."""
+    """The wall's own value fills it; holes that counted as 0.7 m dragged the wall beside them down by 0.85 m."""
     depth, hole = room()
     holed = np.where(hole, np.float32(value), depth)
     there = hole.repeat(4, 0).repeat(4, 1)
     target = DKNImageProcessor()(COLOURS, holed)["target"][0, 0].numpy()
-    np.testing.assert_allclose(target[:26, :36], 1, atol=1e-6)  # 0.7 m is 0; measured: 1e-7
+    np.testing.assert_allclose(target[:26, :36], 1, atol=1e-6)  # 0.7 m is 0; measured: 2e-7; with holes of 0.7 m: 0.37
     model = random_filter()
     whole, found = model.filter(COLOURS, depth), model.filter(COLOURS, holed)
     assert np.array_equal(found[there], np.full(16 * 9, np.float32(value)), equal_nan=True)
@@ -123,13 +123,13 @@ def test_a_hole_has_a_value_as_near_as_any(share: float) -> None:
         places = np.arange(1, 1 + height * width, dtype=np.float32).reshape(height, width)
         found = fill(places, valid)
         rows, columns = np.nonzero(valid)
-        row, column = np.indices(valid.shape)
-        nearest = np.hypot(row[..., None] - rows, column[..., None] - columns).min(axis=2)
+        here = np.indices(valid.shape)
+        nearest = np.hypot(here[0][..., None] - rows, here[1][..., None] - columns).min(axis=2)
         np.testing.assert_allclose(distances(found), nearest, atol=1e-9)
         assert valid.flatten()[found - 1].all()
         training = distances(fill_holes(places, valid).astype(int))
         assert (distances(found) <= training + 1e-9).all()
-        assert (distances(found) >= 0.97 * training - 1e-9).all()
+        assert (distances(found) >= 0.95 * training - 1e-9).all()  # 32 of 13,314 are nearer, the most 0.971 as far
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -143,7 +143,7 @@ def test_a_target_with_a_missing_side_becomes_what_training_sees(scale: int) -> 
     found = DKNImageProcessor()(guidance, np.where(valid, depth, 0))["target"][0, 0].numpy()
     span = min_max(depth[..., None], valid)
     expected = upsample(fill_holes(span.to_unit(depth), valid), guidance.shape[:2])
-    np.testing.assert_allclose(found, expected, atol=1e-5)  # measured: 6e-7; holes that are 0: 1
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # measured: 3e-7; holes that are 0: 1
 
 
 def test_what_training_makes_of_a_whole_image_is_what_the_processor_makes_of_the_small_one() -> None:
@@ -156,7 +156,7 @@ def test_what_training_makes_of_a_whole_image_is_what_the_processor_makes_of_the
     large, known = (x.repeat(4, 0).repeat(4, 1) for x in (span.to_unit(small), valid))
     expected = degrade(large, known, scale=4, mode="nearest_center")
     found = DKNImageProcessor()(COLOURS, np.where(valid, small, 0))["target"][0, 0].numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-5)  # measured: 6e-7
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # measured: 2e-7
 
 
 # ------------------------------------------------------------------------------------------------------ iterations

@@ -266,9 +266,11 @@ def test_targets_have_the_channels_that_a_task_can_use(tmp_path: Path) -> None:
 def test_the_processor_takes_for_holes_what_the_training_data_have_so(
     tmp_path: Path, sources: str, invalid: str | float
 ) -> None:
-    """Without a look at the data, which are not needed to export."""
-    depth_task(tmp_path, f"task.data.sources={sources}").save_assets(tmp_path / "assets")
-    assert DKNImageProcessor.from_pretrained(tmp_path / "assets").invalid == invalid
+    """Without a look at the data, which are not needed to export; written over what the model itself writes."""
+    task = depth_task(tmp_path, f"task.data.sources={sources}")
+    task.outline().save_pretrained(tmp_path / "out")
+    task.save_assets(tmp_path / "out")
+    assert DKNImageProcessor.from_pretrained(tmp_path / "out").invalid == invalid
 
 
 ELSEWHERE = """
