@@ -72,6 +72,7 @@ def assert_well_formed(pair: Pair) -> None:
         (depth(0), ".pfm"),
         (depth(0), ".npy"),
         (depth(0).astype(np.float64), ".npy"),
+        (depth(0).astype(np.int64), ".npy"),
         (depth(0)[:, :, None], ".npy"),
         (depth(0), ".npz"),
     ],
@@ -190,6 +191,12 @@ def two_pairs(folder: Path) -> None:
         save(depth(number), folder / f"Depth/{number}.npy")
 
 
+def recoloured(folder: Path, values: np.ndarray) -> None:
+    """Give the second pair another guidance, an array."""
+    (folder / "RGB/1.png").unlink()
+    save(values, folder / "RGB/1.npy")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "gone": (shutil.rmtree, {}, "does not exist; give procedural-scenes, procedural-textures, a folder of pairs"),
     "empty": (lambda f: [shutil.rmtree(f / "RGB")], {}, "has no two folders with names as RGB and Depth"),
@@ -202,6 +209,17 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "shape": (lambda f: save(np.zeros((2, 6, 8)), f / "Depth/1.npy"), {}, "holds an array of shape (2, 6, 8)"),
     "type": (lambda f: save(np.full((6, 8), "a"), f / "Depth/1.npy"), {}, "holds an array of <U1"),
     "complex": (lambda f: save(np.zeros((6, 8), complex), f / "Depth/1.npy"), {}, "an image has numbers"),
+    "int64 colour": (
+        lambda f: recoloured(f, colour(1).astype(np.int64)),
+        {},
+        "RGB/1.npy holds colour as int64, whose white is unknown; write uint8, uint16, or floats from 0 to 1",
+    ),
+    "int32 grey": (lambda f: recoloured(f, colour(1)[:, :, 0].astype(np.int32)), {}, "holds colour as int32"),
+    "int64 target in colour": (
+        lambda f: save(colour(1).astype(int), f / "Depth/1.npy"),
+        {},
+        "Depth/1.npy holds colour",
+    ),
     "no image": (lambda f: (f / "RGB/1.png").write_text("not"), {}, "RGB/1.png is no image that PIL knows"),
     "no array": (lambda f: (f / "Depth/1.npy").write_text("not"), {}, "Depth/1.npy can not be read"),
     "twice": (lambda f: save(depth(1), f / "Depth/1_gt.npy"), {}, "Depth/1.npy and Depth/1_gt.npy would belong to"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -32,13 +33,19 @@ class UnreadableError(Exception):
     """A file is not what its name promises; the message is the end of a sentence that begins with its name."""
 
 
-def layout(path: Path) -> Layout:
+def layout(path: Path, *, colour: bool = False) -> Layout:
     """Return size and channels of a file, without decoding it.
 
+    Args:
+        path: an image or an array.
+        colour: whether it is to be read as colour even if it is grey.
+
     Raises:
-        UnreadableError: It is no image, or no array of one.
+        UnreadableError: It is no image, no array of one, or holds colour whose white is unknown.
     """
-    return _guarded(_layout_of_array if path.suffix.lower() in ARRAYS else _layout_of_image, path)
+    if path.suffix.lower() in ARRAYS:
+        return _guarded(partial(_layout_of_array, colour=colour), path)
+    return _guarded(_layout_of_image, path)
 
 
 def read_values(path: Path) -> np.ndarray:
@@ -55,7 +62,8 @@ def read_colour(path: Path) -> np.ndarray:
     """Return colour from 0 to 1, float32 (H, W, 3); grey is repeated.
 
     Raises:
-        UnreadableError: It is no image, or no array of one, or holds floating point numbers outside 0 to 1.
+        UnreadableError: It is no image, or no array of one, or holds floating point numbers outside 0 to 1, or integers
+            whose white is unknown.
     """
     values = _guarded(_decoded, path)
     return as_colour(values, path)
@@ -68,6 +76,8 @@ def as_colour(values: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _unit(values: np.ndarray, path: Path) -> np.ndarray:
+    if path.suffix.lower() in ARRAYS:
+        _require_white(values.dtype)
     if values.dtype == bool:
         return values.astype(np.float32)
     if np.issubdtype(values.dtype, np.integer):
@@ -79,6 +89,14 @@ def _unit(values: np.ndarray, path: Path) -> np.ndarray:
             f"holds colour from {unit.min():g} to {unit.max():g}; write it from 0 to 1, or as 8-bit integers"
         )
     return unit
+
+
+def _require_white(dtype: np.dtype[Any]) -> None:
+    """Refuse integers, numpy's default type among them, that may be out of 255 as well as of their type's largest."""
+    if dtype.kind == "i" or (dtype.kind == "u" and dtype.itemsize > 2):
+        raise UnreadableError(
+            f"holds colour as {dtype}, whose white is unknown; write uint8, uint16, or floats from 0 to 1"
+        )
 
 
 def _decoded(path: Path) -> np.ndarray:
@@ -103,7 +121,7 @@ def _layout_of_image(path: Path) -> Layout:
         return Layout((image.height, image.width), 1 if image.mode in _VALUE_MODES else 3)
 
 
-def _layout_of_array(path: Path) -> Layout:
+def _layout_of_array(path: Path, *, colour: bool) -> Layout:
     shape, dtype = array_header(path)
     if not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
         raise UnreadableError(f"holds an array of shape {shape}; an image is (H, W), (H, W, 1) or (H, W, 3)")
@@ -111,7 +129,10 @@ def _layout_of_array(path: Path) -> Layout:
         raise UnreadableError(f"holds an array of {dtype}; an image has numbers")
     if 0 in shape:
         raise UnreadableError(f"holds an empty array, of shape {shape}")
-    return Layout((shape[0], shape[1]), 3 if len(shape) == 3 and shape[2] == 3 else 1)
+    channels = 3 if len(shape) == 3 and shape[2] == 3 else 1
+    if colour or channels == 3:
+        _require_white(dtype)
+    return Layout((shape[0], shape[1]), channels)
 
 
 def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -213,7 +213,7 @@ def _mismatches(pair: Files, path: str) -> Iterator[str]:
     sizes: list[tuple[int, int]] = []
     for file in (pair.guidance, pair.target):
         try:
-            sizes.append(images.layout(file).size)
+            sizes.append(images.layout(file, colour=file == pair.guidance).size)
         except UnreadableError as error:
             yield f"{path}.path: {file} {error}"
     if len(sizes) == 2 and sizes[0] != sizes[1]:
