@@ -29,7 +29,8 @@ def errors(scale: int, *, shifted: bool = False) -> dict[str, float]:
         span = min_max(depth, EVERYWHERE)
         given = span.to_unit(degrade(depth, EVERYWHERE, scale=scale, mode="bicubic"))
         outputs = {"bicubic": given, **baselines(guidance, given, EVERYWHERE, scale=scale)}
-        found.append({name: 100 * root_mean_square(span.from_unit(x) - depth) for name, x in outputs.items()})
+        truth, centimetres = span.to_unit(depth), 100 * span.width
+        found.append({name: centimetres * root_mean_square(x - truth) for name, x in outputs.items()})
     return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
 

@@ -25,10 +25,6 @@ class Span(NamedTuple):
         """Return values as a share of the span: float32, from 0 to 1 for those that it was made of."""
         return ((values - np.float32(self.minimum)) / np.float32(self.width)).astype(np.float32)
 
-    def from_unit(self, values: np.ndarray) -> np.ndarray:
-        """Return the values that shares stand for: float32."""
-        return (values * np.float32(self.width) + np.float32(self.minimum)).astype(np.float32)
-
 
 def min_max(target: np.ndarray, valid: np.ndarray) -> Span:
     """Return the span of a target's valid values, all channels together; 0 and 1 where none is valid.
