@@ -12,10 +12,10 @@ SIZE = [32, 40]
 
 def tiny_filter_config(folder: Path, kind: str) -> dict[str, Any]:
     """Return the settings of a run of some seconds, in a folder of its own; kind is that of the task."""
-    scenes = {"path": "procedural-scenes", "size": SIZE, "units_per_value": 100}
+    scenes = {"path": "procedural-scenes", "size": SIZE}
     data: dict[str, Any] = {
         "sources": [{**scenes, "start": 0, "stop": 6}],
-        "validation_sources": [{**scenes, "start": 100, "stop": 103}],
+        "validation_sources": [{**scenes, "start": 100, "stop": 103, "units_per_value": 100}],
         "crop": 24,
         "flips": True,
     }

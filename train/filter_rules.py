@@ -13,9 +13,20 @@ def _window_has_a_middle(values: Values) -> Iterator[str]:
     kernel, window = values["task.model.kernel_size"], values["task.model.window_size"]
     for key, size in (("kernel_size", kernel), ("window_size", window)):
         if size % 2 == 0:
-            yield f"task.model.{key}: {size} has no pixel in the middle; write {size - 1} or {size + 1}"
-    if kernel > window:
+            odd = "3" if size == 2 else f"{size - 1} or {size + 1}"
+            yield f"task.model.{key}: {size} has no pixel in the middle; write {odd}"
+    if window == 1:
+        yield "task.model.window_size: 1 leaves nothing to sample but the pixel itself; write 3 or more"
+    elif kernel > window:
         yield f"task.model.kernel_size: {kernel} is more than task.model.window_size {window}; lower it"
+
+
+def _kernel_can_learn(values: Values) -> Iterator[str]:
+    if values["task.model.kernel_size"] == 1 and values["task.model.residual"]:
+        yield (
+            "task.model.kernel_size: 1 can not learn with task.model.residual, where a kernel sums to 0: its only "
+            "weight stays 0; write 3, or task.model.residual=false"
+        )
 
 
 def _channels_are_the_images(values: Values) -> Iterator[str]:
@@ -45,6 +56,24 @@ def _scale_is_a_scale(values: Values) -> Iterator[str]:
         yield f"task.data.scale: {scale} makes nothing smaller; write 2 or more (the paper has 4, 8 and 16)"
     elif crop is not None and crop < 2 * scale:
         yield f"task.data.crop: {crop} is less than two pixels at task.data.scale {scale}; write {2 * scale} or more"
+
+
+def _units_are_told_of_errors(values: Values) -> Iterator[str]:
+    """Only validation tells errors, and only of depth in units; colours have none."""
+    why = {"sources": "images to train on"}
+    if values["task.kind"] == "texture_removal":
+        why["validation_sources"] = "texture_removal, whose errors are of colours"
+        if values["task.data.unit"] is not None:
+            yield f"task.data.unit: has no effect on {why['validation_sources']}; leave it out"
+    for key, what in why.items():
+        for number, source in enumerate(values[f"task.data.{key}"]):
+            if source.units_per_value != 1:
+                yield f"task.data.{key}.{number}.units_per_value: has no effect on {what}; leave it out"
+
+
+def _other_guidance_is_seen(values: Values) -> Iterator[str]:
+    if values["task.other_guidance"] and not values["task.model.guidance"]:
+        yield "task.other_guidance: has no effect, as task.model.guidance is false; write false"
 
 
 def _shown_pixel_is_inside(values: Values) -> Iterator[str]:
@@ -83,10 +112,13 @@ def _there_are_no_such_weights(values: Values) -> Iterator[str]:
 
 RULES = (
     _window_has_a_middle,
+    _kernel_can_learn,
     _channels_are_the_images,
     _there_are_images,
     _crop_is_large_enough,
     _scale_is_a_scale,
+    _units_are_told_of_errors,
+    _other_guidance_is_seen,
     _shown_pixel_is_inside,
     _it_is_computed_in_fp32,
     _batch_norm_sees_a_batch_once,

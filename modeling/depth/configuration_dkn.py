@@ -13,8 +13,9 @@ class DKNConfig(PreTrainedConfig):
     Args:
         architecture: `fdkn` predicts kernels on a grid of 4 x 4 pixels; `dkn` from a 51 x 51 patch around each pixel.
         residual: Kernels sum to 0 and their average is added to the target; otherwise they sum to 1.
-        kernel_size: Samples along each side of a kernel, odd: 3 makes 9.
-        window_size: Side of the square of pixels, odd, that a kernel may read from; beyond it there are zeros.
+        kernel_size: Samples along each side of a kernel, odd: 3 makes 9. In the residual form at least 3.
+        window_size: Side of the square of pixels, odd and at least 3, that a kernel may read from; beyond it there are
+            zeros.
         sampling: Where a kernel reads when its offsets are zero. `centered`: at the pixel and its neighbours;
             `compat`: displaced by 0.47 pixels and a little denser (window 15), as the authors' weights have learned it.
         guidance: False: the target alone decides the kernels.
@@ -66,10 +67,15 @@ class DKNConfig(PreTrainedConfig):
         ]:
             return faults
         faults = [
-            f"{name}: {value} is even, so that no pixel is in the middle; write {value - 1 or 1} or {value + 1}"
+            f"{name}: {value} is even, so that no pixel is in the middle; write {_odd_near(value)}"
             for name, value in (("kernel_size", self.kernel_size), ("window_size", self.window_size))
             if value % 2 == 0
         ]
+        if self.kernel_size == 1 and self.residual:
+            faults.append(
+                "kernel_size: 1 can not learn in the residual form, where a kernel sums to 0: its only weight stays 0; "
+                "write 3, or residual=False"
+            )
         if self.window_size == 1:
             faults.append("window_size: 1 leaves nothing to sample but the pixel itself; write 3 or more")
         elif self.kernel_size > self.window_size:
@@ -78,6 +84,11 @@ class DKNConfig(PreTrainedConfig):
                 f"write at most that, or a larger window"
             )
         return faults
+
+
+def _odd_near(even: int) -> str:
+    """Return the sizes to write instead; a side of 1 is a single pixel."""
+    return "3" if even == 2 else f"{even - 1} or {even + 1}"
 
 
 def _is_count(value: object) -> bool:

@@ -143,6 +143,9 @@ WRONG_FILTER: dict[str, tuple[list[str], list[str]]] = {
     "key of a decoder": (["task.model.num_attention_heads=8"], ["task.model.num_attention_heads", "architecture"]),
     "unknown network": (["task.model.architecture=unet"], ["architecture", "unet", "fdkn"]),
     "even kernel": (["task.model.kernel_size=4"], ["kernel_size", "4", "3 or 5"]),
+    "kernel of two": (["task.model.kernel_size=2"], ["kernel_size", "2 has no pixel in the middle; write 3"]),
+    "kernel that stays 0": (["task.model.kernel_size=1"], ["kernel_size", "1 can not learn", "residual=false"]),
+    "window of one pixel": (["task.model.window_size=1"], ["window_size", "1 leaves nothing", "write 3 or more"]),
     "even window": (["task.model.window_size=14"], ["window_size", "14", "13 or 15"]),
     "kernel larger than its window": (["task.model.kernel_size=17"], ["kernel_size", "17", "window_size 15"]),
     "grey guidance": (["task.model.guidance_channels=1"], ["guidance_channels", "1", "3"]),
@@ -158,6 +161,14 @@ WRONG_FILTER: dict[str, tuple[list[str], list[str]]] = {
     "no crop": (["task.data.crop=0"], ["task.data.crop", "null"]),
     "no images": (["task.data.sources=[]"], ["task.data.sources", "procedural-scenes"]),
     "no images to be judged by": (["task.data.validation_sources=[]"], ["task.data.validation_sources"]),
+    "units of images to train on": (
+        ["task.data.sources.0.units_per_value=100"],
+        ["task.data.sources.0.units_per_value", "has no effect on images to train on"],
+    ),
+    "guidances of a filter that sees none": (
+        ["task.other_guidance=true", "task.model.guidance=false"],
+        ["task.other_guidance", "has no effect", "task.model.guidance"],
+    ),
     "pixel outside": (["task.shown_pixel=[-1, 3]"], ["task.shown_pixel", "-1"]),
     "pixel of no image": (["task.shown_images=0", "task.shown_pixel=[1, 3]"], ["task.shown_pixel", "shown_images"]),
     "unknown way to make small": (["task.data.downsampling=area"], ["downsampling", "area", "block_mean"]),
@@ -178,6 +189,18 @@ def test_a_wrong_setting_of_a_filter_is_named(tmp_path: Path, case: str) -> None
     for fragment in fragments:
         assert fragment in str(error.value), str(error.value)
     assert len(error.value.faults) == 1, error.value.faults
+
+
+@pytest.mark.parametrize("key", ["sources.0.units_per_value", "validation_sources.0.units_per_value", "unit"])
+def test_texture_removal_has_no_units(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tiny_filter_file(tmp_path, "texture_removal"), [f"task.data.{key}={'cm' if key == 'unit' else 100}"])
+    (fault,) = error.value.faults
+    assert fault.startswith(f"task.data.{key}: has no effect on ")
+
+
+def test_a_direct_kernel_may_have_one_sample(tmp_path: Path) -> None:
+    load(tiny_filter_file(tmp_path), ["task.model.kernel_size=1", "task.model.residual=false"])
 
 
 @pytest.mark.parametrize("case", WRONG)
