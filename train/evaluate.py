@@ -51,7 +51,7 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
         raise ConfigError(faults)
     config = load(run / "config.yaml", overrides)
     source, task = chosen_checkpoint(run, step), build_task(config)
-    task.open_data()
+    task.open_validation()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(task, source).eval()
     nn.Module.to(model, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.train.test_resume import rows, train
 from train import export
 from train.config import ConfigError, load
 from train.data.pairs import Pair
+from train.data.scenes import scene
 from train.evaluate import evaluate, main
 from train.tasks import build_task
 from train.tasks.depth_upsampling import DepthUpsampling
@@ -243,10 +245,25 @@ def test_images_of_different_sizes_want_a_crop_or_batches_of_one(tmp_path: Path)
         depth_task(tmp_path, "task.data.crop=64").check()
 
 
+@pytest.mark.parametrize("section", ["sources", "validation_sources"])
+def test_an_image_smaller_than_the_scale_is_told_before_it_is_read(tmp_path: Path, section: str) -> None:
+    sources = "[{path: procedural-scenes, stop: 2}, {path: procedural-scenes, start: 4, stop: 5, size: [40, 32]}]"
+    settings = [f"task.data.{section}={sources}", "task.data.crop=null", "micro_batch_size=1"]
+    depth_task(tmp_path, *settings, "task.data.scale=32").check()
+    with pytest.raises(ConfigError) as error:
+        depth_task(tmp_path, *settings, "task.data.scale=33").check()
+    told = (
+        f"task.data.scale: 33 leaves nothing of scene-00004 (40 x 32 pixels) in task.data.{section}; write 32 or less"
+    )
+    assert sum(fault.startswith(told) for fault in error.value.faults) == 1, error.value.faults
+
+
 def test_targets_have_the_channels_that_a_task_can_use(tmp_path: Path) -> None:
     textures = "[{path: procedural-textures, stop: 2, size: [32, 40]}]"
     with pytest.raises(ConfigError, match="3 channels"):
         depth_task(tmp_path, f"task.data.sources={textures}").check()
+    with pytest.raises(ConfigError, match=r"task\.data\.validation_sources: the target .* has 3 channels"):
+        depth_task(tmp_path, f"task.data.validation_sources={textures}").check()
     with pytest.raises(ConfigError, match="not in colour"):
         texture_task(tmp_path, "task.data.validation_sources=[{path: procedural-scenes, stop: 2}]").check()
 
@@ -332,6 +349,28 @@ def test_a_checkpoint_is_judged_again_and_on_other_data(
     assert "task.model.residual: can not be" in said
     assert "engine.precision: can not be" in said  # it would not be read
     assert main([str(tmp_path)]) == 2
+
+
+def test_a_checkpoint_is_judged_where_its_training_data_are_not(
+    ranks: Ranks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = tmp_path / "pairs"
+    for number in range(2):
+        for side, values in zip(("RGB", "Depth"), scene(number, (32, 40)), strict=True):
+            (pairs / side).mkdir(parents=True, exist_ok=True)
+            np.save(pairs / side / f"{number}.npy", values)
+    ranks(1, train, str(tiny_filter_file(tmp_path)), ["steps=1", "task.data.crop=null", f"task.data.sources=[{pairs}]"])
+    run = tmp_path / "runs/tiny"
+    figures = evaluate(run)[1]
+    shutil.rmtree(pairs)
+    assert evaluate(run)[1] == figures
+    for override, fragment in (
+        (f"task.data.validation_sources=[{pairs}]", f"{pairs} does not exist"),
+        ("task.data.validation_sources=[{path: procedural-textures, stop: 1}]", "3 channels"),
+        ("task.data.scale=64", "task.data.scale: 64 leaves nothing of scene-00100 (32 x 40 pixels)"),
+    ):
+        assert main([str(run), override]) == 2
+        assert fragment in capsys.readouterr().err
 
 
 def test_a_filter_is_exported_in_fp32_and_writes_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from train.config import DepthUpsamplingConfig
 from train.data.baselines import baselines
-from train.data.pairs import Pair
+from train.data.pairs import Pair, Pairs
 from train.data.patches import Span, min_max, patch
 from train.data.resize import degrade
 from train.tasks.exhibits import Exhibit, shifted, show
 from train.tasks.joint_filtering import (
+    SECTIONS,
     JointFiltering,
     absolute_error,
     add,
@@ -127,6 +128,16 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
                 unit=self.config.data.unit,
             )
             show(exhibit, model, gallery, pixel=self.config.shown_pixel)
+
+    def _size_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
+        yield from super()._size_faults(split, pairs)
+        smallest = min(range(len(pairs)), key=lambda i: min(pairs.size(i)))
+        (height, width), scale = pairs.size(smallest), self.config.data.scale
+        if min(height, width) < scale:
+            yield (
+                f"task.data.scale: {scale} leaves nothing of {pairs.name(smallest)} ({height} x {width} pixels) in "
+                f"{SECTIONS[split]}; write {min(height, width)} or less, or give larger images"
+            )
 
     def card(self) -> ModelCard:
         """Return the README's text of an exported filter."""

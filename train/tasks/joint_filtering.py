@@ -24,9 +24,11 @@ from modeling.depth.modeling_dkn import DKNModel
 from train.config import ConfigError, DepthUpsamplingConfig, OptimConfig, PairSourceConfig, TextureRemovalConfig
 from train.data.pairs import Pair, Pairs, open_pairs
 from train.data.procedural import KINDS
-from train.tasks.task import Batch, ModelCard, ParameterGroup, SampleCost, StepOutput, Sums
+from train.tasks.task import Batch, ModelCard, ParameterGroup, SampleCost, Split, StepOutput, Sums
 
 Config = TypeVar("Config", DepthUpsamplingConfig, TextureRemovalConfig)
+
+SECTIONS: dict[Split, str] = {"training": "task.data.sources", "validation": "task.data.validation_sources"}
 
 _USAGE = """\
 from PIL import Image
@@ -67,12 +69,12 @@ class JointFiltering(Generic[Config]):
     @cached_property
     def training(self) -> Pairs:
         """The pairs to train on."""
-        return open_pairs(self.config.data.sources, path="task.data.sources")
+        return open_pairs(self.config.data.sources, path=SECTIONS["training"])
 
     @cached_property
     def validation(self) -> Pairs:
         """The pairs to be judged by."""
-        return open_pairs(self.config.data.validation_sources, path="task.data.validation_sources")
+        return open_pairs(self.config.data.validation_sources, path=SECTIONS["validation"])
 
     @property
     def num_training_samples(self) -> int:
@@ -102,18 +104,24 @@ class JointFiltering(Generic[Config]):
         Raises:
             ConfigError: Something is missing, or sizes do not fit a crop or each other.
         """
-        faults: list[str] = []
-        for split in ("training", "validation"):
-            try:
-                getattr(self, split)
-            except ConfigError as error:
-                faults += error.faults
-        faults = faults or [*self._size_faults(), *self._channel_faults()]
+        self._require("training", "validation")
+
+    def _require(self, *splits: Split) -> None:
+        faults = [fault for split in splits for fault in self._faults(split)]
         if faults:
             raise ConfigError(faults)
 
-    def _size_faults(self) -> Iterator[str]:
-        sizes = {self.training.size(i): self.training.name(i) for i in range(len(self.training))}
+    def _faults(self, split: Split) -> list[str]:
+        try:
+            pairs: Pairs = getattr(self, split)
+        except ConfigError as error:
+            return error.faults
+        return [*self._size_faults(split, pairs), *self._channel_faults(split, pairs)]
+
+    def _size_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
+        if split == "validation":  # whole images, each by itself
+            return
+        sizes = {pairs.size(i): pairs.name(i) for i in range(len(pairs))}
         crop = self.config.data.crop
         for size, name in sizes.items():
             if crop is not None and min(size) < crop:
@@ -125,12 +133,12 @@ class JointFiltering(Generic[Config]):
                 f"task.data.crop"
             )
 
-    def _channel_faults(self) -> Iterator[str]:
-        for i in range(len(self.training)):
-            if self.training.channels(i) != 1:
+    def _channel_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
+        for i in range(len(pairs)):
+            if pairs.channels(i) != 1:
                 yield (
-                    f"task.data.sources: the target {self.training.name(i)} has {self.training.channels(i)} channels; "
-                    f"this task learns from maps with one, like depth"
+                    f"{SECTIONS[split]}: the target {pairs.name(i)} has {pairs.channels(i)} channels; "
+                    f"this task takes maps with one, like depth"
                 )
                 return
 
@@ -146,6 +154,10 @@ class JointFiltering(Generic[Config]):
         """Open both splits and check them."""
         self.check()
         _ = self.data_fingerprint
+
+    def open_validation(self) -> None:
+        """Open the pairs to be judged by and check them; those to train on may be gone."""
+        self._require("validation")
 
     # ---------------------------------------------------------------------------------------------------- the network
 

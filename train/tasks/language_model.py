@@ -78,6 +78,10 @@ class LanguageModel:
         """Open the windows."""
         _ = self.data
 
+    def open_validation(self) -> None:
+        """Open the windows: one cache holds both splits."""
+        self.open_data()
+
     def outline(self) -> PeriLNForCausalLM:
         """Return the decoder for its shapes."""
         return decoder(self.config)

@@ -102,6 +102,14 @@ class Task(Protocol):
         """Open the data now: what needs them later would do so by itself."""
         ...
 
+    def open_validation(self) -> None:
+        """Open no more of the data than judging needs.
+
+        Raises:
+            ConfigError: A model could not be judged by them.
+        """
+        ...
+
     def outline(self) -> nn.Module:
         """Return the model for its shapes alone, buildable on the meta device and without data."""
         ...

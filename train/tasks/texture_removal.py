@@ -17,10 +17,11 @@ from modeling.depth.modeling_dkn import DKNOutput
 from train.config import TextureRemovalConfig
 from train.data.baselines import baselines
 from train.data.draws import Draws
-from train.data.pairs import Pair
+from train.data.pairs import Pair, Pairs
 from train.data.patches import min_max, patch
 from train.tasks.exhibits import Exhibit, show
 from train.tasks.joint_filtering import (
+    SECTIONS,
     Images,
     JointFiltering,
     absolute_error,
@@ -137,13 +138,15 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
             f"`model.filter(image, image, iterations={self.config.iterations})`, it removes texture."
         )
 
-    def _channel_faults(self) -> Iterator[str]:
-        yield from super()._channel_faults()
-        for i in range(len(self.validation)):
-            if self.validation.channels(i) != 3:
+    def _channel_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
+        if split == "training":
+            yield from super()._channel_faults(split, pairs)
+            return
+        for i in range(len(pairs)):
+            if pairs.channels(i) != 3:
                 yield (
-                    f"task.data.validation_sources: {self.validation.name(i)} is not in colour; give images with "
-                    f"texture and the same without, as in {{path: procedural-textures, stop: 8}}"
+                    f"{SECTIONS[split]}: {pairs.name(i)} is not in colour; give images with texture and the same "
+                    f"without, as in {{path: procedural-textures, stop: 8}}"
                 )
                 return
 
