@@ -25,6 +25,7 @@ from train.config import ConfigError, load
 from train.data.pairs import Pair
 from train.data.scenes import scene
 from train.evaluate import evaluate, main
+from train.metrics import Accumulator, console_line, strict
 from train.tasks import build_task
 from train.tasks.depth_upsampling import DepthUpsampling
 from train.tasks.exhibits import shifted, steepest
@@ -191,6 +192,53 @@ def test_psnr_is_that_of_a_constant_error(tmp_path: Path) -> None:
     sums = task.evaluate(Echo(), batch)
     assert float(sums["psnr"][0]) == pytest.approx(float(sums["input_psnr"][0]), abs=1e-4)
     assert float(sums["edge_psnr"][0]) == pytest.approx(float(sums["input_edge_psnr"][0]), abs=1e-4)
+
+
+def without_values(batch: dict[str, Tensor], index: int) -> None:
+    """Leave an image no valid pixel but some in its border."""
+    batch["valid"][index, :, 6:-6, 6:-6] = False
+
+
+def test_an_image_without_known_depth_counts_for_nothing(tmp_path: Path) -> None:
+    task = depth_task(tmp_path, "task.other_guidance=true")
+    both, one = (task.batch(np.array(ids), split="validation", step=1) for ids in ([0, 1], [1]))
+    without_values(both, 0)
+    found, expected = (task.evaluate(Echo(0.25), batch) for batch in (both, one))
+    assert {"rmse", "constant_guidance_rmse", "bicubic_rmse", "guided_filter_rmse"} < found.keys()
+    assert {name: found[name] for name in found if name != "loss"} == {
+        name: expected[name] for name in expected if name != "loss"
+    }
+    assert float(found["rmse"][1]) == 1
+
+
+def test_an_image_without_edges_has_no_ratio_along_them(tmp_path: Path) -> None:
+    task = texture_task(tmp_path, "task.iterations=1")
+    both, one = (task.batch(np.array(ids), split="validation", step=1) for ids in ([0, 1], [1]))
+    both["truth"][0] = 0.5
+    found, expected = (task.evaluate(Echo(0.1), batch) for batch in (both, one))
+    edge = [name for name in found if name.endswith("edge_psnr")]
+    assert len(edge) == 4
+    assert {name: found[name] for name in edge} == {name: expected[name] for name in edge}
+    assert all(float(found[name.replace("edge_", "")][1]) == 2 for name in edge)
+    without_values(both, 0)
+    assert all(float(task.evaluate(Echo(0.1), both)[name.replace("edge_", "")][1]) == 1 for name in edge)
+
+
+def test_a_figure_of_no_image_is_null_in_the_log(tmp_path: Path) -> None:
+    """And ends neither the sums nor the console line."""
+    task = depth_task(tmp_path)
+    batch = task.batch(np.array([0]), split="validation", step=1)
+    without_values(batch, 0)
+    sums = task.evaluate(Echo(0.25), batch)
+    assert all(bool(torch.stack(pair).isfinite().all()) for pair in sums.values())
+    means = Accumulator()
+    means.add(sums)
+    figures = task.validation_report(means.means())
+    written = strict(figures)
+    assert written["validation_rmse"] is None
+    assert written["validation_bicubic_rmse"] is None
+    assert written["validation_loss"] > 0
+    assert "  rmse   -   " in console_line(1, 2, figures, 0.0)
 
 
 def test_iterations_apply_the_filter_to_its_own_output(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from train.tasks.joint_filtering import (
     JointFiltering,
     absolute_error,
     add,
+    add_judged,
     as_batch,
     images_of,
     training_sample,
@@ -86,24 +87,33 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
 
     def _rmse(self, output: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         """Return the root of the mean squared error over valid pixels, `border` pixels along the edges left out, ()."""
-        border = self.config.border
-        inside = tuple(slice(border, size - border) if size > 2 * border else slice(None) for size in valid.shape[2:])
-        output, truth, valid = (x[(..., *inside)] for x in (output, truth, valid))
+        output, truth, valid = (self._inside(x) for x in (output, truth, valid))
         squares = torch.where(valid, output.float() - truth, 0.0).double().square().sum()
         return (squares / valid.sum().clamp(min=1)).sqrt().float()
 
+    def _inside(self, image: Tensor) -> Tensor:
+        """Return an image (1, C, H, W) without its border, where it is large enough to have one."""
+        border = self.config.border
+        inside = (slice(border, size - border) if size > 2 * border else slice(None) for size in image.shape[2:])
+        return image[(..., *inside)]
+
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        """Return the absolute error per valid pixel, and the root mean squared error per image, in units."""
+        """Return the absolute error per valid pixel, and the root mean squared error per image, in units.
+
+        An image without a valid pixel inside its border has no error: it counts for nothing, with any method.
+        """
         sums: Sums = {}
-        for image, units in zip(images_of(batch), batch["units"], strict=True):
+        judged = torch.stack([self._inside(image.valid).any() for image in images_of(batch)]).float()
+        for image, units, counts in zip(images_of(batch), batch["units"], judged, strict=True):
             output = model(image.guidance, image.input).output
             add(sums, "loss", absolute_error(output, image.truth, image.valid), image.valid.sum())
-            add(sums, "rmse", self._rmse(output, image.truth, image.valid) * units)
+            add_judged(sums, "rmse", self._rmse(output, image.truth, image.valid) * units, counts)
             for name, guidance in self._other_guidances(image.guidance):
                 output = model(guidance, image.input).output
-                add(sums, f"{name}_guidance_rmse", self._rmse(output, image.truth, image.valid) * units)
+                rmse = self._rmse(output, image.truth, image.valid) * units
+                add_judged(sums, f"{name}_guidance_rmse", rmse, counts)
         for name, errors in zip(BASELINES, batch["baselines"].unbind(1), strict=True) if self.config.baselines else ():
-            add(sums, f"{name}_rmse", errors.sum(), torch.tensor(len(errors)))
+            add_judged(sums, f"{name}_rmse", errors, judged)
         return sums
 
     def _other_guidances(self, guidance: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -257,6 +257,11 @@ def add(sums: Sums, name: str, value: Tensor, weight: Tensor | None = None) -> N
     sums[name] = (value_before + value, weight_before + more)
 
 
+def add_judged(sums: Sums, name: str, values: Tensor, judged: Tensor) -> None:
+    """Add figures of images, those of which there is something to judge: both of one shape, `judged` 0 or 1."""
+    add(sums, name, (values * judged).sum(), judged.sum())
+
+
 def images_of(batch: Batch) -> Iterator[Images]:
     """Yield the images of a batch one by one, without what pads them."""
     for n, (height, width) in enumerate(batch["size"].tolist()):

@@ -26,6 +26,7 @@ from train.tasks.joint_filtering import (
     JointFiltering,
     absolute_error,
     add,
+    add_judged,
     as_batch,
     images_of,
     training_sample,
@@ -82,29 +83,41 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
         return self._others[index]
 
     def _figures(self, output: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        """Return psnr and edge psnr, (2,) fp32 in dB, `border` pixels along the edges left out."""
+        """Return psnr and edge psnr, (2,) fp32 in dB."""
+        squares = (output.float() - truth).double().square().mean(dim=1, keepdim=True)
+        return torch.stack([_psnr(squares[place]) for place in self._places(truth, valid)]).float()
+
+    def _places(self, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each of both is taken over, (1, 1, H, W) bool: `border` pixels along the edges are left out."""
         border = self.config.border
         inside = valid.clone()
         if border and min(valid.shape[2:]) > 2 * border:
             inside[..., :border, :] = inside[..., -border:, :] = False
             inside[..., :border] = inside[..., -border:] = False
-        squares = (output.float() - truth).double().square().mean(dim=1, keepdim=True)
-        return torch.stack([_psnr(squares[inside & mask]) for mask in (torch.ones_like(valid), edges(truth))]).float()
+        return inside, inside & edges(truth)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        """Return the absolute error per pixel, and both ratios per image, ours and the others'."""
+        """Return the absolute error per pixel, and both ratios per image, ours and the others'.
+
+        An image without edges has no ratio along them: it counts for nothing there, with any method.
+        """
         sums: Sums = {}
-        for image in images_of(batch):
+        judged = torch.stack([self._judged(image) for image in images_of(batch)])
+        for image, counts in zip(images_of(batch), judged, strict=True):
             output, _ = self._filtered(model, image)
             channels = output.shape[1]
             add(sums, "loss", absolute_error(output, image.truth, image.valid), image.valid.sum() * channels)
-            psnr, edge_psnr = self._figures(output, image.truth, image.valid)
-            add(sums, "psnr", psnr)
-            add(sums, "edge_psnr", edge_psnr)
+            figures = self._figures(output, image.truth, image.valid)
+            add_judged(sums, "psnr", figures[0], counts[0])
+            add_judged(sums, "edge_psnr", figures[1], counts[1])
         for name, figures in zip(METHODS, batch["others"].unbind(1), strict=True) if self.config.baselines else ():
-            add(sums, f"{name}_psnr", figures[:, 0].sum(), torch.tensor(len(figures)))
-            add(sums, f"{name}_edge_psnr", figures[:, 1].sum(), torch.tensor(len(figures)))
+            add_judged(sums, f"{name}_psnr", figures[:, 0], judged[:, 0])
+            add_judged(sums, f"{name}_edge_psnr", figures[:, 1], judged[:, 1])
         return sums
+
+    def _judged(self, image: Images) -> Tensor:
+        """Return whether there is anything to take either ratio over, (2,) fp32, 0 or 1."""
+        return torch.stack([place.any() for place in self._places(image.truth, image.valid)]).float()
 
     def _filtered(self, model: nn.Module, image: Images) -> tuple[Tensor, DKNOutput]:
         """Apply the filter again and again, to each channel alone; returns the image and the last pass."""
