@@ -25,9 +25,24 @@ from train.metrics import Accumulator, strict
 from train.tasks import build_task
 from train.tasks.task import Task
 
-# What may be another than when the run was trained: where and how it is judged, not what it is.
-_MAY_DIFFER = ("task.", "micro_batch_size=")
-_IS_THE_MODEL = ("task.kind", "task.model")
+# What may be another than when the run was trained: where and how it is judged, by keys that an evaluation reads. Those
+# below a key are meant with it.
+_OF_FILTERS = ("task.border", "task.baselines", "task.data.validation_sources")
+_MAY_DIFFER: dict[str, tuple[str, ...]] = {
+    "depth_upsampling": (*_OF_FILTERS, "task.other_guidance", "task.data.scale", "task.data.downsampling"),
+    "texture_removal": (*_OF_FILTERS, "task.iterations"),
+    "language_model": (  # its windows are made of all that its cache is made of
+        "task.attention",
+        "task.data.sources",
+        "task.data.tokenizer",
+        "task.data.sequence_length",
+        "task.data.validation_fraction",
+        "task.data.validation_sources",
+        "task.data.validation_windows",
+        "task.data.cache_dir",
+        "task.data.num_workers",
+    ),
+}
 
 
 def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = None) -> tuple[int, dict[str, float]]:
@@ -42,11 +57,12 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
         The checkpoint's step, and the `validation_*` figures.
 
     Raises:
-        ConfigError: RUN is no run, has no such checkpoint, or an override is wrong or changes the model.
+        ConfigError: RUN is no run, has no such checkpoint, or an override is wrong, changes the model, or would not be
+            read; or there is no such data.
         CheckpointError: The checkpoint is damaged.
     """
-    read_run(run)
-    faults = list(_out_of_place(overrides))
+    kind = read_run(run).task.kind
+    faults = list(_out_of_place(overrides, ("micro_batch_size", *_MAY_DIFFER[kind])))
     if faults:
         raise ConfigError(faults)
     config = load(run / "config.yaml", overrides)
@@ -59,11 +75,14 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
     return CheckpointReader(source).progress.step, task.validation_report(means)
 
 
-def _out_of_place(overrides: Sequence[str]) -> Iterator[str]:
+def _out_of_place(overrides: Sequence[str], allowed: Sequence[str]) -> Iterator[str]:
     for override in overrides:
-        if not override.startswith(_MAY_DIFFER) or override.startswith(_IS_THE_MODEL):
-            key = override.partition("=")[0]
-            yield f"{key}: can not be another than the run's; what may be is where it is judged, as task.data.*"
+        key = override.partition("=")[0]
+        if not any(f"{key}.".startswith(f"{path}.") for path in allowed):
+            yield (
+                f"{key}: can not be another than the run's; what may be is where it is judged, as "
+                f"task.data.validation_sources (all: {', '.join(allowed)})"
+            )
 
 
 def _means(task: Task, model: nn.Module, *, size: int, device: torch.device) -> dict[str, float]:
@@ -80,7 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m train.evaluate", description="Judge a checkpoint again.")
     parser.add_argument("run", type=Path, help="a run folder, like runs/NAME")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="task.data.* and the like: other data")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="task.data.validation_sources=...: other data"
+    )
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     given = parser.parse_intermixed_args(arguments)

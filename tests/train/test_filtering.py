@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +22,6 @@ from tests.train.test_resume import rows, train
 from train import export
 from train.config import ConfigError, load
 from train.data.pairs import Pair
-from train.data.scenes import scene
-from train.evaluate import evaluate, main
 from train.metrics import Accumulator, console_line, strict
 from train.tasks import build_task
 from train.tasks.depth_upsampling import DepthUpsampling
@@ -378,47 +375,6 @@ def test_an_exported_filter_gives_the_runs_figures_elsewhere(ranks: Ranks, tmp_p
     assert found["rmse"] == pytest.approx(last["validation_rmse"], rel=1e-5)
     assert found["shape"][:2] == list(batch["truth"].shape[2:])
     assert "FDKN" in (out / "README.md").read_text()
-
-
-def test_a_checkpoint_is_judged_again_and_on_other_data(
-    ranks: Ranks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ranks(2, train, str(tiny_filter_file(tmp_path)), ["steps=3"])
-    run = tmp_path / "runs/tiny"
-    (last,) = (row for row in rows(tmp_path) if "validation_rmse" in row)
-    step, figures = evaluate(run)
-    assert step == 3
-    assert figures == pytest.approx({name: last[name] for name in figures}, rel=1e-5)
-    other = ["task.data.validation_sources=[{path: procedural-scenes, start: 7, stop: 8, size: [40, 56]}]"]
-    assert evaluate(run, other)[1]["validation_rmse"] != pytest.approx(last["validation_rmse"], rel=1e-2)
-    assert main([str(run), "optim.lr=1", "task.model.residual=false", "engine.precision=fp32"]) == 2
-    said = capsys.readouterr().err
-    assert "optim.lr: can not be another than the run's" in said
-    assert "task.model.residual: can not be" in said
-    assert "engine.precision: can not be" in said  # it would not be read
-    assert main([str(tmp_path)]) == 2
-
-
-def test_a_checkpoint_is_judged_where_its_training_data_are_not(
-    ranks: Ranks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pairs = tmp_path / "pairs"
-    for number in range(2):
-        for side, values in zip(("RGB", "Depth"), scene(number, (32, 40)), strict=True):
-            (pairs / side).mkdir(parents=True, exist_ok=True)
-            np.save(pairs / side / f"{number}.npy", values)
-    ranks(1, train, str(tiny_filter_file(tmp_path)), ["steps=1", "task.data.crop=null", f"task.data.sources=[{pairs}]"])
-    run = tmp_path / "runs/tiny"
-    figures = evaluate(run)[1]
-    shutil.rmtree(pairs)
-    assert evaluate(run)[1] == figures
-    for override, fragment in (
-        (f"task.data.validation_sources=[{pairs}]", f"{pairs} does not exist"),
-        ("task.data.validation_sources=[{path: procedural-textures, stop: 1}]", "3 channels"),
-        ("task.data.scale=64", "task.data.scale: 64 leaves nothing of scene-00100 (32 x 40 pixels)"),
-    ):
-        assert main([str(run), override]) == 2
-        assert fragment in capsys.readouterr().err
 
 
 def test_a_filter_is_exported_in_fp32_and_writes_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
