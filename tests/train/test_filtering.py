@@ -377,6 +377,22 @@ def test_an_exported_filter_gives_the_runs_figures_elsewhere(ranks: Ranks, tmp_p
     assert "FDKN" in (out / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        ("depth_upsampling", 'sharp = model.filter(Image.open("guidance.png"), Image.open("target.png"))'),
+        ("texture_removal", "smooth = model.filter(image, image, iterations=4)"),
+    ],
+)
+def test_the_card_of_a_filter_shows_its_own_task(tmp_path: Path, kind: str, call: str) -> None:
+    config = load(tiny_filter_file(tmp_path, kind))
+    card = export.model_card(build_task(config), config, tmp_path, 1)
+    usage = card.split("```python\n")[1].split("\n```")[0]
+    assert usage.splitlines()[-1] == call
+    compile(usage, "README.md", "exec")
+    assert "target.png" in card if kind == "depth_upsampling" else "target.png" not in card
+
+
 def test_a_filter_is_exported_in_fp32_and_writes_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "runs/tiny"
     run.mkdir(parents=True)

@@ -155,5 +155,6 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
         return self._card(
             f"{model.architecture.upper()}, a joint image filter ({model.kernel_size} x {model.kernel_size} samples in "
             f"a window of {model.window_size} pixels, {'residual' if model.residual else 'direct'} form), trained to "
-            f"sharpen depth maps that were made {data.scale} times smaller ({data.downsampling}) by the colour image."
+            f"sharpen depth maps that were made {data.scale} times smaller ({data.downsampling}) by the colour image.",
+            usage='sharp = model.filter(Image.open("guidance.png"), Image.open("target.png"))',
         )

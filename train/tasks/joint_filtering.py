@@ -30,12 +30,12 @@ Config = TypeVar("Config", DepthUpsamplingConfig, TextureRemovalConfig)
 
 SECTIONS: dict[Split, str] = {"training": "task.data.sources", "validation": "task.data.validation_sources"}
 
-_USAGE = """\
+_LOADING = """\
 from PIL import Image
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)
-sharp = model.filter(Image.open("guidance.png"), Image.open("target.png"))"""
+"""
 
 
 class Images(NamedTuple):
@@ -218,13 +218,14 @@ class JointFiltering(Generic[Config]):
         others = (name for name in means if name not in self.figures)
         return {f"validation_{name}": means[name] for name in (*self.figures, *others)}
 
-    def _card(self, summary: str) -> ModelCard:
+    def _card(self, summary: str, usage: str) -> ModelCard:
+        """Return the card; `usage` is what to do with the loaded `model`."""
         sources = [*self.config.data.sources, *self.config.data.validation_sources]
         return ModelCard(
             pipeline_tag="image-to-image",
             tags=["dkn", "joint-image-filtering"],
             summary=summary,
-            usage=_USAGE,
+            usage=_LOADING + usage,
             data=", ".join(dict.fromkeys(source.path for source in sources)),
         )
 

@@ -147,8 +147,9 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
         return self._card(
             f"{model.architecture.upper()}, a joint image filter ({model.kernel_size} x {model.kernel_size} samples in "
             f"a window of {model.window_size} pixels), trained to free depth maps of noise with a deviation of "
-            f"{data.noise:g} of their range. Applied to an image that is its own guidance, "
-            f"`model.filter(image, image, iterations={self.config.iterations})`, it removes texture."
+            f"{data.noise:g} of their range. Applied to an image that is its own guidance, it removes texture.",
+            usage='image = Image.open("image.png")\n'
+            f"smooth = model.filter(image, image, iterations={self.config.iterations})",
         )
 
     def _channel_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
