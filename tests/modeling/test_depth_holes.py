@@ -35,7 +35,7 @@ def fill(places: np.ndarray, valid: Any) -> np.ndarray:
     """Return what the processor puts into the holes of a map of places."""
     span = min_max(places[..., None], valid)
     target = DKNImageProcessor()(np.zeros((*valid.shape, 3), np.uint8), np.where(valid, places, 0))["target"]
-    return np.rint(span.from_unit(target[0, 0].numpy())).astype(int)
+    return np.rint(target[0, 0].numpy() * span.width + span.minimum).astype(int)
 
 
 def distances(filled: Any) -> np.ndarray:
