@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from train.checkpoint import CheckpointError, CheckpointReader
-from train.config import ConfigError, load
+from train.config import ConfigError, LanguageModelConfig, TaskConfig, load
 from train.export import chosen_checkpoint, load_model, read_run
 from train.metrics import Accumulator, strict
 from train.tasks import build_task
@@ -31,10 +31,9 @@ _OF_FILTERS = ("task.border", "task.baselines", "task.data.validation_sources")
 _MAY_DIFFER: dict[str, tuple[str, ...]] = {
     "depth_upsampling": (*_OF_FILTERS, "task.other_guidance", "task.data.scale", "task.data.downsampling"),
     "texture_removal": (*_OF_FILTERS, "task.iterations"),
-    "language_model": (  # its windows are made of all that its cache is made of
+    "language_model": (  # its windows are made of all that its cache is made of; the tokenizer is its own
         "task.attention",
         "task.data.sources",
-        "task.data.tokenizer",
         "task.data.sequence_length",
         "task.data.validation_fraction",
         "task.data.validation_sources",
@@ -61,11 +60,11 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
             read; or there is no such data.
         CheckpointError: The checkpoint is damaged.
     """
-    kind = read_run(run).task.kind
-    faults = list(_out_of_place(overrides, ("micro_batch_size", *_MAY_DIFFER[kind])))
+    trained = read_run(run).task
+    faults = list(_out_of_place(overrides, ("micro_batch_size", *_MAY_DIFFER[trained.kind])))
     if faults:
         raise ConfigError(faults)
-    config = load(run / "config.yaml", overrides)
+    config = load(run / "config.yaml", [*_as_trained(run, trained, overrides), *overrides])
     source, task = chosen_checkpoint(run, step), build_task(config)
     task.open_validation()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -73,6 +72,18 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
     nn.Module.to(model, device)
     means = _means(task, model, size=config.micro_batch_size, device=device)
     return CheckpointReader(source).progress.step, task.validation_report(means)
+
+
+def _as_trained(run: Path, trained: TaskConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield the settings by which a language model can read other text.
+
+    Its tokens are those that it has learned: a tokenizer made of the text would be another with other text. And other
+    sources take the place of a part of the text that was trained on.
+    """
+    if isinstance(trained, LanguageModelConfig) and any(override.startswith("task.data.") for override in overrides):
+        yield f"task.data.tokenizer={run / 'assets'}"
+        if any(override.startswith("task.data.validation_sources") for override in overrides):
+            yield "task.data.validation_fraction=null"
 
 
 def _out_of_place(overrides: Sequence[str], allowed: Sequence[str]) -> Iterator[str]:
