@@ -116,10 +116,15 @@ def test_another_run_s_folder_is_refused(tmp_path: Path, played: Path, capsys: p
 
 
 def test_a_finished_run_is_not_submitted(tmp_path: Path, played: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "runs/tiny/checkpoints/step_000008").mkdir(parents=True)
+    last = tmp_path / "runs/tiny/checkpoints/step_000008"
+    last.mkdir(parents=True)
+    (last / "manifest.json").write_text('{"step": 8, "evaluated": 8}')
     assert entry.main(given(tmp_path)) == 0
     assert "is finished: step 8 of 8" in capsys.readouterr().out
     assert not (played / "sbatch.given").exists()
+    (last / "manifest.json").write_text('{"step": 8, "evaluated": 4}')  # a signal came in the last evaluation
+    assert entry.main(given(tmp_path)) == 0
+    assert (played / "sbatch.given").exists()
 
 
 def test_what_is_wrong_with_run_and_cluster_is_told_together(
