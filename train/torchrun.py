@@ -18,8 +18,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
 
+from train.stopping import STOPPED_EARLY
+
 _REFUSED = 2  # exit code of a rank to which something wrong was given; rank 0 has said what
-_STOPPED_EARLY = 75
 _BY_SIGNAL = 128  # exit codes above it: ended from outside, by the signal of this number more
 
 
@@ -50,7 +51,7 @@ def _ended(failures: Mapping[int, ProcessFailure]) -> int:
         rank_0 = failures.get(0)
         if rank_0 is None or rank_0.exitcode != _REFUSED:  # it was ended before it could say why, or is elsewhere
             _say(_told(first))
-    elif first.exitcode != _STOPPED_EARLY:
+    elif first.exitcode != STOPPED_EARLY:
         _say(f"rank {rank} on {socket.gethostname()} ended first, {_how(first)}; the others were ended with it")
     return first.exitcode if first.exitcode > 0 else 1
 
