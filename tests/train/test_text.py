@@ -145,19 +145,20 @@ def test_two_processes_preparing_at_once_agree(folder: Path) -> None:
     assert len(list((folder / "cache").glob("text-*/facts.json"))) == 1
 
 
-def test_every_kind_of_source_gives_the_same_windows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["text", "body"])  # `text` is the name that most corpora have
+def test_every_kind_of_source_gives_the_same_windows(tmp_path: Path, column: str) -> None:
     texts = ["one two three four five six seven eight " * 20, "naïve 🙂 " * 50, "nine ten " * 60]
-    rows = "".join(json.dumps({"body": t}) + "\n" for t in texts)
+    rows = "".join(json.dumps({column: t, "url": "x"}) + "\n" for t in texts)
     joined = "\n<|doc|>\n".join(texts) + "\n"
     (tmp_path / "rows.jsonl").write_text(rows)
     with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
         file.write(rows)
-    datasets.Dataset.from_dict({"body": texts}).to_parquet(tmp_path / "rows.parquet")
-    datasets.Dataset.from_dict({"body": texts}).save_to_disk(tmp_path / "saved")
+    datasets.Dataset.from_dict({column: texts, "url": ["x"] * 3}).to_parquet(tmp_path / "rows.parquet")
+    datasets.Dataset.from_dict({column: texts, "url": ["x"] * 3}).save_to_disk(tmp_path / "saved")
     with lzma.open(tmp_path / "text.xz", "wt") as file:
         file.write(joined)
     for name in ("rows.jsonl", "rows.jsonl.gz", "rows.parquet", "saved"):
-        source = SourceConfig(path=str(tmp_path / name), text_column="body")
+        source = SourceConfig(path=str(tmp_path / name), text_column=None if column == "text" else column)
         table = corpus.open_source(source, path="here", cache_dir=tmp_path / "work")
         assert table["text"][:] == texts, name
     source = SourceConfig(path=str(tmp_path / "text.xz"), document_separator="<|doc|>")

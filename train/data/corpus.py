@@ -94,7 +94,10 @@ def open_source(source: SourceConfig, *, path: str, cache_dir: Path) -> datasets
         )
     if not len(table):
         raise ConfigError([f"{path}.path: {source.path} is empty"])
-    return table.select_columns([column]).rename_column(column, "text")
+    table = table.select_columns([column])
+    if column == "text":  # `datasets` refuses to rename a column to the name it has
+        return table
+    return table.rename_column(column, "text")
 
 
 def _saved_or_named(source: SourceConfig, *, path: str, cache_dir: Path) -> datasets.Dataset:
