@@ -158,7 +158,7 @@ class _Pool:
 
     def __init__(self, sweep: Sweep, slots: Sequence[Slot], total: int, outcome: Outcome) -> None:
         self._sweep, self._total, self._outcome = sweep, total, outcome
-        self._free = deque(slots)
+        self._free, self._slots = deque(slots), len(slots)
         self._running: list[Running] = []
         self._signal: int | None = None
         self._told: set[int] = set()  # processes that a signal was passed on to; a second one would force them
@@ -194,7 +194,7 @@ class _Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=_environment(slot),
+                env=_environment(slot, alone=self._slots == 1),
                 start_new_session=True,  # a terminal's Ctrl-C reaches it once, through us
                 preexec_fn=_settle(slot),
             )
@@ -228,8 +228,12 @@ class _Pool:
         print(f"[{ended:{width}}/{self._total}] {event:7} {member.name}  {more}", flush=True)
 
 
-def _environment(slot: Slot) -> dict[str, str]:
-    return {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)} if slot.gpus else {})}
+def _environment(slot: Slot, *, alone: bool) -> dict[str, str]:
+    """Return a member's environment; beside others its threads sleep while they wait, unless the user decided."""
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)} if slot.gpus else {})}
+    if not alone and "GOMP_SPINCOUNT" not in environment:
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return environment
 
 
 def _settle(slot: Slot) -> Callable[[], None]:

@@ -87,14 +87,16 @@ def run(command: Sequence[str], *, run_folder: Path) -> int:
 
 def _follow(command: Sequence[str]) -> int:
     """Run a command to its end, passing signals on to the ranks; returns its exit code, 128 + N for signal N."""
-    # torchrun would announce that it sets this; the ranks choose their threads themselves.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
     is_torchrun = _TORCHRUN in command
-    child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_settle)
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # signals that came while the process was being made
     has_begun = True
 
     def forward(number: int, _: object) -> None:
         nonlocal has_begun
+        if child is None:
+            early.append(number)
+            return
         ranks = _children(child.pid) if is_torchrun else [child.pid]
         if not ranks:
             has_begun = False
@@ -107,6 +109,9 @@ def _follow(command: Sequence[str]) -> int:
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
+        child = subprocess.Popen(command, start_new_session=True, preexec_fn=_settle)
+        for number in early:
+            forward(number, None)
         code = child.wait()
     finally:
         for number, handler in before.items():

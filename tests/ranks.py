@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-RANK_TIMEOUT_SECONDS = 240
+RANK_TIMEOUT_SECONDS = 900  # a rank that takes longer hangs
 
 
 def _join(rank: int, size: int, port: int) -> None:

@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parse(arguments)
     try:
         launchers.adopt_srun(os.environ)
+        launchers.wait_passively_beside_other_ranks(os.environ)
         config = load(given.config, given.overrides)
         if given.describe:
             return describe(config)
@@ -222,7 +223,7 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
     watchdog.announce()
     folder = run_folder(config)
     record_flights(folder)
-    world = distributed.start(timeout=process_group_timeout(config.watchdog))
+    world = distributed.start(threads=config.engine.threads, timeout=process_group_timeout(config.watchdog))
     if config.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -209,6 +209,7 @@ class EngineConfig:
     deterministic: bool = False
     reduce_bucket_size: int = 500_000_000  # elements
     overlap_communication: bool = False
+    threads: int | None = None  # CPU threads of each rank; null: OMP_NUM_THREADS where it is set, else a share of cores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ def start(*, threads: int | None = None, timeout: datetime.timedelta = datetime.
 
     Args:
         timeout: How long a collective may take, of every group: DeepSpeed makes its own, and says nothing of it.
-        threads: CPU threads of this rank; default: an equal share of the cores this process may use.
+        threads: CPU threads of this rank; None: OMP_NUM_THREADS, else an equal share of the cores of this process.
     """
     _announce_single_process()
     joined = dist.is_initialized()
@@ -59,9 +59,8 @@ def start(*, threads: int | None = None, timeout: datetime.timedelta = datetime.
     world = World(rank=rank, size=size, local_rank=local_rank, local_size=local_size, device=device)
     if joined:
         return world
-    # torchrun sets OMP_NUM_THREADS=1 where nobody chose; a CPU rank would then use one core of its share.
-    cores = launchers.cores_of_rank(os.environ, seen=len(os.sched_getaffinity(0)), local_size=local_size)
-    torch.set_num_threads(threads or cores)
+    seen = len(os.sched_getaffinity(0))
+    torch.set_num_threads(launchers.threads_of_rank(os.environ, threads=threads, seen=seen, local_size=local_size))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     for default in ("default_pg_timeout", "default_pg_nccl_timeout"):

@@ -7,6 +7,7 @@ checkpoint (75) and after one that refused what it was given (2), too. launch/ s
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
 
+from train.launchers import USERS_THREADS
 from train.stopping import STOPPED_EARLY
 
 _REFUSED = 2  # exit code of a rank to which something wrong was given; rank 0 has said what
@@ -27,6 +29,9 @@ _BY_SIGNAL = 128  # exit codes above it: ended from outside, by the signal of th
 def main() -> int:
     """Run the ranks of this node to their end; returns the exit code of the one that ended first."""
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_is_news)
+    if "OMP_NUM_THREADS" in os.environ:
+        os.environ.setdefault(USERS_THREADS, os.environ["OMP_NUM_THREADS"])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # or torchrun sets it and announces that; the ranks choose their own
     try:
         torchrun.run(torchrun.parse_args(None))
     except ChildFailedError as error:

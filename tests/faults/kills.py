@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults.processes import losses, rank_processes, rows, training, validations, wait_until
+from tests.faults.processes import HANG_SECONDS, losses, rank_processes, rows, training, validations, wait_until
 from tests.tiny import tiny_file
 
 KILLS_PER_RUN = 5
@@ -76,7 +76,7 @@ def unbroken(path: Path, stage: int, ranks: int) -> Path:
     """Train once without a kill; returns the run's folder."""
     name = f"unbroken-{stage}"
     with training(path, [*SETTINGS, f"name={name}", f"engine.zero_stage={stage}"], ranks=ranks) as process:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     return path.parent / "runs" / name
 
@@ -87,7 +87,7 @@ def kill_run(path: Path, *, name: str, stage: int, ranks: int, kills: int, chanc
     settings = [*SETTINGS, f"name={name}", f"engine.zero_stage={stage}"]
     done = [kill_once(path, run, settings, stage=stage, ranks=ranks, chance=chance) for _ in range(kills)]
     with training(path, settings, ranks=ranks) as process:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     resumed = [event["step"] for event in rows(run, "events") if event["event"] == "resume"]
     done = [kill._replace(resumed_at=_resumed_at(kill, resumed)) for kill in done]
@@ -119,7 +119,7 @@ def kill_once(path: Path, run: Path, settings: list[str], *, stage: int, ranks: 
         complete = [int(folder.name[5:]) for folder in checkpoints.glob("step_*") if not folder.suffix]
         rank = chance.randrange(ranks)
         os.kill(pids[rank], signal.SIGKILL)
-        _, said = process.communicate(timeout=90)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1, said
     steps = intact_steps(checkpoints)
     assert set(complete) <= set(steps), (complete, steps)

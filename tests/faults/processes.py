@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+HANG_SECONDS = 900  # what no step of a test takes on any machine; a test waits so long only where something hangs
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def rank_processes(launcher: int) -> dict[int, int]:
     return found
 
 
-def wait_until(condition: Callable[[], Any], *, seconds: float = 120, pause: float = 0.02) -> Any:
+def wait_until(condition: Callable[[], Any], *, seconds: float = HANG_SECONDS, pause: float = 0.02) -> Any:
     """Wait until something is so, and return it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import kill_all, losses, rows, training, validations, wait_until
+from tests.faults.processes import HANG_SECONDS, kill_all, losses, rows, training, validations, wait_until
 from tests.tiny import tiny_file
 
 SETTINGS = ["steps=40", "checkpoint.every=4", "checkpoint.keep=null", "evaluate_every=20"]
@@ -28,7 +28,7 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path, stage: int) -> None
     path, run, unbroken = tiny_file(tmp_path), tmp_path / "runs/tiny", tmp_path / "runs/unbroken"
     settings = [*SETTINGS, f"engine.zero_stage={stage}"]
     with training(path, [*settings, "name=unbroken"], ranks=2) as process:
-        _, said = process.communicate(timeout=240)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     checkpoints = run / "checkpoints"
     with training(path, settings, ranks=2) as process:
@@ -39,7 +39,7 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path, stage: int) -> None
         file = checkpoints / folder / f"rank_{rank:05d}.safetensors"
         file.write_bytes(harm(file.read_bytes()))
     with training(path, settings, ranks=2) as process:
-        _, said = process.communicate(timeout=240)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     told = [
         f"{newest} is damaged and was passed over: rank_00001.safetensors is not as it was written",

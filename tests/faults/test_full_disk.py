@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.kills import intact_steps
-from tests.faults.processes import losses, rows, training
+from tests.faults.processes import HANG_SECONDS, losses, rows, training
 from tests.tiny import tiny_file
 from train.metrics import LineFile
 
@@ -40,7 +40,7 @@ SETTINGS = ["steps=12", "checkpoint.every=2", "checkpoint.keep=null", "evaluate_
 def test_training_goes_on_with_the_last_good_checkpoint(tmp_path: Path, small_disk: Path) -> None:
     path = tiny_file(tmp_path)
     with training(path, [*SETTINGS, f"output_dir={small_disk}"], ranks=2) as process:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     run = small_disk / "tiny"
     assert process.returncode == 1, said  # the last checkpoint could not be written either: not done
     assert "TRAINING GOES ON WITHOUT A NEW CHECKPOINT" in said
@@ -52,7 +52,7 @@ def test_training_goes_on_with_the_last_good_checkpoint(tmp_path: Path, small_di
     size = f"remount,size={10 * CHECKPOINT_BYTES}"
     subprocess.run(["mount", "-o", size, str(small_disk)], check=True)
     with training(path, [*SETTINGS, f"output_dir={small_disk}"], ranks=2) as process:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     assert [event["step"] for event in rows(run, "events") if event["event"] == "resume"] == [4]
 
@@ -62,7 +62,7 @@ def test_it_stops_where_that_was_asked(tmp_path: Path, small_disk: Path) -> None
     path = tiny_file(tmp_path)
     settings = [*SETTINGS, "steps=400", f"output_dir={small_disk}", "checkpoint.when_not_saved=stop"]
     with training(path, settings, ranks=2) as process:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     run = small_disk / "tiny"
     assert process.returncode == 1, said
     assert "the last complete checkpoint is step_000004, untouched" in said

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import training
+from tests.faults.processes import HANG_SECONDS, training
 from tests.tiny import tiny_file
 
 
@@ -16,7 +16,7 @@ def test_the_last_line_names_the_culprit(tmp_path: Path, fault: str, what: str) 
     path = tiny_file(tmp_path)
     deadlines = ["watchdog.step=6", "watchdog.first_step=60"]
     with training(path, deadlines, ranks=2, module="tests.train.hanging_rank", fault=fault) as process:
-        _, said = process.communicate(timeout=90)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1, said
     last = said.splitlines()[-1]
     assert last == (tmp_path / "runs/tiny/stacks.txt").read_text().splitlines()[0]

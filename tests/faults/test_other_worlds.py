@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.processes import kill_all, losses, rows, training, wait_until
+from tests.faults.processes import HANG_SECONDS, kill_all, losses, rows, training, wait_until
 from tests.tiny import tiny_file
 
 SETTINGS = ["steps=60", "checkpoint.every=4", "checkpoint.keep=null", "evaluate_every=20"]
@@ -29,7 +29,7 @@ def test_two_ranks_then_one_then_two(tmp_path: Path, stage: int) -> None:
     path, run = tiny_file(tmp_path), tmp_path / "runs/tiny"
     settings = [*SETTINGS, f"engine.zero_stage={stage}"]
     with training(path, [*settings, "name=unbroken"], ranks=2) as process:
-        _, said = process.communicate(timeout=240)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     for ranks, until in ((2, 15), (1, 35)):
         # One rank takes all samples in one pass: by the same passes as two it would not even round otherwise.
@@ -37,7 +37,7 @@ def test_two_ranks_then_one_then_two(tmp_path: Path, stage: int) -> None:
             wait_until(lambda until=until: max(losses(run), default=0) >= until)
             kill_all(process)
     with training(path, settings, ranks=2) as process:
-        _, said = process.communicate(timeout=240)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     starts = [event for event in rows(run, "events") if event["event"] in ("start", "resume")]
     assert [event["world_size"] for event in starts] == [2, 1, 2]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.faults.processes import kill_all, losses, rows, training, validations, wait_until
+from tests.faults.processes import HANG_SECONDS, kill_all, losses, rows, training, validations, wait_until
 from tests.tiny import tiny_file
 
 SETTINGS = ["steps=40", "checkpoint.every=4", "checkpoint.keep=null", "evaluate_every=20", "micro_batch_size=2"]
@@ -32,14 +32,14 @@ def test_poison_is_skipped_by_all_ranks_and_again_after_a_kill(tmp_path: Path, s
     path, run, unbroken = tiny_file(tmp_path), tmp_path / "runs/tiny", tmp_path / "runs/unbroken"
     settings = [*SETTINGS, f"engine.zero_stage={stage}"]
     with training(path, [*settings, "name=unbroken"], ranks=2, fault="poison") as process:
-        _, said = process.communicate(timeout=240)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     first = min(skips(unbroken))
     with training(path, settings, ranks=2, fault="poison") as process:
         wait_until(lambda: max(losses(run), default=0) > first + 4)  # behind a checkpoint that knows of a skip
         kill_all(process)
     with training(path, settings, ranks=2, fault="poison") as process:
-        _, said = process.communicate(timeout=240)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     assert next(event["step"] for event in rows(run, "events") if event["event"] == "resume") > first
     assert (skips(run), losses(run), validations(run)) == (skips(unbroken), losses(unbroken), validations(unbroken))

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import descendants, losses, rank_processes, rows, training, validations, wait_until
+from tests.faults.processes import (
+    HANG_SECONDS,
+    descendants,
+    losses,
+    rank_processes,
+    rows,
+    training,
+    validations,
+    wait_until,
+)
 from tests.tiny import tiny_file
 from train import run_folder
 from train.config import load
@@ -31,7 +40,7 @@ def test_a_signal_to_the_launcher_saves_and_the_same_command_finishes(tmp_path: 
     with training(path, settings) as process:
         wait_until(lambda: len(losses(run)) >= 5)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 75, said
     stopped = json.loads((run / "stopped.json").read_text())
     step = stopped["step"]
@@ -41,7 +50,7 @@ def test_a_signal_to_the_launcher_saves_and_the_same_command_finishes(tmp_path: 
     assert [event["signal"] for event in rows(run, "events") if event["event"] == "signal"] == [number.name]
     assert f"stopped after step {step}" in said
     with training(path, settings) as process:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     assert not (run / "stopped.json").exists()
     assert sorted(losses(run)) == list(range(1, 61))
@@ -49,7 +58,7 @@ def test_a_signal_to_the_launcher_saves_and_the_same_command_finishes(tmp_path: 
     if number == signal.SIGTERM:  # the quick case ends here
         return
     with training(path, [*settings, "name=unbroken"]) as process:
-        process.communicate(timeout=120)
+        process.communicate(timeout=HANG_SECONDS)
     assert losses(run) == losses(tmp_path / "runs/unbroken")
     assert validations(run) == validations(tmp_path / "runs/unbroken")
 
@@ -62,7 +71,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path, stage: 
     with training(path, settings, ranks=2) as process:
         wait_until(lambda: len(losses(run)) >= 5)
         os.kill(rank_processes(process.pid)[1], signal.SIGUSR1)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 75, said
     stopped = json.loads((run / "stopped.json").read_text())
     assert max(losses(run)) == stopped["step"]
@@ -79,13 +88,13 @@ def test_an_evaluation_is_broken_off_and_made_up_for(tmp_path: Path) -> None:
     with training(path, settings) as process:
         wait_until(lambda: len(losses(run)) >= 4)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 75, said
     assert validations(run) == {}
     assert (run / "checkpoints/step_000004").exists()
     assert not run_folder.is_finished(load(path, [*settings, f"output_dir={tmp_path / 'runs'}"]))
     with training(path, settings) as process:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     assert list(validations(run)) == [4]
     assert run_folder.is_finished(config)
@@ -97,7 +106,7 @@ def test_a_signal_in_preparation_leaves_at_once_with_nothing_lost(tmp_path: Path
         wait_until(lambda: b"train" in b" ".join(command_lines(process.pid)))
         wait_until(lambda: any(handles(pid, signal.SIGTERM) for pid in descendants(process.pid)))
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 75, said
     assert "nothing is lost" in said
     assert not rows(run)
@@ -128,7 +137,7 @@ def test_a_signal_while_torch_is_imported_leaves_with_75(tmp_path: Path) -> None
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 75, said
     assert "nothing is lost" in said
     assert "Traceback" not in said
@@ -147,7 +156,7 @@ def test_a_second_signal_leaves_without_hurting_the_last_checkpoint(tmp_path: Pa
         os.kill(pid, signal.SIGUSR1)
         os.kill(pid, signal.SIGCONT)
         process.send_signal(signal.SIGCONT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1, said
     assert "the last complete one is untouched" in said
     assert not (run / "stopped.json").exists()
@@ -221,7 +230,7 @@ def test_a_signal_to_one_rank_in_preparation_ends_all_with_75(tmp_path: Path, fa
     with training(path, SLOW_STEPS, ranks=2, fault=fault) as process:
         wait_until(lambda: (tmp_path / "late").exists())
         os.kill(rank_processes(process.pid)[rank], signal.SIGTERM)
-        _, said = process.communicate(timeout=25)  # before torchrun, which waits for 30 s, would have killed it
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 75, said
     assert "[rank 0] SIGTERM" in said
     assert not rows(tmp_path / "runs/tiny")

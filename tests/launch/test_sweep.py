@@ -17,6 +17,7 @@ import yaml
 from launch import sweep as sweeping
 from launch.__main__ import main
 from launch.members import Member, members, read_sweep
+from tests.faults.processes import HANG_SECONDS
 from tests.tiny import tiny_file
 from train.config import ConfigError, load
 from train.run_folder import is_finished, write_config
@@ -287,13 +288,13 @@ def test_a_sweep_that_is_interrupted_ends_with_the_report(tmp_path: Path) -> Non
     command = [sys.executable, "-m", "launch", "sweep", str(path), "steps=30"]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     metrics = tmp_path / "runs/sw/placement-pre_seed-0/metrics.jsonl"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + HANG_SECONDS
     while not metrics.exists() and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     first.send_signal(signal.SIGTERM)
-    printed, _ = first.communicate(timeout=120)
+    printed, _ = first.communicate(timeout=HANG_SECONDS)
     assert first.returncode == 75, printed
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
     assert second.returncode == 0, second.stdout + second.stderr
     assert (tmp_path / "runs/sw/report/index.html").is_file()
     for folder in (tmp_path / "runs/sw").glob("placement-*"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch import torchrun
+from tests.faults.processes import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 EXITS = "import os, signal, sys; os.kill(os.getpid(), -code) if (code := int(sys.argv[1])) < 0 else sys.exit(code)"
@@ -73,6 +74,6 @@ def test_a_signal_that_comes_before_there_are_ranks_is_not_lost(tmp_path: Path) 
     assert launcher.stdout is not None
     assert launcher.stdout.readline() == "up\n"
     launcher.terminate()
-    _, said = launcher.communicate(timeout=30)
+    _, said = launcher.communicate(timeout=HANG_SECONDS)
     assert launcher.returncode == torchrun.STOPPED_EARLY
     assert "nothing is lost" in said

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.processes import HANG_SECONDS
 from tests.tiny import tiny_file
 from tests.tiny_filter import tiny_filter_file
 from train.config import ConfigError, check_world_size, load
@@ -290,4 +291,4 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> No
 
 def _train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "train", str(tiny_file(folder)), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)

@@ -9,12 +9,15 @@ import pytest
 from tests.tiny import tiny_run
 from train.config import ConfigError
 from train.launchers import (
+    USERS_THREADS,
     adopt_srun,
     cores_of_rank,
     first_host,
     refuse_other_engines,
     tasks_per_node,
     tell_torchrun,
+    threads_of_rank,
+    wait_passively_beside_other_ranks,
 )
 
 # What a real step of 2 + 1 tasks says (SLURM 22.05), to its last task.
@@ -92,6 +95,45 @@ def test_a_rank_uses_its_share_of_the_cores(
     environment: dict[str, str], seen: int, local_size: int, cores: int
 ) -> None:
     assert cores_of_rank(environment, seen=seen, local_size=local_size) == cores
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "setting", "threads"),
+    [
+        ({}, None, 4),  # its share of the cores
+        ({"OMP_NUM_THREADS": "3"}, None, 3),
+        ({"OMP_NUM_THREADS": "3,2"}, None, 3),  # a number for each level of nesting
+        ({"OMP_NUM_THREADS": "1"}, None, 1),
+        ({"OMP_NUM_THREADS": "0"}, None, 4),  # OpenMP does not take it either
+        ({**TORCHRUN, "OMP_NUM_THREADS": "1"}, None, 4),  # a bare torchrun wrote it, not the user
+        ({**TORCHRUN, "OMP_NUM_THREADS": "2"}, None, 2),
+        ({**TORCHRUN, "OMP_NUM_THREADS": "1", USERS_THREADS: "1"}, None, 1),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}, None, 4),
+        ({"OMP_NUM_THREADS": "3"}, 2, 2),  # engine.threads comes first
+    ],
+)
+def test_the_users_number_of_threads_is_honoured(
+    environment: dict[str, str], setting: int | None, threads: int
+) -> None:
+    assert threads_of_rank(environment, threads=setting, seen=8, local_size=2) == threads
+
+
+@pytest.mark.parametrize(
+    ("environment", "policy"),
+    [
+        ({}, None),  # alone: spinning is faster
+        ({"LOCAL_WORLD_SIZE": "1"}, None),
+        ({"LOCAL_WORLD_SIZE": "2"}, "PASSIVE"),
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ({"LOCAL_WORLD_SIZE": "2", "GOMP_SPINCOUNT": "2000"}, None),
+    ],
+)
+def test_threads_beside_other_ranks_do_not_spin(environment: dict[str, str], policy: str | None) -> None:
+    wait_passively_beside_other_ranks(environment)
+    assert environment.get("OMP_WAIT_POLICY") == policy
 
 
 @pytest.mark.parametrize(

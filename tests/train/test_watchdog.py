@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.faults.processes import HANG_SECONDS
 from tests.tiny import tiny_file
 from train import peers as peers_module
 from train.checkpoint import CheckpointError
@@ -54,7 +55,7 @@ def run_two_ranks(folder: Path, fault: str, *settings: str, answering: Sequence[
         ]
         try:
             for rank in answering:
-                ranks[rank].wait(timeout=90)
+                ranks[rank].wait(timeout=HANG_SECONDS)
             ended = time.time()
             codes = [rank.poll() if number in answering else None for number, rank in enumerate(ranks)]
         finally:
@@ -248,7 +249,8 @@ def write_beat(folder: Path, rank: int, beat: int, **given: Any) -> None:
 
 def test_a_rank_is_alive_while_its_heartbeat_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only once: a rank that saves for an hour may be suspended while it does."""
-    monkeypatch.setattr(peers_module, "SILENCE_SECONDS", 0.2)
+    seconds = [1000.0]
+    monkeypatch.setattr(peers_module.time, "monotonic", lambda: seconds[0])
     for rank in (0, 1):
         write_beat(tmp_path, rank, 1)
     peers = Peers(tmp_path, 3, rank=0, host="here", began=time.time())
@@ -256,7 +258,7 @@ def test_a_rank_is_alive_while_its_heartbeat_moves(tmp_path: Path, monkeypatch: 
     write_beat(tmp_path, 1, 2)
     assert [p.condition for p in peers.look()] == ["alive", "alive", "never"]
     assert not peers.settled()
-    time.sleep(0.3)
+    seconds[0] += SILENCE_SECONDS + 1
     assert [p.condition for p in peers.look()] == ["alive", "silent", "never"]
     assert peers.settled()
 
