@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(command: str, arguments: Sequence[str]) -> int:
     """Import a command only when it is asked for: each takes seconds."""
     if command == "report":
-        from analysis import report
+        from analysis.report import report
 
         return report.main(arguments)
-    from analysis import inspection
+    from analysis.inspect import inspection
 
     return inspection.main(arguments)
 

@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from train.config import ConfigError
+from train.config.run import ConfigError
 
 USAGE = """usage: python -m launch {local|slurm|plan|sweep} ...
 
@@ -19,7 +19,12 @@ USAGE = """usage: python -m launch {local|slurm|plan|sweep} ...
   sweep SWEEP.yaml [--cluster FILE] [--dry-run]                   a grid of runs, here or as a SLURM array
 
 `python -m launch COMMAND --help` tells the rest."""
-COMMANDS = ("local", "slurm", "plan", "sweep")
+COMMANDS = {
+    "local": "launch.local",
+    "slurm": "launch.slurm.slurm",
+    "plan": "launch.plan.plan",
+    "sweep": "launch.sweep.sweep",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{unknown}{USAGE}", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(f"launch.{given[0]}").main(given[1:])
+        return importlib.import_module(COMMANDS[given[0]]).main(given[1:])
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import torchrun
-from train.config import ConfigError, RunConfig, check_world_size, load
+from launch import ranks
+from train.config.run import ConfigError, RunConfig, check_world_size, load
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,19 +26,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--ranks", type=int, help="processes (default: one per GPU; without one, one per two cores)")
     given = parser.parse_intermixed_args(arguments)
     config = load(given.config, given.overrides)
-    ranks = given.ranks if given.ranks is not None else default_ranks(config)
-    if ranks < 1:
-        raise ConfigError([f"--ranks: {ranks} is too small; write 1 or more"])
-    check_world_size(config, ranks)
-    command = torchrun.training_command([given.config, *given.overrides], ranks=ranks)
-    print("$", torchrun.shown(command), flush=True)
-    return torchrun.run(command, run_folder=Path(config.output_dir) / config.name)
+    num_ranks = given.ranks if given.ranks is not None else default_ranks(config)
+    if num_ranks < 1:
+        raise ConfigError([f"--ranks: {num_ranks} is too small; write 1 or more"])
+    check_world_size(config, num_ranks)
+    command = ranks.training_command([given.config, *given.overrides], ranks=num_ranks)
+    print("$", ranks.shown(command), flush=True)
+    return ranks.run(command, run_folder=Path(config.output_dir) / config.name)
 
 
 def default_ranks(config: RunConfig) -> int:
     """Return how many ranks this machine is good for: those that divide the global batch, one per GPU or two cores."""
     most = len(gpu_names()) or max(1, len(os.sched_getaffinity(0)) // 2)
-    return next(ranks for ranks in range(most, 0, -1) if config.global_batch_size % ranks == 0)
+    return next(number for number in range(most, 0, -1) if config.global_batch_size % number == 0)
 
 
 def gpu_names() -> list[str]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch import torchrun
+from launch import ranks
 
 CONFIG = "configs/language_model/quickstart.yaml"
 PLACEMENTS = ("pre", "post", "peri")
@@ -55,11 +55,11 @@ def run_folder(placement: str) -> Path:
 
 def run(command: list[str]) -> int:
     """Show a command, run it, return its exit code."""
-    print("$", torchrun.shown(command), flush=True)
+    print("$", ranks.shown(command), flush=True)
     # Ctrl-C reaches the command too, which saves and ends; until then this program waits.
     before = signal.signal(signal.SIGINT, _wait)
     try:
-        return subprocess.Popen(command, preexec_fn=torchrun.end_with_parent).wait()
+        return subprocess.Popen(command, preexec_fn=ranks.end_with_parent).wait()
     finally:
         signal.signal(signal.SIGINT, before)
 

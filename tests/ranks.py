@@ -18,7 +18,7 @@ def _join(rank: int, size: int, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     import torch
 
-    from train import distributed
+    from train.ranks import distributed
 
     distributed.start(threads=1)
     torch.use_deterministic_algorithms(True)

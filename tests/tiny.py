@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from train.config import RunConfig, load
+from train.config.run import RunConfig, load
 
 WORDS = [
     "the",

@@ -15,17 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train import launchers
-from train.config import ConfigError, RunConfig, check_world_size, load, micro_batches
+from train.config.run import ConfigError, RunConfig, check_world_size, load, micro_batches
+from train.ranks import launcher_env
 
 if TYPE_CHECKING:  # the real imports take seconds; a mistyped key is answered before them
-    from train.checkpoint import Progress
-    from train.distributed import World
-    from train.engine import Engine
+    from train.checkpoint.checkpoint import Progress
+    from train.engine.engine import Engine
     from train.loop import Run
-    from train.stopping import StopSignal
+    from train.ranks.distributed import World
+    from train.ranks.stopping import StopSignal
     from train.tasks.task import Task
-    from train.watchdog import Watchdog
+    from train.watchdog.watchdog import Watchdog
 
 logger = logging.getLogger("train")
 
@@ -34,8 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     given = _parse(arguments)
     try:
-        launchers.adopt_srun(os.environ)
-        launchers.wait_passively_beside_other_ranks(os.environ)
+        launcher_env.adopt_srun(os.environ)
+        launcher_env.wait_passively_beside_other_ranks(os.environ)
         config = load(given.config, given.overrides)
         if given.describe:
             return describe(config)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             return prepare(config)
         return train(config)
     except ConfigError as error:
-        launchers.tell_torchrun(str(error))  # rank 0 may be ended before it comes so far
+        launcher_env.tell_torchrun(str(error))  # rank 0 may be ended before it comes so far
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr)
         return 2
@@ -113,14 +113,14 @@ def train(config: RunConfig) -> int:
     """Train this rank to the end."""
     from train import run_folder
 
-    launchers.refuse_other_engines(config, os.environ)
+    launcher_env.refuse_other_engines(config, os.environ)
     run_folder.refuse_another_config(config)
     if run_folder.is_finished(config):
         if os.environ.get("RANK", "0") == "0":
             print(f"{run_folder.run_folder(config)} is finished: step {config.steps} of {config.steps} is saved")
         return 0
 
-    from train.stopping import NOTHING_LOST, STOPPED_EARLY, StoppedInPreparationError, StopSignal
+    from train.ranks.stopping import NOTHING_LOST, STOPPED_EARLY, StoppedInPreparationError, StopSignal
 
     is_main = os.environ.get("RANK", "0") == "0"
     folder = run_folder.run_folder(config) if is_main else None
@@ -136,9 +136,9 @@ def train(config: RunConfig) -> int:
 
 def _train(config: RunConfig, stop: StopSignal) -> int:
     with stop.preparing():
-        from train import distributed
-        from train.checkpoint import CheckpointError
+        from train.checkpoint.checkpoint import CheckpointError
         from train.loop import TooManySkippedStepsError
+        from train.ranks import distributed
 
         check_world_size(config, distributed.world_size_from_environment())
         distributed.set_up_logging()
@@ -167,10 +167,10 @@ def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
     Raises:
         StoppedInPreparationError: A signal came before the first step.
     """
-    from train.distributed import world_size_from_environment
+    from train.ranks.distributed import world_size_from_environment
+    from train.ranks.stopping import StopSignal
     from train.run_folder import run_folder
-    from train.stopping import StopSignal
-    from train.watchdog import Watchdog
+    from train.watchdog.watchdog import Watchdog
 
     size = world_size_from_environment()
     rank = int(os.environ["RANK"]) if size > 1 else 0
@@ -179,9 +179,9 @@ def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
 
 
 def _train_rank(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> int:
-    from train import distributed
     from train.loop import fit
-    from train.stopping import STOPPED_EARLY, note_stopped
+    from train.ranks import distributed
+    from train.ranks.stopping import STOPPED_EARLY, note_stopped
 
     with stop.preparing():
         run = assemble(config, stop, watchdog)
@@ -208,15 +208,15 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
     """Bring together everything that this rank trains with, at the step where it is to go on."""
     import torch
 
-    from train import distributed
-    from train.checkpoint import Saver
-    from train.engine import BatchPlan, resolve_precision, wrap
+    from train.checkpoint.checkpoint import Saver
+    from train.engine.engine import BatchPlan, resolve_precision, wrap
     from train.loop import Run
-    from train.probes import Probes
+    from train.observe.probes import Probes
+    from train.observe.spikes import SpikeWatch
+    from train.ranks import distributed
     from train.run_folder import run_folder
-    from train.spikes import SpikeWatch
     from train.tasks import build_task
-    from train.watchdog import process_group_timeout, record_flights
+    from train.watchdog.watchdog import process_group_timeout, record_flights
 
     task = build_task(config)
     task.open_data()  # before the process group: its deadline does not run while one rank tokenises
@@ -270,7 +270,7 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
 
 
 def _load_starting_weights(config: RunConfig, model) -> None:
-    from train.checkpoint import load_folder
+    from train.checkpoint.checkpoint import load_folder
 
     start = config.checkpoint.start_from
     if start is not None and "@" not in start:
@@ -279,8 +279,8 @@ def _load_starting_weights(config: RunConfig, model) -> None:
 
 def _resume(config: RunConfig, folder: Path, engine: Engine, task: Task, world: World) -> tuple[Progress, list[str]]:
     """Go on from this run's newest intact checkpoint; else from another run's, where asked; else from the start."""
-    from train import checkpoint
-    from train.checkpoint import Progress
+    from train.checkpoint import checkpoint
+    from train.checkpoint.checkpoint import Progress
 
     found, passed_over = checkpoint.newest_intact(folder / "checkpoints", world=world)
     for note in passed_over if world.is_main else []:
@@ -296,7 +296,7 @@ def _resume(config: RunConfig, folder: Path, engine: Engine, task: Task, world: 
 
 
 def _require_same_data(found: Path, task: Task) -> None:
-    from train.checkpoint import CheckpointReader
+    from train.checkpoint.checkpoint import CheckpointReader
 
     saved = CheckpointReader(found).manifest["data_fingerprint"]
     if saved != task.data_fingerprint:
@@ -309,7 +309,7 @@ def _require_same_data(found: Path, task: Task) -> None:
 
 
 def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> Path:
-    from train.checkpoint import complete_steps, damage, step_folder
+    from train.checkpoint.checkpoint import complete_steps, damage, step_folder
 
     run, _, step = start.rpartition("@")
     folder = Path(run) if (Path(run) / "checkpoints").is_dir() else Path(config.output_dir) / run
@@ -330,8 +330,8 @@ def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> P
 
 def _open_run_folder(config: RunConfig, folder: Path, engine: Engine, task: Task, world: World, progress: Progress):
     from train import run_folder
-    from train.metrics import RunLog
-    from train.stopping import forget_stopped
+    from train.observe.run_log import RunLog
+    from train.ranks.stopping import forget_stopped
 
     if world.is_main:
         run_folder.write_config(config)

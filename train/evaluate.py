@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from train.checkpoint import CheckpointError, CheckpointReader
-from train.config import ConfigError, LanguageModelConfig, TaskConfig, load
+from train.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from train.config.run import ConfigError, LanguageModelConfig, TaskConfig, load
 from train.export import chosen_checkpoint, load_model, read_run
-from train.metrics import Accumulator, strict
+from train.observe.run_log import Accumulator, strict
 from train.tasks import build_task
 from train.tasks.task import Task
 

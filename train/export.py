@@ -20,9 +20,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from train import checkpoint
-from train.checkpoint import CheckpointReader
-from train.config import ConfigError, RunConfig, load
+from train.checkpoint import checkpoint
+from train.checkpoint.checkpoint import CheckpointReader
+from train.config.run import ConfigError, RunConfig, load
 from train.tasks.task import Task
 
 logger = logging.getLogger(__name__)

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.checkpoint import CheckpointError, Progress, Saver
-from train.config import RunConfig
-from train.data.sampler import SampleOrder, combined_hash, content_hashes, rank_share
-from train.distributed import SideChannel, World, gather_over_ranks, sum_over_ranks
-from train.engine import Engine, StepResult
+from train.checkpoint.checkpoint import CheckpointError, Progress, Saver
+from train.config.run import RunConfig
+from train.data.order import SampleOrder, combined_hash, content_hashes, rank_share
+from train.engine.engine import Engine, StepResult
+from train.engine.optimizers import learning_rate
 from train.export import write_model_folder
-from train.metrics import Accumulator, RunLog, Stopwatch, speed
-from train.optim import learning_rate
-from train.probes import Probes
-from train.spikes import SpikeWatch
-from train.stopping import StopSignal
+from train.observe.probes import Probes
+from train.observe.run_log import Accumulator, RunLog, Stopwatch, speed
+from train.observe.spikes import SpikeWatch
+from train.ranks.distributed import SideChannel, World, gather_over_ranks, sum_over_ranks
+from train.ranks.stopping import StopSignal
 from train.tasks.task import Batch, SampleCost, Task
-from train.watchdog import Watchdog
+from train.watchdog.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

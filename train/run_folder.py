@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from train.config import ConfigError, RunConfig, differences, to_yaml
+from train.config.run import ConfigError, RunConfig, differences, to_yaml
 
 if TYPE_CHECKING:  # a finished run is recognised before torch is imported
-    from train.distributed import World
+    from train.ranks.distributed import World
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.figures.training import outcome, skipped_steps, spikes, training_curve
 from analysis.groups import axis_of, band, differing_keys, for_depth, group_records, progress, thin_out
 from analysis.runs import InputError, Record, absence, column, norm_role, read_run, read_runs
-from analysis.training_figures import outcome, skipped_steps, spikes, training_curve
 from tests.analysis.synthetic import TOKENS_PER_STEP, loss_at, metric_rows, write_depth_run, write_run
 
 

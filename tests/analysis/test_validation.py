@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from analysis import tables, training_figures
+from analysis.figures import training as training_figures
 from analysis.groups import for_depth, group_records
 from analysis.page import Section, Spread, Table, number_text, write_page
+from analysis.report import tables
 from analysis.runs import Record, read_run
 from analysis.validation import Figure, arenas, figure_of, figures
 from tests.analysis.synthetic import loss_at, write_filter_run, write_run

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from tests.benchmark.arms import ARMS, PROBE_ARMS, Shape
 from tests.benchmark.filters import FILTER_ARMS, filter_table
-from train.config import ProbesConfig
+from train.config.run import ProbesConfig
 
 ROOT = Path(__file__).parents[2]
 RATIOS = (

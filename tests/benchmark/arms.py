@@ -54,7 +54,7 @@ def config_of(
     """Return our run of this shape on the embedded corpus."""
     import yaml
 
-    from train.config import load
+    from train.config.run import load
 
     tree = {
         "name": f"{placement}-{compiled}-{time.time_ns()}",
@@ -123,11 +123,11 @@ def probed(shape: Shape, steps: int, folder: Path, *, probes: str, compiled: boo
 
 def windows(shape: Shape, steps: int, folder: Path) -> Iterator[np.ndarray]:
     """Yield the batches that our own run sees, in its order."""
-    from train.data import text
-    from train.data.sampler import SampleOrder
+    from train.data.order import SampleOrder
+    from train.data.text import cache
 
     config = config_of(shape, folder, steps=steps, placement="pre", compiled=False)
-    data = text.prepare(config.task.data, vocab_size=shape.vocab_size)
+    data = cache.prepare(config.task.data, vocab_size=shape.vocab_size)
     order = SampleOrder(data.num_training_samples, seed=0, global_batch_size=shape.batch_size)
     for step in range(1, steps + 1):
         yield data.read("training", order.of_step(step))
@@ -239,7 +239,7 @@ def main() -> None:
     """Run one arm, described as JSON on the command line, and print its figures as JSON."""
     import torch
 
-    from train.metrics import peak_memory_gib
+    from train.observe.run_log import peak_memory_gib
 
     given = json.loads(sys.argv[1])
     shape = Shape(**given["shape"])

@@ -1,7 +1,7 @@
 """The image filters of the benchmark at 640 x 480: FDKN and DKN, ours and the plain way.
 
 Plain is what their equations say without a second thought, with the same networks: a window unfolded for each pixel
-and read by grid_sample, and DKN's sixteen shifted passes (tests/modeling/plain_filter.py).
+and read by grid_sample, and DKN's sixteen shifted passes (tests/modeling/joint_filter/plain_filter.py).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def filter_pass(arm: FilterArm, device: Any) -> Callable[[], None]:
     """Return one pass over a random image: what is to be timed."""
     import torch
 
-    from modeling.depth.configuration_dkn import DKNConfig
-    from modeling.depth.modeling_dkn import DKNModel
-    from tests.modeling.plain_filter import plain_forward
+    from modeling.joint_filter.configuration_dkn import DKNConfig
+    from modeling.joint_filter.modeling_dkn import DKNModel
+    from tests.modeling.joint_filter.plain_filter import plain_forward
 
     torch.manual_seed(0)
     model = DKNModel(DKNConfig(architecture=arm.architecture)).to(device).train(arm.training)  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def measure_filter(name: str, *, steps: int) -> dict[str, float]:
     """
     import torch
 
-    from train.metrics import peak_memory_gib
+    from train.observe.run_log import peak_memory_gib
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     once = filter_pass(FILTER_ARMS[name], device)

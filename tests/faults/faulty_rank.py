@@ -11,7 +11,7 @@ from typing import Any
 
 from train import __main__ as entry
 from train import tasks
-from train.data.sampler import content_hashes
+from train.data.order import content_hashes
 from train.tasks.language_model import LanguageModel
 
 ONE_IN = 40  # samples that are poison

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+_under_way: list[subprocess.Popen[str]] = []  # the runs that `training` has started
 HANG_SECONDS = 900  # what no step of a test takes on any machine; a test waits so long only where something hangs
 
 
@@ -41,9 +42,11 @@ def training(
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    _under_way.append(process)
     try:
         yield process
     finally:
+        _under_way.remove(process)
         for pid in [*descendants(process.pid), process.pid]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -79,18 +82,22 @@ def rank_processes(launcher: int) -> dict[int, int]:
             variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             ranks = [int(variable[5:]) for variable in variables if variable.startswith(b"RANK=")]
-            if {b"train", b"tests.faults.faulty_rank", b"tests.train.hanging_rank"} & set(words) and ranks:
+            if {b"train", b"tests.faults.faulty_rank", b"tests.train.watchdog.hanging_rank"} & set(words) and ranks:
                 found[ranks[0]] = pid
     return found
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = HANG_SECONDS, pause: float = 0.02) -> Any:
-    """Wait until something is so, and return it."""
+    """Wait until something is so, and return it; fails at once where the run that was to bring it about has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
+        ended = bool(_under_way) and all(process.poll() is not None for process in _under_way)
+        value = condition()
+        if value:
+            return value
+        if ended:
+            output = [process.communicate() for process in _under_way]
+            raise AssertionError(f"the run ended with {[process.returncode for process in _under_way]}: {output}")
         time.sleep(pause)
     raise AssertionError("it did not come to that")
 

@@ -24,7 +24,7 @@ from tests.faults.processes import (
 )
 from tests.tiny import tiny_file
 from train import run_folder
-from train.config import load
+from train.config.run import load
 
 ROOT = Path(__file__).parents[2]
 SLOW_STEPS = ["steps=200", "checkpoint.every=1000", "evaluate_every=100", "log_every=1"]
@@ -166,11 +166,11 @@ def test_a_second_signal_leaves_without_hurting_the_last_checkpoint(tmp_path: Pa
 
 
 def test_a_deadline_forces_the_exit(tmp_path: Path) -> None:
-    from train.stopping import StopSignal
+    from train.ranks.stopping import StopSignal
 
     script = (
         "import logging, os, signal, time; logging.basicConfig();"
-        "from train.stopping import StopSignal; stop = StopSignal(deadline=0.3)\n"
+        "from train.ranks.stopping import StopSignal; stop = StopSignal(deadline=0.3)\n"
         "with stop.listening():\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1); assert stop.name == 'SIGTERM'; time.sleep(20)"
     )
@@ -185,7 +185,7 @@ def test_a_deadline_forces_the_exit(tmp_path: Path) -> None:
 def test_a_signal_that_comes_by_two_ways_is_one_wish() -> None:
     """SLURM may signal every process of a job, and the launcher passes its own on; a later one is a second wish."""
     script = (
-        "import os, signal, time\nfrom train import stopping\nstop = stopping.StopSignal()\n"
+        "import os, signal, time\nfrom train.ranks import stopping\nstop = stopping.StopSignal()\n"
         "stopping._ONE_WISH_SECONDS = 1.0\n"
         "with stop.listening():\n"
         "    for _ in range(3):\n        os.kill(os.getpid(), signal.SIGUSR1); time.sleep(0.1)\n"
@@ -198,7 +198,7 @@ def test_a_signal_that_comes_by_two_ways_is_one_wish() -> None:
 
 def test_after_the_save_signals_change_nothing() -> None:
     script = (
-        "import os, signal, time\nfrom train.stopping import StopSignal\nstop = StopSignal(deadline=0.2)\n"
+        "import os, signal, time\nfrom train.ranks.stopping import StopSignal\nstop = StopSignal(deadline=0.2)\n"
         "with stop.listening():\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1); stop.is_saved()\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.4)\n"
@@ -210,7 +210,7 @@ def test_after_the_save_signals_change_nothing() -> None:
 
 def test_a_worker_that_ends_is_no_signal_to_the_run() -> None:
     script = (
-        "import os, signal, time\nfrom train.stopping import StopSignal\nstop = StopSignal()\n"
+        "import os, signal, time\nfrom train.ranks.stopping import StopSignal\nstop = StopSignal()\n"
         "with stop.listening():\n"
         "    child = os.fork()\n"
         "    if child == 0:\n        time.sleep(20); os._exit(0)\n"

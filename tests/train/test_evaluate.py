@@ -13,8 +13,8 @@ from tests.ranks import Ranks
 from tests.tiny import tiny_file
 from tests.tiny_filter import tiny_filter_file
 from tests.train.test_resume import rows, train
-from train.config import load
-from train.data.scenes import scene
+from train.config.run import load
+from train.data.drawn.scenes import scene
 from train.evaluate import _MAY_DIFFER, evaluate, main
 
 

@@ -16,7 +16,7 @@ import pytest
 from tests.ranks import Ranks
 from tests.tiny import tiny_file, tiny_run
 from train import __main__ as entry
-from train.config import ConfigError, load
+from train.config.run import ConfigError, load
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,7 +161,7 @@ def full_disk(config_file: str) -> str:
     """Train while the disk is full from the second checkpoint on."""
     import errno
 
-    from train import checkpoint
+    from train.checkpoint import checkpoint
 
     original, calls = checkpoint.write_safetensors, [0]
 

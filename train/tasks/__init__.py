@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from train.config import DepthUpsamplingConfig, LanguageModelConfig, RunConfig, TextureRemovalConfig
+from train.config.run import DepthUpsamplingConfig, LanguageModelConfig, RunConfig, TextureRemovalConfig
 from train.tasks.task import Task
 
 

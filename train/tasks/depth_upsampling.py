@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train.config import DepthUpsamplingConfig
-from train.data.baselines import baselines
-from train.data.pairs import Pair, Pairs
-from train.data.patches import Span, min_max, patch
-from train.data.resize import degrade
+from train.config.run import DepthUpsamplingConfig
+from train.data.images.baselines import baselines
+from train.data.images.pairs import Pair, Pairs
+from train.data.images.patches import Span, min_max, patch
+from train.data.images.resize import degrade
 from train.tasks.exhibits import Exhibit, shifted, show
 from train.tasks.joint_filtering import (
     SECTIONS,

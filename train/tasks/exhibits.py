@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modeling.depth.modeling_dkn import DKNModel, DKNOutput
+from modeling.joint_filter.modeling_dkn import DKNModel, DKNOutput
 from train.tasks.joint_filtering import Images
 from train.tasks.task import Gallery
 

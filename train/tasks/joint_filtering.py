@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.activations import Site, sites_of_any
-from modeling.depth.configuration_dkn import DKNConfig
-from modeling.depth.image_processing_dkn import DKNImageProcessor
-from modeling.depth.modeling_dkn import DKNModel
-from train.config import ConfigError, DepthUpsamplingConfig, OptimConfig, PairSourceConfig, TextureRemovalConfig
-from train.data.pairs import Pair, Pairs, open_pairs
-from train.data.procedural import KINDS
+from analysis.measure.activations import Site, sites_of_any
+from modeling.joint_filter.configuration_dkn import DKNConfig
+from modeling.joint_filter.image_processing_dkn import DKNImageProcessor
+from modeling.joint_filter.modeling_dkn import DKNModel
+from train.config.run import ConfigError, DepthUpsamplingConfig, OptimConfig, PairSourceConfig, TextureRemovalConfig
+from train.data.images.pairs import Pair, Pairs, open_pairs
+from train.data.images.procedural import KINDS
 from train.tasks.task import Batch, ModelCard, ParameterGroup, SampleCost, Split, StepOutput, Sums
 
 Config = TypeVar("Config", DepthUpsamplingConfig, TextureRemovalConfig)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from analysis.activations import Site
+from analysis.measure.activations import Site
 from modeling.decoder.configuration_periln import PeriLNConfig
 from modeling.decoder.modeling_periln import PeriLNForCausalLM, PeriLNModel
-from train.config import LanguageModelConfig, OptimConfig
-from train.data import text
+from train.config.run import LanguageModelConfig, OptimConfig
+from train.data.text import cache
 from train.tasks.task import Batch, Gallery, ModelCard, ParameterGroup, SampleCost, Split, StepOutput, Sums
 
 _USAGE = """\
@@ -38,9 +38,9 @@ class LanguageModel:
         self._seed = seed
 
     @cached_property
-    def data(self) -> text.TextData:
+    def data(self) -> cache.TextData:
         """The windows of text, tokenised here where the corpus is small."""
-        return text.prepare(self.config.data, vocab_size=self.config.model.vocab_size)
+        return cache.prepare(self.config.data, vocab_size=self.config.model.vocab_size)
 
     @property
     def num_training_samples(self) -> int:
@@ -64,11 +64,11 @@ class LanguageModel:
 
     def check(self) -> None:
         """Look at sources and tokenizer."""
-        text.check(self.config.data, vocab_size=self.config.model.vocab_size)
+        cache.check(self.config.data, vocab_size=self.config.model.vocab_size)
 
     def prepare(self) -> str:
         """Tokenise and pack the corpus, whatever its size."""
-        data = text.prepare(self.config.data, vocab_size=self.config.model.vocab_size, may_tokenise=True)
+        data = cache.prepare(self.config.data, vocab_size=self.config.model.vocab_size, may_tokenise=True)
         return (
             f"{data.num_training_samples:,} training and {data.num_validation_samples:,} validation windows of "
             f"{self.config.data.sequence_length} tokens are ready (fingerprint {data.fingerprint})"

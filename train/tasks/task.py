@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from analysis.activations import Site
+from analysis.measure.activations import Site
 
 Split = Literal["training", "validation"]
 Batch = dict[str, Tensor]  # every value holds one entry per sample along its first dimension
@@ -127,7 +127,7 @@ class Task(Protocol):
         ...
 
     def probe_sites(self, model: nn.Module) -> list[Site]:
-        """Name the places where activations are measured; `analysis.activations.sites_of_any` knows some anywhere."""
+        """Name the places where activations are measured; `sites_of_any` knows some of any network."""
         ...
 
     def cost(self, model: nn.Module) -> SampleCost:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modeling.depth.modeling_dkn import DKNOutput
-from train.config import TextureRemovalConfig
-from train.data.baselines import baselines
-from train.data.draws import Draws
-from train.data.pairs import Pair, Pairs
-from train.data.patches import min_max, patch
+from modeling.joint_filter.modeling_dkn import DKNOutput
+from train.config.run import TextureRemovalConfig
+from train.data.drawn.draws import Draws
+from train.data.images.baselines import baselines
+from train.data.images.pairs import Pair, Pairs
+from train.data.images.patches import min_max, patch
 from train.tasks.exhibits import Exhibit, show
 from train.tasks.joint_filtering import (
     SECTIONS,

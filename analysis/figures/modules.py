@@ -1,0 +1,202 @@
+"""Figures of networks without blocks: a quantity of every module or site, named one below the other."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from analysis.figures.depth import first_and_last, having, missing_rows, stream_rows
+from analysis.figures.training import SEEDS
+from analysis.groups import Curve, Group, band, for_depth
+from analysis.runs import Record, column, rows_where
+from analysis.style import WIDTH, Panel, Plate, finish, new_axes, paper
+
+MOST_NAMES = 60  # that one panel can hold
+_ROW = 0.135  # inches per name
+_MOST_LETTERS = 34
+Values = Callable[[Record], Mapping[str, float]]  # of one run: a value by name, in the network's order
+
+
+@paper
+def gradient_by_module(records: Sequence[Record]) -> Plate:
+    """Draw the gradient norm of every module, first and last measured step."""
+    groups, notes = for_depth(records)
+    panels = []
+    for moment in first_and_last(groups, "gradients"):
+        figure = named_figure(
+            [(group, module_norms(moment.steps[group.label])) for group in having(groups, moment)],
+            x="gradient norm of the module",
+            title=moment.title,
+        )
+        if figure is not None:
+            panels.append(Panel(moment.name, f"Gradient norm by module, {moment.title}", figure))
+    return Plate(
+        name="gradient-modules",
+        title="Gradient norm by module",
+        caption="Root of the sum of squares of the gradient over a module's own parameters (weight and bias), after "
+        f"reduction over ranks and before clipping. {SEEDS}",
+        panels=panels,
+        findings=notes if panels else [],
+        missing=missing_rows(records, "gradients"),
+    )
+
+
+def is_one_stack(records: Sequence[Record]) -> bool:
+    """Return whether the layers of these runs' parameters are blocks of one stack, so that they have a depth.
+
+    The numbers of two branches' layers mean different places; so may those of a network without a residual stream.
+    """
+    found = [record for record in records if not record.gradients.empty]
+    if any(stream_rows(record).empty for record in found if not record.activations.empty):
+        return False
+    return any(_stacks(record) for record in found) and all(len(_stacks(record)) <= 1 for record in found)
+
+
+def module_norms(step: float) -> Values:
+    """Return the gradient norm of every module at one step."""
+    return lambda record: _by_module(record, step, lambda rows: np.square(column(rows, "norm")))
+
+
+def module_updates(step: float) -> Values:
+    """Return the norm of the update over the norm of the weights of every module at one step."""
+
+    def values(record: Record) -> dict[str, float]:
+        updates = _by_module(
+            record, step, lambda rows: np.square(column(rows, "update_ratio") * column(rows, "parameter_norm"))
+        )
+        weights = _by_module(record, step, lambda rows: np.square(column(rows, "parameter_norm")))
+        return {name: updates[name] / weight if weight > 0 else float("nan") for name, weight in weights.items()}
+
+    return values
+
+
+def named_figure(lines: Sequence[tuple[Group, Values]], *, x: str, title: str) -> Figure | None:
+    """Draw values by name, a line per group; None where nothing is finite or there are too many names.
+
+    Names are matched over the groups; what all of them begin with stands beside the axis. Stretches of names that begin
+    alike (a branch of the network) are set apart by shading, and lines do not go on from one to the next.
+
+    Args:
+        lines: The groups, each with what gives its values.
+        x: Words below the axis, which is logarithmic.
+        title: Above it.
+    """
+    names = merged(list(values(record)) for group, values in lines for record in group.records)
+    if not names or len(names) > MOST_NAMES:
+        return None
+    head = _common_head(names)
+    shown = [name.removeprefix(head) for name in names]
+    axes = new_axes(x=x, y=head.rstrip("."))
+    axes.set_title(title, loc="right")  # the names leave no room to begin it at the axes
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    figure.set_size_inches(WIDTH, 0.75 + _ROW * len(names))
+    for group, values in lines:
+        _draw(axes, group, _curve(values, names), _parts(shown))
+    if not axes.get_lines():
+        return None
+    for begin, end in _parts(shown)[1::2]:
+        axes.axhspan(begin - 0.5, end - 0.5, color="#f0f0ee", zorder=0, linewidth=0)
+    axes.set_yticks(range(len(names)), [_short(name) for name in shown], fontsize=6)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    finish(axes, log="x")
+    _thin_ticks(axes)
+    return figure
+
+
+def merged(lists) -> list[str]:
+    """Return the names of all lists in an order that keeps each list's own: a new name follows its predecessor.
+
+    Args:
+        lists: An iterable of lists of names.
+    """
+    found: list[str] = []
+    for names in lists:
+        at = 0
+        for name in names:
+            if name in found:
+                at = found.index(name) + 1
+            else:
+                found.insert(at, name)
+                at += 1
+    return found
+
+
+def _stacks(record: Record) -> set[str]:
+    """Return what the names of numbered parameters begin with, up to the number: "model.layers"."""
+    numbered = rows_where(record.gradients, step=column(record.gradients, "step")[0])
+    numbered = numbered.iloc[np.flatnonzero(np.isfinite(column(numbered, "layer")))]
+    return {re.split(r"\.\d+(?:\.|$)", str(name))[0] for name in column(numbered, "parameter")}
+
+
+def _draw(axes: Axes, group: Group, curve: Curve, parts: Sequence[tuple[int, int]]) -> None:
+    found = band(group, curve)
+    if not np.isfinite(found.mean).any():
+        return
+    look = {"color": group.look.colour, "marker": group.look.marker, "linewidth": 0.8, "markersize": 3}
+    label = group.label
+    for begin, end in parts:
+        part = (found.x >= begin) & (found.x < end)
+        if not part.any():
+            continue
+        axes.plot(found.mean[part], found.x[part], label=label, **look)
+        label = "_"
+        if len(group.records) > 1:
+            axes.fill_betweenx(found.x[part], found.low[part], found.high[part], color=group.look.colour, alpha=0.2,
+                               linewidth=0)  # fmt: skip
+
+
+def _curve(values: Values, names: Sequence[str]) -> Curve:
+    place = {name: i for i, name in enumerate(names)}
+
+    def curve(record: Record) -> tuple[np.ndarray, np.ndarray]:
+        found = sorted((place[name], value) for name, value in values(record).items())
+        at, heights = zip(*found, strict=True) if found else ((), ())
+        return np.array(at, dtype=float), np.array(heights, dtype=float)
+
+    return curve
+
+
+def _thin_ticks(axes: Axes) -> None:
+    """Keep so few labels that they do not touch on an axis that the names have made short."""
+    low, high = axes.get_xlim()
+    if axes.get_xscale() == "log" and high / low > 10:
+        subs = (1.0, 3.0) if high / low < 100 else (1.0,)
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=5))
+    axes.tick_params(axis="x", labelsize=6.5)
+
+
+def _common_head(names: Sequence[str]) -> str:
+    """Return the components that all names begin with, "kernels." or nothing; each name keeps its last one."""
+    parts = [name.split(".")[:-1] for name in names]
+    common = list(itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False)))
+    return "".join(f"{level[0]}." for level in common)
+
+
+def _parts(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Return begin and end of each stretch of names with the same first component."""
+    heads = [name.split(".")[0] for name in names]
+    begins = [i for i, head in enumerate(heads) if i == 0 or head != heads[i - 1]]
+    if len(begins) > len(names) / 2:  # names that have little in common
+        return [(0, len(names))]
+    return list(zip(begins, [*begins[1:], len(names)], strict=True))
+
+
+def _by_module(record: Record, step: float, squares: Callable) -> dict[str, float]:
+    """Return the root of the sum of squares over the parameters of each module."""
+    rows = rows_where(record.gradients, step=step)
+    sums: dict[str, float] = {}
+    for parameter, value in zip(column(rows, "parameter"), squares(rows), strict=True):
+        module = str(parameter).rpartition(".")[0] or str(parameter)
+        sums[module] = sums.get(module, 0.0) + float(value)
+    return {module: float(np.sqrt(value)) for module, value in sums.items()}
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _MOST_LETTERS else f"...{name[-_MOST_LETTERS + 3 :]}"

@@ -1,0 +1,303 @@
+"""Look inside finished models: `python -m analysis inspect MODEL [MODEL ...] [--text FILE] --out DIR`.
+
+Any causal language model of transformers, or a run at the steps that it kept, is measured on windows of text with the
+statistics of the training probes; the placement of its norms is recognised. DIR is there completely or not at all:
+
+    index.html, figures/              the page (analysis/inspect/page.py)
+    LABEL/activations.jsonl           and gradients.jsonl, massive.jsonl: a line per measurement, `step` the kept step
+    LABEL/angular.json                angular distances between depths, per step
+    LABEL/summary.json                placement per layer with module names, loss, text, windows, dtype, versions
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from analysis.inspect import models, page
+from analysis.inspect.architecture import Architecture, ArchitectureError, recognise
+from analysis.inspect.inspected import Inspected, Snapshot, data_files
+from analysis.inspect.loading import DTYPES, LoadedModel, check, load
+from analysis.inspect.measurement import is_causal, measure_model
+from analysis.inspect.models import Subject
+from analysis.inspect.windows import Text, Windows, cut
+from analysis.page import check_out, write_page
+from analysis.runs import InputError
+
+KIND = "inspection"
+DEFAULT_LENGTH = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to measure; the names are those of the command line."""
+
+    device: str = "auto"
+    dtype: str | None = None
+    tokenizer: str | None = None
+    trust_remote_code: bool = False
+    sequence_length: int | None = None
+    windows: int = 8
+    gradients: bool = True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, or 2 where what the user gave is wrong."""
+    given = _parser().parse_args(arguments)
+    settings = Settings(
+        device=given.device,
+        dtype=given.dtype,
+        tokenizer=given.tokenizer,
+        trust_remote_code=given.trust_remote_code,
+        sequence_length=given.sequence_length,
+        windows=given.windows,
+        gradients=given.gradients,
+    )
+    try:
+        page = inspect(given.model, text=given.text, out=given.out, settings=settings)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(page)
+    return 0
+
+
+def inspect(names: Sequence[str], *, out: Path, text: Path | None = None, settings: Settings) -> Path:
+    """Measure models and write the page; returns the path of index.html.
+
+    Args:
+        names: MODELs, as on the command line.
+        out: A new folder, or an earlier inspection, which is replaced.
+        text: What to measure on; None: sources of the standard library.
+        settings: How.
+
+    Raises:
+        InputError: What the user gave is wrong; nothing is written.
+    """
+    check_out(out, kind=KIND)
+    if settings.windows < 1 or (settings.sequence_length is not None and settings.sequence_length < 2):
+        raise InputError("--windows must be at least 1 and --sequence-length at least 2")
+    passage = Text(text)
+    subjects = models.named(names)
+    for subject in subjects:
+        if not subject.steps:  # a run of ours is a causal language model
+            check(subject.name, trust=settings.trust_remote_code)
+    inspected = [_inspected(subject, passage, settings) for subject in subjects]
+    notes = _notes(inspected)
+    folders = _folder_names([item.subject.label for item in inspected])
+    files: dict[str, str] = {}
+    for item, folder in zip(inspected, folders, strict=True):
+        files |= {f"{folder}/{name}": content for name, content in data_files(item, text=passage.described).items()}
+    sections = page.sections(inspected, text=passage.described, folders=folders, notes=notes)
+    labels = [item.subject.label for item in inspected]
+    title = f"Inside {', '.join(labels) if len(labels) <= 3 else f'{len(labels)} models'}"
+    return write_page(out, title, sections, kind=KIND, lead=f"Measured on {passage.described}.", files=files)
+
+
+def _inspected(subject: Subject, text: Text, settings: Settings) -> Inspected:
+    """Measure one model at all its steps, one loaded at a time."""
+    snapshots = [_snapshot(subject, step, text=text, settings=settings) for step in subject.steps or (None,)]
+    return Inspected(subject, tuple(snapshots))
+
+
+def _snapshot(subject: Subject, step: int | None, *, text: Text, settings: Settings) -> Snapshot:
+    label = subject.label if step is None else f"{subject.label} step {step}"
+    try:
+        with models.folder_of(subject, step) as folder:
+            loaded = load(
+                folder,
+                device=settings.device,
+                dtype=settings.dtype,
+                tokenizer=settings.tokenizer,
+                trust=settings.trust_remote_code,
+                name=subject.name,
+            )
+            return _measured(loaded, label=label, step=step or 0, text=text, settings=settings)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{label}: the device has too little memory for it; write --no-gradients, --dtype bf16, a shorter "
+            "--sequence-length, or --device cpu"
+        ) from error
+    finally:
+        loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _measured(loaded: LoadedModel, *, label: str, step: int, text: Text, settings: Settings) -> Snapshot:
+    windows = cut(text, loaded.tokenizer, length=_length(loaded, label, settings), count=settings.windows)
+    rows = loaded.model.get_input_embeddings().num_embeddings
+    if int(windows.tokens.max()) >= rows:
+        raise InputError(
+            f"{label}: the tokenizer gives token {int(windows.tokens.max())}, and the model has {rows} embeddings; "
+            "write --tokenizer PATH with the one that it was trained with"
+        )
+    if not is_causal(loaded.model):
+        raise InputError(
+            f"{label}: is not a causal language model: what it predicts depends on later tokens; give a decoder"
+        )
+    architecture = _recognised(loaded, label)
+    with_gradients = settings.gradients and not loaded.is_offloaded
+    with tqdm(total=len(windows.tokens), desc=label, unit="window", leave=True) as progress:
+        measured = measure_model(
+            loaded.model, architecture, windows, with_gradients=with_gradients, tick=lambda: _advance(progress)
+        )
+    notes = [*windows.notes, *_unknown_notes(architecture)]
+    if not math.isfinite(measured.loss):
+        notes.append("its loss is not a number.")
+    if settings.gradients and loaded.is_offloaded:
+        notes.append(
+            f"no gradients: some weights lie outside the devices that compute ({loaded.device}), and a backward pass "
+            "would need them all at once."
+        )
+    return Snapshot(
+        step=step,
+        architecture=_without_modules(architecture),
+        measurement=measured,
+        tokens=_token_texts(loaded, windows, measured.largest),
+        facts=_facts(loaded, windows),
+        notes=tuple(notes),
+    )
+
+
+def _advance(progress: Any) -> None:
+    progress.update()
+
+
+def _length(loaded: LoadedModel, label: str, settings: Settings) -> int:
+    limit, asked = loaded.max_length, settings.sequence_length
+    if asked is None:
+        return min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
+    if limit is not None and asked > limit:
+        raise InputError(f"--sequence-length {asked}: the positions of {label} end at {limit}; write at most that")
+    return asked
+
+
+def _recognised(loaded: LoadedModel, label: str) -> Architecture:
+    try:
+        return recognise(loaded.model)
+    except ArchitectureError as error:
+        raise InputError(f"{label}: {error}; inspect reads decoders made of blocks") from error
+
+
+def _without_modules(architecture: Architecture) -> Architecture:
+    """Let go of the model: what is shown are names."""
+    layers = tuple(
+        replace(
+            layer,
+            block=None,  # type: ignore[arg-type]
+            attention=layer.attention and replace(layer.attention, first=None, last=None),  # type: ignore[arg-type]
+            mlp=layer.mlp and replace(layer.mlp, first=None, last=None),  # type: ignore[arg-type]
+        )
+        for layer in architecture.layers
+    )
+    return replace(architecture, layers=layers, final_norm_module=None)
+
+
+def _unknown_notes(architecture: Architecture) -> list[str]:
+    unknown = [layer for layer in architecture.layers if layer.placement == "unknown"]
+    reasons = dict.fromkeys(layer.reason for layer in unknown)
+    return [
+        f"placement not recognised in {sum(layer.reason == reason for layer in unknown)} of "
+        f"{len(architecture.layers)} layers, where only the blocks' outputs were measured: {reason}."
+        for reason in reasons
+    ]
+
+
+def _token_texts(loaded: LoadedModel, windows: Windows, largest: Sequence[Any]) -> dict[tuple[int, int], str]:
+    """Return the text of the tokens at which the largest activations stand, by window and position."""
+    return {
+        (element.window, element.position): _token_text(loaded.tokenizer, windows.tokens, element)
+        for element in largest
+    }
+
+
+def _token_text(tokenizer: Any, tokens: torch.Tensor, element: Any) -> str:
+    token = int(tokens[element.window, element.position])
+    shown = tokenizer.decode([token])
+    if not shown or "\ufffd" in shown:  # a part of a character, or a special token that decode leaves out
+        shown = str(tokenizer.convert_ids_to_tokens(token))
+    return shown
+
+
+def _facts(loaded: LoadedModel, windows: Windows) -> dict[str, Any]:
+    vocabulary = json.dumps(sorted(loaded.tokenizer.get_vocab().items())).encode()
+    return {
+        "class": type(loaded.model).__name__,
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "dtype": loaded.dtype,
+        "device": loaded.device,
+        "windows": len(windows.tokens),
+        "sequence_length": windows.tokens.shape[1],
+        "first_token": None if windows.bos is None else loaded.tokenizer.convert_ids_to_tokens(windows.bos),
+        "num_bytes": windows.num_bytes,
+        "vocabulary": hashlib.sha256(vocabulary).hexdigest()[:16],
+    }
+
+
+def _notes(inspected: Sequence[Inspected]) -> list[str]:
+    """Return what the reader should know about the models together, and about each."""
+    notes: list[str] = []
+    if len({item.snapshots[0].facts["vocabulary"] for item in inspected}) > 1:
+        notes.append(
+            "The models have different tokenizers: their losses per token can not be compared, bits per byte can."
+        )
+    if len({item.snapshots[0].facts["sequence_length"] for item in inspected}) > 1:
+        notes.append("The windows differ in length, since some model's positions end earlier (--sequence-length).")
+    for item in inspected:
+        found = dict.fromkeys(note for snapshot in item.snapshots for note in snapshot.notes)
+        notes += [f"{item.subject.label}: {note}" for note in found]
+    if any(item.subject.steps for item in inspected):
+        notes.append("Step N of a run (RUN@N) is the model with the weights after N updates.")
+    return notes
+
+
+def _folder_names(labels: Sequence[str]) -> list[str]:
+    """Return a folder name for each label, distinct, and none that the page uses."""
+    found: list[str] = []
+    for label in labels:
+        name = re.sub(r"[^\w.@+-]+", "_", label).strip(".") or "model"
+        while name in (*found, "figures", "index.html"):
+            name += "_"
+        found.append(name)
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis inspect",
+        description="Look inside causal language models: where their norms are, and what their activations, gradients "
+        "and directions look like over depth.",
+    )
+    parser.add_argument(
+        "model", nargs="+", help="a Hugging Face folder or hub name, or a run: RUN, RUN@STEP, RUN@100,500, RUN@all"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write: new, or an earlier inspection")
+    parser.add_argument(
+        "--text", type=Path, help="plain text, also .gz .xz .bz2 (default: sources of the standard library)"
+    )
+    parser.add_argument("--windows", type=int, default=8, help="windows of text (default: 8)")
+    parser.add_argument(
+        "--sequence-length", type=int, help=f"tokens per window (default: {DEFAULT_LENGTH}, or the model's limit)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (spreads what is too large), cpu, cuda, cuda:1 ...")
+    parser.add_argument(
+        "--dtype", choices=sorted(DTYPES), help="of the weights (default: fp32 on a CPU, as saved on a GPU)"
+    )
+    parser.add_argument("--tokenizer", help="folder or hub name, for a model that has none")
+    parser.add_argument("--no-gradients", dest="gradients", action="store_false", help="forward passes only")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a model's folder brings")
+    return parser

@@ -1,0 +1,144 @@
+"""Models to inspect: what the user named, and the steps that a run of ours kept.
+
+MODEL is a Hugging Face folder or hub name, or a run folder: RUN (its newest kept step), RUN@STEP, RUN@100,500, RUN@all.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from analysis.runs import InputError
+
+_REPOSITORY = Path(__file__).parents[2]  # where `python -m train.export` runs
+_STEP_FOLDER = re.compile(r"step_(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to inspect, at one or several steps.
+
+    Attributes:
+        label: Name for people, distinct within an inspection.
+        name: Folder or hub name.
+        steps: Kept steps of a run, ascending; empty for a model that is no run.
+    """
+
+    label: str
+    name: str
+    steps: tuple[int, ...] = ()
+
+
+def named(given: Sequence[str]) -> list[Subject]:
+    """Return what the user named, each with a label of its own.
+
+    Raises:
+        InputError: With everything that is no model, and every step that was not kept.
+    """
+    subjects: list[Subject] = []
+    faults: list[str] = []
+    for name in given:
+        try:
+            subjects.append(_subject(name))
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError("\n".join(faults))
+    return _distinct(subjects)
+
+
+def _subject(given: str) -> Subject:
+    path, _, asked = given.rpartition("@")
+    if not path or not (Path(path) / "config.yaml").is_file():
+        path, asked = given, ""
+    folder = Path(path)
+    if (folder / "config.yaml").is_file():
+        name = (yaml.safe_load((folder / "config.yaml").read_text()) or {}).get("name") or folder.resolve().name
+        steps = _chosen_steps(folder, asked)
+        return Subject(f"{name}@{steps[0]}" if len(steps) == 1 else str(name), path, steps)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"{given}: has neither config.json (a Hugging Face model) nor config.yaml (a run); give a folder that has"
+        )
+    if folder.is_file():
+        raise InputError(f"{given}: is a file; give the folder of a Hugging Face model or of a run")
+    if not folder.exists() and (given.count("/") != 1 or given.startswith((".", "/", "~", "runs/"))):
+        if re.fullmatch(r"[\w.-]+", given):
+            return Subject(given, given)  # a hub name of the old kind, like gpt2
+        raise InputError(
+            f"{given}: does not exist; give a model folder, a run like runs/NAME, or a hub name OWNER/NAME"
+        )
+    return Subject(folder.resolve().name if folder.is_dir() else given, given)
+
+
+def _distinct(subjects: Sequence[Subject]) -> list[Subject]:
+    labels: list[str] = []
+    for subject in subjects:
+        label, number = subject.label, 2
+        while label in labels:
+            label, number = f"{subject.label}-{number}", number + 1
+        labels.append(label)
+    return [replace(subject, label=label) for subject, label in zip(subjects, labels, strict=True)]
+
+
+def kept_steps(run: Path) -> dict[int, Path]:
+    """Return the steps whose weights a run kept: checkpoints, and the bf16 folders of checkpoint.weights_every."""
+    found: dict[int, Path] = {}
+    for kind in ("weights", "checkpoints"):  # a checkpoint has all digits, so it counts where both are
+        for folder in (run / kind).glob("step_*"):
+            match = _STEP_FOLDER.fullmatch(folder.name)
+            if match and ((folder / "manifest.json").is_file() or (folder / "config.json").is_file()):
+                found[int(match[1])] = folder
+    return dict(sorted(found.items()))
+
+
+def _chosen_steps(run: Path, asked: str) -> tuple[int, ...]:
+    kept = tuple(kept_steps(run))
+    if not kept:
+        raise InputError(f"{run}: this run has kept no weights yet (checkpoint.every, checkpoint.weights_every)")
+    if asked == "all":
+        return kept
+    if not asked:
+        return kept[-1:]
+    listed = ", ".join(map(str, kept))
+    if not re.fullmatch(r"\d+(,\d+)*", asked):
+        raise InputError(f"{run}@{asked}: write @STEP, @STEP,STEP or @all; this run kept steps {listed}")
+    steps = tuple(sorted({int(step) for step in asked.split(",")}))
+    if missing := [str(step) for step in steps if step not in kept]:
+        raise InputError(f"{run}@{asked}: step {', '.join(missing)} was not kept; this run kept steps {listed}")
+    return steps
+
+
+@contextmanager
+def folder_of(subject: Subject, step: int | None) -> Iterator[str]:
+    """Give a Hugging Face folder or hub name; a checkpoint of a run is exported to a temporary one.
+
+    Raises:
+        InputError: The export says that the run can not be read.
+        RuntimeError: The export failed.
+    """
+    if step is None:
+        yield subject.name
+        return
+    source = kept_steps(Path(subject.name))[step]
+    if source.parent.name == "weights":
+        yield str(source)
+        return
+    with tempfile.TemporaryDirectory(prefix="inspect-") as temporary:
+        out = Path(temporary) / f"step_{step:06d}"
+        run = Path(subject.name).resolve()
+        command = [sys.executable, "-m", "train.export", str(run), str(out), "--step", str(step)]
+        done = subprocess.run(command, cwd=_REPOSITORY, capture_output=True, text=True, check=False)
+        if done.returncode == 2:
+            raise InputError(f"{subject.name}@{step}: {done.stderr.strip()}")
+        if done.returncode:
+            raise RuntimeError(f"exporting step {step} of {run} failed:\n{done.stderr.strip()}")
+        yield str(out)

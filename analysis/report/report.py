@@ -1,0 +1,171 @@
+"""`python -m analysis report RUN [RUN ...] --out DIR`: runs side by side on one self-contained page."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the real imports take a second; `--help` is answered before them
+    from analysis.page import Section
+    from analysis.runs import Record
+    from analysis.style import Plate
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code.
+
+    Raises:
+        InputError: If what was given is no run, or the folder can not be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis report",
+        description="Show runs side by side: one self-contained page and its figures (PNG and SVG). It holds what "
+        "differs between the runs, training and validation with baselines where a task has them, activations, "
+        "gradients, and for image tasks their last validation images with kernels of chosen pixels.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, like runs/quickstart-peri or runs/*")
+    parser.add_argument("--out", required=True, type=Path, help="a new folder; an earlier report in it is replaced")
+    given = parser.parse_args(arguments)
+    print(make_report(given.runs, given.out))
+    return 0
+
+
+def make_report(runs: Sequence[str], out: Path) -> Path:
+    """Read runs and write their report.
+
+    Args:
+        runs: Run folders, or patterns of them.
+        out: A new folder, or that of an earlier report, which is replaced.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        InputError: If what was given is no run, or `out` holds anything else.
+    """
+    from analysis.page import check_out, write_page
+    from analysis.runs import read_runs
+
+    check_out(out, kind="report")
+    records, notes = read_runs(runs)
+    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    count = "1 run" if len(records) == 1 else f"{len(records)} runs"
+    title = f"Report of {records[0].label}" if len(records) == 1 else f"Report of {count}"
+    return write_page(out, title, report_sections(records, notes), lead=f"{count}, read on {made}.")
+
+
+def report_sections(records: Sequence[Record], notes: Sequence[str] = ()) -> list[Section]:
+    """Return the sections of a report: those of each task's runs, since other tasks' figures can not be compared."""
+    kinds = list(dict.fromkeys(record.kind for record in records))
+    if len(kinds) == 1:
+        return _task_sections(records, notes, prefix="")
+    listed = ", ".join(f"{kind} ({sum(record.kind == kind for record in records)})" for kind in kinds)
+    warning = f"These runs have different tasks: {listed}. Their losses can not be compared; each has its own part."
+    sections: list[Section] = []
+    for i, kind in enumerate(kinds):
+        found = [record for record in records if record.kind == kind]
+        sections += _task_sections(found, [warning, *notes] if i == 0 else [], prefix=kind)
+    return sections
+
+
+def _task_sections(records: Sequence[Record], notes: Sequence[str], *, prefix: str) -> list[Section]:
+    from analysis.figures import training as training_figures
+    from analysis.figures.modules import is_one_stack
+    from analysis.groups import by_numbers
+    from analysis.page import Section
+    from analysis.report import tables
+
+    records = by_numbers(records)
+
+    of_runs = [f"{record.label}: {note}" for record in records for note in record.notes]
+    heading = f"{prefix}: " if prefix else ""
+    found = [tables.facts(records), tables.differences(records)]
+    parts = [
+        Section(
+            title=f"{heading}Runs", notes=[*notes, *of_runs], tables=[table for table in found if table is not None]
+        ),
+        Section(
+            title=f"{heading}Training",
+            tables=tables.validation(records),
+            plates=[
+                training_figures.loss(records),
+                training_figures.validation(records),
+                training_figures.gradient_norm(records),
+                training_figures.learning_rate(records),
+            ],
+        ),
+        Section(
+            title=f"{heading}Activations",
+            tables=_present(tables.fits(records)),
+            plates=_activation_plates(records),
+        ),
+        Section(
+            title=f"{heading}Gradients, norm scales and updates",
+            tables=_present(tables.uniformity(records)) if is_one_stack(records) else [],
+            plates=_gradient_plates(records),
+        ),
+        *_image_sections(records, heading),
+    ]
+    return [replace(part, plates=[_named(plate, prefix) for plate in part.plates]) for part in parts]
+
+
+def _activation_plates(records: Sequence[Record]) -> list[Plate]:
+    from analysis.figures import depth as depth_figures
+    from analysis.figures import sites as site_figures
+
+    missing = depth_figures.missing_rows(records, "activations")
+    if len(missing) == len(records):
+        return [_absent("activations", "Variance, maxima and module outputs", missing)]
+    if all(depth_figures.stream_rows(record).empty for record in records):
+        return [site_figures.sites(records)]
+    return [depth_figures.variance(records), depth_figures.maxima(records), site_figures.module_outputs(records)]
+
+
+def _gradient_plates(records: Sequence[Record]) -> list[Plate]:
+    from analysis.figures import gradients as figures
+    from analysis.figures.depth import missing_rows
+    from analysis.figures.modules import gradient_by_module, is_one_stack
+
+    missing = missing_rows(records, "gradients")
+    if len(missing) == len(records):
+        return [_absent("gradients", "Gradient norms, norm scales and update sizes by layer", missing)]
+    if not is_one_stack(records):
+        return [gradient_by_module(records), figures.update_ratios(records)]
+    return [figures.gradient_over_depth(records), figures.norm_scales(records), figures.update_ratios(records)]
+
+
+def _image_sections(records: Sequence[Record], heading: str) -> list[Section]:
+    """Return the section of validation images, none where no run is of a task that keeps some."""
+    from analysis.figures.images import choose, pictures
+    from analysis.figures.kernels import kernels
+    from analysis.images import keeps_images, read_images
+    from analysis.page import Section
+    from analysis.style import Plate
+
+    found = [read_images(record) for record in records if keeps_images(record)]
+    if not found:
+        return []
+    chosen, notes = choose(found)
+    broken = [f"{run.record.label}: {note}" for run in found for note in run.notes]
+    plates = [draw for i, image in enumerate(chosen) for draw in (pictures(image, i), kernels(image, i, records))]
+    if missing := [run.absence for run in found if run.absence]:
+        plates.append(Plate(name="images", title="Validation images", caption="", missing=missing))
+    return [Section(title=f"{heading}Validation images", notes=[*broken, *notes], plates=plates)]
+
+
+def _absent(name: str, title: str, missing: Sequence[str]) -> Plate:
+    from analysis.style import Plate
+
+    return Plate(name=name, title=title, caption="", missing=missing)
+
+
+def _named(plate: Plate, prefix: str) -> Plate:
+    return replace(plate, name=f"{prefix}-{plate.name}") if prefix else plate
+
+
+def _present(table) -> list:
+    return [] if table is None else [table]

@@ -1,0 +1,323 @@
+"""`python -m launch plan CONFIG [key=value ...] [--gpus N] [--gpu-memory GiB]`: what a run will need, without a GPU.
+
+Parameters, operations, memory of a GPU by part for every ZeRO stage and micro-batch, hours, sizes of checkpoints, and
+one setting that it recommends. All in closed form: launch/plan/shape.py counts, launch/plan/memory.py adds up.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from launch.plan import shape
+from launch.plan.memory import GIB, Case, Memory, at_stage, case_of, memory
+from train.config.run import ConfigError, RunConfig, load, micro_batches
+
+# Dense bf16 peaks in FLOP/s: train/observe/run_log.py's, held equal by a test.
+PEAK_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+}
+HEADROOM = 0.08  # of a GPU's memory that a recommendation leaves free: the estimate's own error
+DEFAULT_MFU = 0.4  # a usual figure for compiled bf16 training of such models on H100; recomputing costs a quarter
+# tests/launch/plan/test_memory.py measures it: 44 cases of stages, precisions, ranks and checkpointing.
+HOW_SURE = (
+    "on the CPU, where a small decoder's real peak was measured without compile, the plan lay between 1 % below and "
+    "15 % above it, context and margin apart\n  (with checkpointing in fp32: stage 3 42 % above, stage 2 with buckets "
+    "smaller than the model 9 % below); "
+    "never compared with a GPU yet: expect 10 %, and watch peak_memory_gib in metrics.jsonl."
+)
+
+
+class Plan(NamedTuple):
+    """A way to run a configuration, and its memory."""
+
+    case: Case
+    memory: Memory
+
+
+class Machine(NamedTuple):
+    """The GPUs that a run is planned for."""
+
+    gpus: int
+    memory_gib: float
+    kind: str
+    mfu: float | None  # None: the default
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns the exit code.
+
+    Raises:
+        ConfigError: What was given is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m launch plan",
+        description="Parameters, memory, time and sizes of a run, without a GPU; recommends a setting.",
+    )
+    parser.add_argument("config", help="a YAML file, like configs/language_model/400m.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, like engine.zero_stage=2")
+    parser.add_argument("--gpus", type=int, default=1, help="how many (default: 1)")
+    parser.add_argument("--gpu-memory", type=float, default=80, metavar="GiB", help="of one GPU (default: 80)")
+    parser.add_argument("--gpu", default="H100", help=f"{', '.join(PEAK_FLOPS)} (default: H100); gives its peak")
+    parser.add_argument("--mfu", type=float, help=f"share of the peak that is reached (default: {DEFAULT_MFU})")
+    given = parser.parse_intermixed_args(arguments)
+    faults = list(_faults(given))
+    try:
+        config = load(given.config, given.overrides)
+    except ConfigError as error:
+        raise ConfigError([*error.faults, *faults]) from None
+    if faults:
+        raise ConfigError(faults)
+    micro_batches(config, given.gpus)  # refuses a number that does not divide the global batch
+    machine = Machine(given.gpus, given.gpu_memory, given.gpu, given.mfu)
+    print("\n".join(report(config, machine)))
+    return 0
+
+
+def _faults(given: argparse.Namespace) -> Iterator[str]:
+    if given.gpus < 1:
+        yield f"--gpus: {given.gpus} is too small; write 1 or more"
+    if not 0 < given.gpu_memory < 1e6:
+        yield f"--gpu-memory: {given.gpu_memory:g} GiB is no memory of a GPU; write a number like 80"
+    if given.mfu is not None and not 0 < given.mfu <= 1:
+        yield f"--mfu: {given.mfu:g} is no share of the peak; write a number above 0 and up to 1, like {DEFAULT_MFU}"
+    if given.gpu not in PEAK_FLOPS:
+        yield f"--gpu: the peak of {given.gpu!r} is not known; write one of {', '.join(PEAK_FLOPS)}"
+
+
+def report(config: RunConfig, machine: Machine) -> Iterator[str]:
+    """Yield the lines of the whole plan."""
+    own = _plan(config, _own_case(config, machine))
+    precision = "bf16" if own.case.bf16 else "fp32"
+    where = f"{machine.gpus} GPU{'s' * (machine.gpus > 1)} of {machine.memory_gib:g} GiB"
+    length = shape.decoder_task(config).data.sequence_length
+    yield f"{config.name} on {where} ({machine.kind}), {precision}, windows of {length} tokens"
+    yield ""
+    yield from _counts(config)
+    yield ""
+    yield from _parts(config, machine)
+    yield ""
+    yield from _peaks(config, machine)
+    yield ""
+    yield from _own_setting(own, config, machine)
+    best = recommend(config, machine)
+    yield from _recommended(best, config, machine)
+    yield ""
+    yield from _sizes(config)
+    yield f"How sure: {HOW_SURE}"
+
+
+# ---------------------------------------------------------------------------------------------------------- choosing
+
+
+def recommend(config: RunConfig, machine: Machine) -> Plan | None:
+    """Return the fastest way that fits with room to spare, None where nothing does.
+
+    Recomputing costs a third more operations, stage 3 the compiler and a gathering of all weights in each pass,
+    offloading a copy over the bus in each step; after these the lower stage, which communicates less often. One GPU
+    communicates with nobody: there the stage that leaves most room for the micro-batch, the configured one if equal.
+    """
+    own = _own_case(config, machine)
+    careful = machine._replace(memory_gib=machine.memory_gib * (1 - HEADROOM))
+    for ways in _ways(own):
+        fitting: list[Plan] = []
+        for case in ways:
+            largest = largest_micro_batch(config, case, careful)
+            if largest:
+                fitting.append(_plan(config, replace(case, micro_batch_size=largest)))
+        if fitting and machine.gpus > 1:
+            return fitting[0]
+        if fitting:
+            return max(fitting, key=lambda p: (p.case.micro_batch_size, p.case.zero_stage == own.zero_stage))
+    return None
+
+
+def _ways(own: Case) -> Iterator[list[Case]]:
+    """Yield ways to run, those of about the same speed together, the fastest first."""
+    stages = (1, 2) if own.bf16 and own.fp32_gradients else (0, 1, 2)
+    whole, again = (_at(own, stages, checkpointing=chosen, offload=False) for chosen in (False, True))
+    gathered = _at(own, (3,), checkpointing=False, offload=False)
+    yield whole
+    yield from (again, gathered) if own.compiled else (gathered, again)
+    yield _at(own, (3,), checkpointing=True, offload=False)
+    for chosen in (False, True):
+        yield _at(own, (1, 2, 3), checkpointing=chosen, offload=True)
+
+
+def _at(own: Case, stages: Sequence[int], *, checkpointing: bool, offload: bool) -> list[Case]:
+    return [at_stage(replace(own, checkpointing=checkpointing, offload=offload), stage) for stage in stages]
+
+
+def largest_micro_batch(config: RunConfig, case: Case, machine: Machine) -> int:
+    """Return the largest micro-batch that divides a GPU's share of the global batch and fits; 0 where none does."""
+    share = config.global_batch_size // machine.gpus
+    sizes = [size for size in range(1, share + 1) if share % size == 0]
+    fitting = [size for size in sizes if _fits(_plan(config, replace(case, micro_batch_size=size)), machine)]
+    return max(fitting, default=0)
+
+
+def _own_case(config: RunConfig, machine: Machine) -> Case:
+    size, _ = micro_batches(config, machine.gpus)
+    return case_of(config.engine, gpus=machine.gpus, micro_batch_size=size)
+
+
+def _plan(config: RunConfig, case: Case) -> Plan:
+    return Plan(case, memory(config, case))
+
+
+def _fits(plan: Plan, machine: Machine) -> bool:
+    return plan.memory.peak <= machine.memory_gib * GIB
+
+
+def settings(case: Case, config: RunConfig) -> list[str]:
+    """Return the `key=value` words that turn a configuration into this case; only those that change something."""
+    engine = config.engine
+    own = case_of(engine, gpus=case.gpus, micro_batch_size=config.micro_batch_size)
+    words = [
+        (case.zero_stage != own.zero_stage, f"engine.zero_stage={case.zero_stage}"),
+        (case.checkpointing != own.checkpointing, f"engine.activation_checkpointing={_yaml(case.checkpointing)}"),
+        (case.offload != own.offload, f"engine.offload={'optimizer' if case.offload else 'none'}"),
+        (case.compiled != own.compiled, f"engine.compile={_yaml(case.compiled)}"),
+        (case.fp32_gradients != own.fp32_gradients, "engine.gradient_dtype=bf16"),
+        (case.micro_batch_size != own.micro_batch_size, f"micro_batch_size={case.micro_batch_size}"),
+    ]
+    if case.zero_stage == 0:
+        words += [
+            (case.overlap != own.overlap, "engine.overlap_communication=false"),
+            (engine.reduce_bucket_size != 500_000_000, "engine.reduce_bucket_size=500_000_000"),
+        ]
+    return [word for changed, word in words if changed]
+
+
+def _yaml(value: bool) -> str:
+    return "true" if value else "false"
+
+
+# ----------------------------------------------------------------------------------------------------------- printing
+
+
+def _counts(config: RunConfig) -> Iterator[str]:
+    counts, length = shape.parameters(shape.decoder_task(config).model), shape.decoder_task(config).data.sequence_length
+    for name in ("embedding", "head", "attention", "mlp", "norms"):
+        note = "  (tied to the embedding)" if name == "head" and not counts.head else ""
+        yield f"{name:30}{getattr(counts, name):>16,}{note}"
+    yield f"{'parameters':30}{counts.total:>16,}"
+    yield f"{'  without embedding and head':30}{counts.without_vocabulary:>16,}"
+    flops = shape.flops_per_token(shape.decoder_task(config).model, length)
+    yield f"{'training FLOPs per token':30}{flops:>16,.0f}  (6 N + 6 L H K T, attention counted once)"
+    tokens = config.global_batch_size * length
+    yield f"{'tokens a step':30}{tokens:>16,}  ({config.global_batch_size:,} windows)"
+    yield f"{'tokens in all':30}{tokens * config.steps:>16,}  ({config.steps:,} steps)"
+
+
+_COLUMNS = ("weights", "gradients", "optimizer", "buffers", "activations", "loss", "update", "context", "margin")
+
+
+def _parts(config: RunConfig, machine: Machine) -> Iterator[str]:
+    size = _own_case(config, machine).micro_batch_size
+    yield f"GiB of a GPU by part, micro_batch_size {size} (again: layers recomputed, engine.activation_checkpointing)"
+    yield "stage  again" + "".join(f"{name:>12}" for name in _COLUMNS) + f"{'peak':>9}"
+    for case in _rows(config, machine):
+        parts = memory(config, case)
+        cells = "".join(f"{getattr(parts, name) / GIB:12.1f}" for name in _COLUMNS)
+        yield f"{_row_name(case)}{cells}{parts.peak / GIB:9.1f}"
+    yield "peak = weights + gradients + optimizer + the larger of (buffers + activations + loss) and update + the rest"
+
+
+def _peaks(config: RunConfig, machine: Machine) -> Iterator[str]:
+    sizes = _sizes_shown(config.global_batch_size // machine.gpus)
+    yield "GiB of a GPU at its peak, by micro_batch_size (! does not fit)"
+    yield "stage  again" + "".join(f"{size:>10}" for size in sizes) + "   largest that fits"
+    for case in _rows(config, machine):
+        cells = [_plan(config, replace(case, micro_batch_size=size)) for size in sizes]
+        shown = "".join(f"{p.memory.peak / GIB:9.1f}{' ' if _fits(p, machine) else '!'}" for p in cells)
+        largest = largest_micro_batch(config, case, machine)
+        yield f"{_row_name(case)}{shown}   {largest or 'none'}{_note(case, config)}"
+
+
+def _rows(config: RunConfig, machine: Machine) -> Iterator[Case]:
+    own = _own_case(config, machine)
+    for stage in (0, 1, 2, 3):
+        for again in (False, True):
+            yield at_stage(replace(own, checkpointing=again), stage)
+
+
+def _row_name(case: Case) -> str:
+    return f"{case.zero_stage:>5}  {'yes' if case.checkpointing else 'no':>5}"
+
+
+def _note(case: Case, config: RunConfig) -> str:
+    words = [word for word in settings(case, config) if word.startswith(("engine.gradient_dtype", "engine.compile"))]
+    return f"  (needs {' '.join(words)})" if words else ""
+
+
+def _sizes_shown(share: int) -> list[int]:
+    return [size for size in (1, 2, 4, 8, 16, 32) if share % size == 0]
+
+
+def _own_setting(own: Plan, config: RunConfig, machine: Machine) -> Iterator[str]:
+    words = f"stage {own.case.zero_stage}, micro_batch_size {own.case.micro_batch_size}"
+    words += ", checkpointing" * own.case.checkpointing + ", optimizer offloaded" * own.case.offload
+    verdict = "fits" if _fits(own, machine) else "does not fit"
+    yield f"As configured ({words}): {own.memory.peak / GIB:.1f} of {machine.memory_gib:g} GiB: {verdict}."
+    if _fits(own, machine):
+        yield f"  {_passes(own.case, config)}; {_hours(own.case, config, machine)}"
+
+
+def _recommended(best: Plan | None, config: RunConfig, machine: Machine) -> Iterator[str]:
+    if best is None:
+        yield "Recommended: nothing fits, not even stage 3 with checkpointing and the optimizer offloaded; take more "
+        yield "  GPUs (--gpus), or shorter windows (task.data.sequence_length)."
+        return
+    words = " ".join(settings(best.case, config)) or "the configuration as it is"
+    yield f"Recommended: {words}: {best.memory.peak / GIB:.1f} of {machine.memory_gib:g} GiB."
+    yield f"  {_passes(best.case, config)}; {_hours(best.case, config, machine)}"
+    if best.case.offload:
+        state = 12 * shape.parameters(shape.decoder_task(config).model).total / GIB
+        yield f"  Host memory for the optimizer state of all GPUs: {state:.1f} GiB."
+
+
+def _passes(case: Case, config: RunConfig) -> str:
+    passes = config.global_batch_size // case.gpus // case.micro_batch_size
+    counts = ((case.gpus, "GPU"), (passes, "pass"), (case.micro_batch_size, "window"))
+    return "a step: " + " x ".join(f"{n} {word}{('es' if word == 'pass' else 's') * (n > 1)}" for n, word in counts)
+
+
+def _hours(case: Case, config: RunConfig, machine: Machine) -> str:
+    length = shape.decoder_task(config).data.sequence_length
+    work = (
+        config.steps
+        * config.global_batch_size
+        * length
+        * shape.flops_per_token(shape.decoder_task(config).model, length)
+    )
+    mfu = machine.mfu if machine.mfu is not None else DEFAULT_MFU * (0.75 if case.checkpointing else 1)
+    hours = work / (machine.gpus * PEAK_FLOPS[machine.kind] * mfu) / 3600
+    told = "as given" if machine.mfu is not None else "a guess; give yours with --mfu"
+    time = f"{hours:,.1f} hours" if hours >= 1 else f"{max(1, round(hours * 60))} minutes or less"
+    return f"{time} at an MFU of {mfu:g} ({told}) of {PEAK_FLOPS[machine.kind] / 1e12:g} TFLOP/s"
+
+
+def _sizes(config: RunConfig) -> Iterator[str]:
+    model = shape.decoder_task(config).model
+    counts, frozen = shape.parameters(model).total, shape.frozen_scales(model)
+    state, exported = 12 * counts + 4 * frozen, 2 * (counts + frozen)
+    kept = config.checkpoint.keep
+    saves = -(-config.steps // config.checkpoint.every)
+    most = saves if kept is None else min(saves, kept + 1)
+    yield (
+        f"Checkpoint: {state / 1e9:.2f} GB (weight and two moments in fp32); at most {most} at a time "
+        f"(checkpoint.keep, and the one being written): {most * state / 1e9:.1f} GB. "
+        f"As a bf16 folder: {exported / 1e9:.2f} GB."
+    )

@@ -1,0 +1,182 @@
+"""The page as a whole: complete, self-contained, and honest about what is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from analysis import __main__ as entry
+from analysis.page import Section, Table, number_text, write_page
+from analysis.runs import InputError
+from tests.analysis.synthetic import metric_rows, write_depth_run, write_run
+
+ROOT = Path(__file__).parents[3]
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Collects tags, addresses and text, and checks that tags are closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.headings: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(path.read_text())
+        self.close()
+        assert not self.open
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.addresses += [value for name in ("src", "href") if (value := found.get(name)) is not None]
+        if tag == "img":
+            self.images.append(found)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings.append(data)
+
+
+def report(runs: Sequence[Path], out: Path) -> Page:
+    assert entry.main(["report", *map(str, runs), "--out", str(out)]) == 0
+    return Page(out / "index.html")
+
+
+def test_the_page_stands_alone_and_shows_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path / p, task__model__norm_placement=p) for p in ("pre", "peri")]
+    page = report(runs, tmp_path / "out")
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out/index.html")
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert all(image["alt"] for image in page.images)
+    files = sorted((tmp_path / "out/figures").iterdir())
+    assert len(page.images) * 2 == len(files)
+    assert {file.suffix for file in files} == {".png", ".svg"}
+    assert "<text" in (tmp_path / "out/figures/loss.svg").read_text()
+    assert "http" not in page.text
+    for heading in ("Facts", "What differs", "Loss", "Gradient norm", "Variance of the residual stream",
+                    "Gradient norm against depth", "Scales of the output norms", "Size of the updates"):  # fmt: skip
+        assert heading in page.headings
+    assert "40 of 40" in page.text
+    assert "task.model.norm_placement pre peri" in page.text
+    assert "012345678" in page.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "peri", "pre"]  # nothing half-written stays
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    off = {"activations_every": None, "gradients_every": None}
+    run = write_run(tmp_path / "run", activations=[], gradients=[], probes=off, metrics=metric_rows(7), events=[])
+    page = report([run], tmp_path / "out")
+    assert "Not shown: run: no activations.jsonl: probes.activations_every was null." in page.text
+    assert "Not shown: run: no gradients.jsonl: probes.gradients_every was null." in page.text
+    assert "step 7 of 40: the run is still going on, or was stopped." in page.text
+    assert not list((tmp_path / "out/figures").glob("variance*"))
+
+
+def test_a_run_that_has_just_begun_is_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", activations=[], gradients=[], metrics=[], events=[])
+    page = report([run], tmp_path / "out")
+    assert "0 of 40" in page.text
+    assert not page.images
+
+
+def test_different_tasks_have_a_part_each(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "text", activations=[], gradients=[]), write_depth_run(tmp_path / "vision")]
+    page = report(runs, tmp_path / "out")
+    assert "different tasks: language_model (1), depth_upsampling (1)" in page.text
+    assert "language_model: Training" in page.headings
+    assert "depth_upsampling: Training" in page.headings
+    assert "validation RMSE cm" in page.text
+    assert (tmp_path / "out/figures/depth_upsampling-validation-rmse-cm.png").exists()
+
+
+def test_an_earlier_report_is_replaced_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = write_run(tmp_path / "run", activations=[], gradients=[]), tmp_path / "out"
+    report([run], out)
+    (out / "figures/old.png").write_text("")
+    report([run], out)
+    assert not (out / "figures/old.png").exists()
+    (out / "notes.txt").write_text("mine")
+    assert entry.main(["report", str(run), "--out", str(out)]) == 2
+    assert "notes.txt" in capsys.readouterr().err
+    assert (out / "notes.txt").read_text() == "mine"
+    for other, fragment in ((run, "holds no earlier report"), (run / "config.yaml", "is a file"),
+                            (run / "config.yaml/deeper", "can not be made")):  # fmt: skip
+        assert entry.main(["report", str(run), "--out", str(other)]) == 2
+        assert fragment in capsys.readouterr().err
+
+
+def test_an_inspection_is_not_replaced_by_a_report(tmp_path: Path) -> None:
+    write_page(tmp_path / "out", "Model", [], kind="inspection", files={"model/summary.json": "{}"})
+    assert (tmp_path / "out/model/summary.json").read_text() == "{}"
+    write_page(tmp_path / "out", "Model", [], kind="inspection")
+    with pytest.raises(InputError, match="no earlier report"):
+        write_page(tmp_path / "out", "Runs", [])
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    write_page(tmp_path / "out", "Before", [])
+    broken = Section(title="x", tables=[Table(title="t", header=["a"], rows=None)])  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        write_page(tmp_path / "out", "After", [broken])
+    assert "Before" in (tmp_path / "out/index.html").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", name="<b>&", activations=[], gradients=[])
+    page = report([run], tmp_path / "out")
+    assert "<b>&" in page.text
+    assert "<b>" not in (tmp_path / "out/index.html").read_text()
+
+
+def test_wrong_input_is_one_message_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["report", str(tmp_path / "none*"), str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "matches nothing" in said
+    assert "not a run folder" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["reprot"]])
+def test_an_unknown_command_is_answered_with_the_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert entry.main(arguments) == 2
+    assert "usage: python -m analysis {report|inspect}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom analysis import __main__ as entry\n"
+        f"try:\n    code = entry.main({arguments!r})\nexcept SystemExit as error:\n    code = error.code\n"
+        "heavy = {'torch', 'matplotlib', 'pandas', 'numpy'} & set(sys.modules)\nassert not heavy, heavy\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (float("nan"), "-"), (12, "12"), (1234567, "1,234,567"), (3.4, "3.400"), (0.003, "0.003"),
+     (float("inf"), "infinite"), (54321.7, "54,322"), ("x", "x"), (True, "True"), (1234.5, "1234")],
+)  # fmt: skip
+def test_cells_read_well(value: object, text: str) -> None:
+    assert number_text(value) == text

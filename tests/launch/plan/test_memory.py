@@ -1,0 +1,275 @@
+"""What `plan` reckons, beside what really is held and allocated: DeepSpeed's state, activations, the whole peak."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._utils import _flatten_dense_tensors
+from torch.profiler import ProfilerActivity, profile
+
+from launch.plan import memory as planned
+from launch.plan import shape
+from modeling.decoder import modeling_periln
+from tests.ranks import Ranks
+from tests.train.engine.test_engine import here
+from train.config.run import (
+    DecoderConfig,
+    EngineConfig,
+    LanguageModelConfig,
+    OptimConfig,
+    RunConfig,
+    TextDataConfig,
+    load,
+)
+from train.engine.engine import BatchPlan, Engine, wrap
+from train.tasks.language_model import decoder
+from train.tasks.task import ParameterGroup
+
+# LayerNorm, because on the CPU RMSNorm is several operations that keep more than a GPU's fused one.
+MODEL: dict[str, Any] = {
+    "vocab_size": 2048,
+    "hidden_size": 192,
+    "intermediate_size": 640,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 256,
+    "norm_kind": "layernorm",
+}
+LENGTH = 256
+# gloo's threads are now and then the last to hold what was reduced, and the profiler does not see what they free: the
+# bucket, or gloo's clone of it, then counts to the end of a recording (seen in one of six on a busy machine, up to 13 %
+# of the peak). This can only add, so the lowest of several recordings is the peak.
+RECORDINGS = 5
+
+
+def run_config(
+    engine: dict[str, Any], *, micro_batch_size: int = 4, attention: str = "sdpa", **model: Any
+) -> RunConfig:
+    return RunConfig(
+        name="memory",
+        steps=1,
+        global_batch_size=4 * micro_batch_size,
+        micro_batch_size=micro_batch_size,
+        task=LanguageModelConfig(
+            model=DecoderConfig(**(MODEL | model)),
+            data=TextDataConfig(sources=(), tokenizer="byte-bpe", sequence_length=LENGTH),
+            attention=attention,  # type: ignore[arg-type]
+        ),
+        optim=OptimConfig(lr=1e-3),
+        engine=EngineConfig(**engine),
+    )
+
+
+def case(config: RunConfig, gpus: int) -> planned.Case:
+    return planned.case_of(config.engine, gpus=gpus, micro_batch_size=config.micro_batch_size)
+
+
+def start(config: RunConfig, accumulation: int) -> Engine:
+    torch.manual_seed(0)
+    model = decoder(shape.decoder_task(config))
+    roles = model.parameter_roles()
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = [
+        ParameterGroup(role, {name: p for name, p in named.items() if roles[name] == role}, 0.0)
+        for role in ("matrix", "embedding", "output_norm", "norm_or_bias")
+    ]
+    plan = BatchPlan(config.micro_batch_size, accumulation)
+    return wrap(model, groups, engine=config.engine, optim=config.optim, world=here(), plan=plan)
+
+
+def micro_step(engine: Engine, config: RunConfig) -> None:
+    tokens = torch.randint(0, 2000, (config.micro_batch_size, LENGTH + 1))
+    output = engine.model(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1)
+    engine.backward(output.loss, total_weight=torch.tensor(float(tokens[:, 1:].numel())))
+
+
+def allocated_peak(recorded: profile) -> int:
+    """Return the highest point of what was allocated and not yet freed while recording, in bytes."""
+    assert recorded.profiler is not None
+    found = recorded.profiler.kineto_results
+    assert found is not None
+    events = sorted((e.start_ns(), e.nbytes()) for e in found.events() if e.name() == "[memory]")  # type: ignore[attr-defined]
+    now = highest = 0
+    for _, change in events:
+        now += change
+        highest = max(highest, now)
+    return highest
+
+
+def measure(engine_settings: dict[str, Any]) -> dict[str, float]:
+    """Take steps of two passes; returns what is held before the last pass, and the peak of a step."""
+    modeling_periln.LOSS_CHUNK_ELEMENTS["cpu"] = planned.LOSS_CHUNK_ELEMENTS  # as on a GPU
+    config = run_config(engine_settings)
+    engine = start(config, 2)
+    for _ in range(2):
+        micro_step(engine, config)
+    engine.step(1e-3)
+    idle = sum(engine.held_bytes().values())
+    held: dict[str, float] = {}
+    peaks: list[int] = []
+    for _ in range(RECORDINGS):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            micro_step(engine, config)
+            held |= engine.held_bytes()
+            micro_step(engine, config)
+            engine.step(1e-3)
+        peaks.append(allocated_peak(recorded))
+    engine.close()
+    return held | {"peak": idle + min(peaks)}
+
+
+def cases() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for stage in (0, 1, 2, 3):
+        for precision, gradients in (("bf16", "fp32"), ("bf16", "bf16"), ("fp32", "fp32")):
+            if stage == 0 and precision == "bf16" and gradients == "fp32":
+                continue
+            found.append({"zero_stage": stage, "precision": precision, "gradient_dtype": gradients})
+    return found
+
+
+SLOW = pytest.mark.slow
+FEW = [(1, 1, "bf16", "fp32", True), (2, 2, "bf16", "fp32", False)]
+ALL = [
+    (n, c["zero_stage"], c["precision"], c["gradient_dtype"], a) for n in (1, 2) for a in (False, True) for c in cases()
+]
+RUNS = [*FEW, *(pytest.param(*run, marks=SLOW) for run in ALL if run not in FEW)]
+
+
+@pytest.mark.parametrize(("gpus", "stage", "precision", "gradients", "again"), RUNS)
+def test_the_plan_meets_what_is_held_and_the_peak(
+    ranks: Ranks, gpus: int, stage: int, precision: str, gradients: str, again: bool
+) -> None:
+    """Measured, planned / real peak: stages 0-2 0.995 to 1.031, stage 3 0.991 to 1.146, and 1.42 in fp32 on two ranks.
+
+    The same in two to six rounds on a busy machine, but for stage 2 on two ranks (0.003 between the ranks). With
+    buckets of a fifth of the model: 0.992 to 1.274, and stage 2 in fp32 with checkpointing 0.913 to 0.956.
+    """
+    engine = {"zero_stage": stage, "precision": precision, "gradient_dtype": gradients}
+    engine["activation_checkpointing"] = again
+    config = run_config(engine)
+    real = ranks(gpus, measure, engine)[0]
+    plan = planned.memory(config, case(config, gpus))
+    own_masters = (
+        4 * shape.parameters(shape.decoder_task(config).model).total if (stage, precision) == (0, "fp32") else 0
+    )
+    # At stage 3 small matrices stay whole, at stage 2 a gradient that touches a rank's share does.
+    assert real["parameters"] == pytest.approx(plan.weights, rel=0.4 if stage == 3 else 0.01)
+    assert real["gradients"] == pytest.approx(plan.gradients, rel=0.2 if stage == 2 else 0.01)
+    assert real["optimizer"] - own_masters == pytest.approx(plan.optimizer, rel=0.01)
+    ratio = (plan.peak - plan.context - plan.margin) / (real["peak"] - own_masters)
+    assert 0.97 < ratio < (1.45 if stage == 3 else 1.05)
+
+
+def saved_bytes(config: RunConfig, *, checkpointing: bool = False, compiled: bool = False) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass, weights apart."""
+    torch.manual_seed(0)
+    model = decoder(shape.decoder_task(config)).train()
+    nn.Module.to(model, torch.bfloat16 if config.engine.precision == "bf16" else torch.float32)
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if compiled:
+        model.compile_blocks()
+    weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = torch.randint(0, 2000, (config.micro_batch_size, LENGTH + 1))
+    inputs = {"input_ids": tokens[:, :-1], "shift_labels": tokens[:, 1:], "num_items_in_batch": 1}
+    if compiled:
+        model(**inputs).loss.backward()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**inputs)
+    return sum(kept.values())
+
+
+def kept_by_a_layer(engine: dict[str, Any], attention: str = "sdpa", **options: Any) -> tuple[float, int]:
+    """Return what a third layer keeps per token, measured and planned."""
+    how = {name: options.pop(name) for name in ("checkpointing", "compiled") if name in options}
+    two, three = (
+        run_config(engine, micro_batch_size=2, attention=attention, num_hidden_layers=n, **options) for n in (2, 3)
+    )
+    measured = (saved_bytes(three, **how) - saved_bytes(two, **how)) / (2 * LENGTH)
+    model = shape.decoder_task(three).model
+    reckoned = shape.kept_per_token(
+        model,
+        str(model.norm_placement),
+        itemsize=2 if engine["precision"] == "bf16" else 4,
+        compiled=how.get("compiled", False),
+        attention=attention,
+        sequence_length=LENGTH,
+    )
+    return measured, reckoned
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("placement", ["pre", "post", "peri", "output"])
+@pytest.mark.parametrize(
+    "model", [{}, {"qk_norm": "head"}, {"qk_norm": "projection"}, {"frozen_norm_scales": "all"}], ids=str
+)
+def test_a_layer_keeps_exactly_what_is_planned(precision: str, placement: str, model: dict[str, Any]) -> None:
+    measured, reckoned = kept_by_a_layer({"precision": precision}, norm_placement=placement, **model)
+    if precision == "fp32":
+        assert measured == reckoned
+    else:  # the CPU keeps LayerNorm's statistics in bf16, a GPU in fp32: 0.1 %, with a norm per head 0.4 %
+        assert 0.99 * reckoned < measured < reckoned
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_eager_attention_keeps_its_weights(precision: str) -> None:
+    measured, reckoned = kept_by_a_layer({"precision": precision}, attention="eager")
+    assert measured == pytest.approx(reckoned, rel=0.01)
+
+
+def test_with_checkpointing_a_layer_keeps_its_input_alone() -> None:
+    measured, _ = kept_by_a_layer({"precision": "bf16"}, checkpointing=True)
+    assert measured == 2 * MODEL["hidden_size"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.13 warns of itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("placement", ["pre", "post", "peri", "output"])
+@pytest.mark.parametrize("model", [{}, {"qk_norm": "head"}], ids=str)
+def test_a_compiled_layer_keeps_less(placement: str, model: dict[str, Any]) -> None:
+    """The compiler drops statistics that it can compute again: measured within 0.3 %, always below the plan."""
+    torch.compiler.reset()
+    measured, reckoned = kept_by_a_layer({"precision": "bf16"}, norm_placement=placement, compiled=True, **model)
+    assert 0.99 * reckoned < measured <= reckoned
+
+
+class Reducer:
+    """Stands for DeepSpeed's engine: notes what would be flattened into a copy."""
+
+    def __init__(self) -> None:
+        self.copied: list[int] = []
+
+    def allreduce_and_copy(self, bucket: list[torch.Tensor], *_: object) -> None:
+        self.copied.append(sum(tensor.numel() for tensor in bucket) if len(bucket) > 1 else 0)
+
+
+@pytest.mark.parametrize("size", ["400m", "1.5b", "3.2b"])
+def test_deepspeed_reduces_groups_in_the_buckets_that_are_planned(size: str) -> None:
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    model = shape.decoder_task(load(f"configs/language_model/{size}.yaml")).model
+    groups = shape.parameters(model).groups
+    reducer = Reducer()
+    tensors = [torch.empty(group, device="meta") for group in groups]
+    DeepSpeedEngine.allreduce_no_retain(reducer, tensors, None)  # type: ignore[arg-type]
+    assert max(reducer.copied) == planned._largest_copy(groups)
+    alone = torch.zeros(8)
+    assert _flatten_dense_tensors([alone]).data_ptr() == alone.data_ptr()  # in place, no copy
+
+
+def test_the_logits_of_a_chunk_are_as_many_as_the_model_makes_on_a_gpu() -> None:
+    assert modeling_periln.LOSS_CHUNK_ELEMENTS["cuda"] == planned.LOSS_CHUNK_ELEMENTS

@@ -1,0 +1,84 @@
+"""Counted in closed form and counted on the built model: the same numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.plan import shape
+from train.__main__ import describe
+from train.config.run import DecoderConfig, RunConfig, load
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = sorted((ROOT / "configs/language_model").glob("*.yaml"))
+SMALL = DecoderConfig(
+    vocab_size=300,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=4,
+    num_attention_heads=6,
+    num_key_value_heads=6,
+    max_position_embeddings=64,
+)
+MIXED = ("pre", "post", "peri", "output")
+VARIANTS: list[dict[str, Any]] = [
+    *({"norm_placement": name} for name in MIXED),
+    {"norm_placement": MIXED},
+    {"tie_word_embeddings": True},
+    {"num_key_value_heads": 2},
+    {"num_key_value_heads": 1, "head_dim": 20},
+    {"qk_norm": "head"},
+    {"qk_norm": "projection", "num_key_value_heads": 3},
+    {"frozen_norm_scales": "output"},
+    {"frozen_norm_scales": "output", "norm_placement": MIXED, "qk_norm": "head"},
+    {"frozen_norm_scales": "all", "embedding_norm": True},
+    {"embedding_norm": True, "final_norm": False, "norm_kind": "layernorm"},
+    {"vocab_size_multiple": 1},
+]
+
+
+def described(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> tuple[int, int, int]:
+    """Return what `python -m train CONFIG --describe` prints: all, without the vocabulary, FLOPs per token."""
+    assert describe(config) == 0
+    lines = capsys.readouterr().out.splitlines()
+    counts = [line.split()[-1] for line in lines if line.startswith(("parameters", "  without"))]
+    flops = next(line.split()[4] for line in lines if line.startswith("training FLOPs"))
+    whole, without = (int(count.replace(",", "")) for count in counts)
+    return whole, without, int(flops.replace(",", ""))
+
+
+def counted(config: RunConfig) -> tuple[int, int, int]:
+    counts = shape.parameters(shape.decoder_task(config).model)
+    flops = shape.flops_per_token(shape.decoder_task(config).model, shape.decoder_task(config).data.sequence_length)
+    return counts.total, counts.without_vocabulary, round(flops)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_is_counted_as_described(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert counted(load(path)) == described(load(path), capsys)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_every_switch_of_the_decoder_is_counted(variant: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    config = load(CONFIGS[0])
+    config = replace(config, task=replace(shape.decoder_task(config), model=replace(SMALL, **variant)))
+    assert counted(config) == described(config, capsys)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_groups_and_frozen_scales_are_those_of_the_model(variant: dict[str, Any]) -> None:
+    from train.tasks.language_model import decoder
+
+    task = replace(shape.decoder_task(load(CONFIGS[0])), model=replace(SMALL, **variant))
+    model = decoder(task)
+    roles = model.parameter_roles()
+    by_role = {role: 0 for role in ("matrix", "embedding", "output_norm", "norm_or_bias")}
+    for name, parameter in model.named_parameters():
+        by_role[roles[name]] += parameter.numel()
+    assert tuple(by_role.values()) == shape.parameters(task.model).groups
+    saved = {name: tensor for name, tensor in model.state_dict().items() if name not in dict(model.named_parameters())}
+    saved.pop("lm_head.weight", None)  # tied: the embedding's
+    assert sum(tensor.numel() for tensor in saved.values()) == shape.frozen_scales(task.model)

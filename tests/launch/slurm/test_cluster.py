@@ -1,0 +1,79 @@
+"""The cluster file: every fault at once, each with its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch.slurm.cluster import load, time_limit_seconds
+from train.config.run import ConfigError
+
+ROOT = Path(__file__).parents[3]
+
+
+def faults(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    return caught.value.faults
+
+
+def test_the_example_is_right() -> None:
+    cluster = load(ROOT / "configs/cluster/example.yaml")
+    assert (cluster.nodes, cluster.ranks, cluster.seconds) == (2, 8, 86_400)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400), ("10:30", 630), ("24:00:00", 86_400), ("2-0", 172_800), ("1-1:30", 91_800), ("1-01:01:01", 90_061)],
+)
+def test_a_time_is_read_as_sbatch_reads_it(text: str, seconds: int) -> None:
+    assert time_limit_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("nodes: 2", "time: missing"),
+        ("time: 60\npartitoin: gpu", "did you mean partition?"),
+        ("time: tomorrow", "24:00:00"),
+        ("time: 1:2:3:4", "24:00:00"),
+        ("time: 0", "no time limit"),
+        ("time: 5\nsignal_seconds: 300", "not between 1 and the time limit (300 s)"),
+        ("time: 60\nnodes: 0", "write 1 or more"),
+        ("time: 60\npartition: 'gpu; rm -rf /'", "not a name"),
+        ("time: 60\nmemory: plenty", "480G"),
+        ("time: 60\nmodules: ['cuda; true']", "modules.0"),
+        ("time: 60\nenvironment: {'A B': 1}", "not a variable's name"),
+        ("time: 60\nenvironment: {HF_TOKEN: hf_abc}", "looks like a secret"),
+        ("time: 60\nenvironment: {WANDB_API_KEY: abc}", "looks like a secret"),
+        ("time: 60\nenvironment: {PYTHONPATH: /x}", "the job sets this itself"),
+        ("time: 60\nenvironment: {A: [1]}", "not text or a number"),
+        ("time: 60\nsbatch: [--nodes=3]", "write nodes: ..."),
+        ("time: 60\nsbatch: [--output=x]", "relies on its own --output"),
+        ("time: 60\nsbatch: ['-C h100']", "long form"),
+        ('time: 60\nsbatch: ["--comment=x\\n#SBATCH --uid=0"]', "long form"),
+        ("time: 60\nvenv: /nowhere", "has no bin/python"),
+        ("time: 60\nvenv: /usr\ncontainer: x.sif", "not both"),
+        ("time: 60\ncontainer_mounts: [/scratch]", "no effect without container"),
+        ("time: 60\ncontainer: x.sif\ncontainer_mounts: ['a,b']", "container_mounts.0"),
+    ],
+)
+def test_a_fault_names_the_key_and_the_remedy(tmp_path: Path, text: str, told: str) -> None:
+    assert told in "\n".join(faults(tmp_path, text))
+
+
+def test_a_secret_is_not_repeated_in_the_message(tmp_path: Path) -> None:
+    assert "hf_abc" not in "\n".join(faults(tmp_path, "time: 60\nenvironment: {HF_TOKEN: hf_abc}"))
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    assert len(faults(tmp_path, "nodes: 0\npartition: 'a b'\nqoss: x")) == 4
+
+
+def test_a_missing_file_names_the_example(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ConfigError, match="configs/cluster/example"):
+        load(tmp_path / "empty.yaml")

@@ -1,0 +1,175 @@
+"""Jobs of two nodes on a real SLURM cluster: stopped, requeued, cancelled, robbed of a node; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.slurm import cluster as cluster_file
+from launch.slurm import slurm
+from tests.launch.slurm.slurm_cluster import NODES, SlurmCluster
+from tests.tiny import tiny_file, tiny_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+TWO_NODES = "nodes: 2\ntime: 10\nsignal_seconds: 60\n"
+LONG = ("steps=120", "evaluate_every=60", "checkpoint.every=1000")
+
+
+@pytest.fixture
+def submit(slurm_cluster: SlurmCluster, tmp_path: Path):
+    """Submit a tiny run as a person does; returns the job's id."""
+
+    def submitted(*overrides: str, where: str = TWO_NODES) -> str:
+        done = launch(slurm_cluster, tmp_path, *overrides, where=where)
+        assert done.returncode == 0, done.stderr
+        match = re.search(r"^job (\d+):", done.stdout, re.MULTILINE)
+        assert match, done.stdout
+        return match[1]
+
+    return submitted
+
+
+def launch(cluster: SlurmCluster, folder: Path, *overrides: str, where: str = TWO_NODES):
+    (folder / "cluster.yaml").write_text(where)
+    command = [sys.executable, "-m", "launch", "slurm", str(tiny_file(folder)), *overrides]
+    command += ["--cluster", str(folder / "cluster.yaml")]
+    return subprocess.run(command, env=cluster.environment, capture_output=True, text=True)
+
+
+def rows(run: Path, file: str) -> list[dict[str, Any]]:
+    path = run / file
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in rows(run, "events.jsonl") if event["event"] == kind]
+
+
+def losses(run: Path) -> dict[int, tuple[float, float, str]]:
+    kept = (row for row in rows(run, "metrics.jsonl") if "loss" in row)
+    return {row["step"]: (row["loss"], row["grad_norm"], row["samples_hash"]) for row in kept}
+
+
+def log(run: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted((run / "logs").glob("slurm-*.log")))
+
+
+def test_a_job_trains_on_two_nodes(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
+    job, run = submit(), tmp_path / "runs/tiny"
+    again = launch(slurm_cluster, tmp_path)
+    assert again.returncode == 2
+    assert f"job {job} uses this folder" in again.stderr
+    assert slurm_cluster.wait_until_over(job, 120) == "COMPLETED", log(run)
+    assert sorted(losses(run)) == list(range(1, 9))
+    environment = json.loads((run / "environment.json").read_text())
+    assert (environment["world_size"], environment["threads_per_rank"]) == (2, 1)
+    again = launch(slurm_cluster, tmp_path)
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+
+
+def test_a_signal_queues_the_job_again_and_the_losses_are_those_of_an_unbroken_run(
+    slurm_cluster: SlurmCluster, submit, tmp_path: Path
+) -> None:
+    unbroken, broken = tmp_path / "runs/unbroken", tmp_path / "runs/broken"
+    assert slurm_cluster.wait_until_over(submit("name=unbroken", *LONG), 200) == "COMPLETED", log(unbroken)
+    job = submit("name=broken", *LONG)
+    for stops in (1, 2):
+        slurm_cluster.wait_for(lambda stops=stops: max(losses(broken), default=0) > 25 * stops, 120)
+        slurm_cluster.run("scancel", "--signal=USR1", job)
+        slurm_cluster.wait_for(lambda stops=stops: len(events(broken, "resume")) == stops, 120)
+    assert slurm_cluster.wait_until_over(job, 200) == "COMPLETED", log(broken)
+    resumed = [event["step"] for event in events(broken, "resume")]
+    assert len(resumed) == 2
+    assert 0 < resumed[0] < resumed[1] < 120
+    assert losses(broken) == losses(unbroken)
+    assert "is queued again" in log(broken)
+
+
+def test_a_job_goes_on_beyond_its_time_limit(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
+    """SLURM looks at time limits twice a minute: the signal comes 60 to 90 seconds after the start."""
+    unbroken, limited = tmp_path / "runs/unbroken", tmp_path / "runs/limited"
+    assert slurm_cluster.wait_until_over(submit("name=pace", "steps=40", "evaluate_every=40"), 200) == "COMPLETED"
+    pace = statistics.median(row["step_seconds"] for row in rows(tmp_path / "runs/pace", "metrics.jsonl")[5:-1])
+    number = int(90 / pace)  # long enough to be stopped at least once, however busy this machine is
+    steps = (f"steps={number}", f"evaluate_every={number}", "checkpoint.every=100000")
+    assert slurm_cluster.wait_until_over(submit("name=unbroken", *steps), 400) == "COMPLETED", log(unbroken)
+    job = submit("name=limited", *steps, where="nodes: 2\ntime: 4\nsignal_seconds: 150\n")
+    assert slurm_cluster.wait_until_over(job, 600) == "COMPLETED", log(limited)
+    resumed = [event["step"] for event in events(limited, "resume")]
+    assert resumed
+    assert resumed == sorted(set(resumed))
+    assert losses(limited) == losses(unbroken)
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
+    job, run = submit(*LONG), tmp_path / "runs/tiny"
+    slurm_cluster.wait_for(lambda: max(losses(run), default=0) > 20, 120)
+    slurm_cluster.run("scancel", job)
+    slurm_cluster.wait_for(lambda: slurm_cluster.run("squeue", "-h") == "", 60)
+    assert slurm_cluster.state(job).startswith("CANCELLED")
+    stopped = json.loads((run / "stopped.json").read_text())
+    assert (stopped["exit_code"], stopped["signal"]) == (75, "SIGTERM")
+    assert (run / f"checkpoints/step_{stopped['step']:06d}").is_dir()
+    assert "is queued again" not in log(run)
+
+
+def test_a_lost_node_queues_the_job_again(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
+    unbroken, robbed = tmp_path / "runs/unbroken", tmp_path / "runs/robbed"
+    settings = ("steps=150", "evaluate_every=150", "checkpoint.every=10")
+    assert slurm_cluster.wait_until_over(submit("name=unbroken", *settings), 200) == "COMPLETED", log(unbroken)
+    job = submit("name=robbed", *settings)
+    slurm_cluster.wait_for(lambda: len(events(robbed, "save")) >= 2, 120)
+    lost = list(NODES)[1]
+    slurm_cluster.lose_node(lost)
+    try:
+        slurm_cluster.wait_for(lambda: len(events(robbed, "resume")) == 1, 200)
+        assert slurm_cluster.wait_until_over(job, 300) == "COMPLETED", log(robbed)
+        assert "down" in slurm_cluster.run("sinfo", "-h", "-n", lost, "-o", "%T")
+    finally:
+        slurm_cluster.start_node(lost)
+        slurm_cluster.wait_for(lambda: slurm_cluster.run("sinfo", "-h", "-o", "%T").split() == ["idle"], 60)
+    resumed = [event["step"] for event in events(robbed, "resume")]
+    assert len(resumed) == 1
+    assert resumed[0] >= 20
+    assert losses(robbed) == losses(unbroken)
+
+
+def test_an_array_trains_every_member(
+    slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm_cluster.environment[name])
+    configs = [tiny_run(tmp_path, f"name=member-{number}", f"seed={number}") for number in range(3)]
+    where = cluster_file.ClusterConfig(time=10, signal_seconds=60)
+    done = slurm.submit(configs, where, folder=tmp_path / "sweep", name="sweep", about="", array=True, at_once=2)
+    slurm_cluster.wait_for(lambda: slurm_cluster.run("squeue", "-h") == "", 200)
+    for number in range(3):
+        run = tmp_path / f"runs/member-{number}"
+        assert sorted(losses(run)) == list(range(1, 9)), (tmp_path / "sweep/logs").glob("*")
+        assert (tmp_path / f"sweep/logs/slurm-{done.job}_{number}.log").exists()
+
+
+def test_ranks_of_a_bare_srun_find_each_other_and_a_batch_script_is_alone(
+    slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    train = f"{sys.executable} -m train {tiny_file(tmp_path)} steps=3"
+    lines = ["#!/bin/bash", f"srun {train} name=together && {train} name=alone"]
+    (tmp_path / "job.sh").write_text("\n".join(lines) + "\n")
+    output = f"--output={tmp_path}/job.log"
+    job = slurm_cluster.run("sbatch", "--parsable", "-N2", "--ntasks-per-node=1", output, str(tmp_path / "job.sh"))
+    assert slurm_cluster.wait_until_over(job, 120) == "COMPLETED", (tmp_path / "job.log").read_text()
+    sizes = [
+        json.loads((tmp_path / f"runs/{name}/environment.json").read_text())["world_size"]
+        for name in ("together", "alone")
+    ]
+    assert sizes == [2, 1]

@@ -1,0 +1,57 @@
+"""DKNConfig: its fields are the run configuration's, and what cannot work is refused with a way out."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling.joint_filter.configuration_dkn import DKNConfig
+from tests.modeling.decoder.test_config import own_fields
+from train.config.run import FilterConfig
+
+
+def test_fields_are_those_of_the_run_configuration() -> None:
+    assert own_fields(DKNConfig) == own_fields(FilterConfig)
+
+
+def test_every_fault_is_told_at_once() -> None:
+    with pytest.raises(ValueError, match="architecture") as caught:
+        DKNConfig(architecture="djf", sampling="nearest", kernel_size=4)  # type: ignore[arg-type]
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        "architecture",
+        "sampling",
+        "kernel_size",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architecture": "djf"}, "architecture: 'djf' is none of fdkn, dkn"),
+        ({"sampling": "nearest"}, "sampling: 'nearest' is none of centered, compat"),
+        ({"residual": 1}, "residual: 1 is none of True, False"),
+        ({"guidance": "no"}, "guidance: 'no' is none of True, False"),
+        ({"kernel_size": 0}, "kernel_size: 0 is not a whole number of at least 1"),
+        ({"kernel_size": 3.0}, "kernel_size: 3.0 is not a whole number"),
+        ({"kernel_size": True}, "kernel_size: True is not a whole number"),
+        ({"kernel_size": 4}, "kernel_size: 4 is even, so that no pixel is in the middle; write 3 or 5"),
+        ({"kernel_size": 2}, "kernel_size: 2 is even, so that no pixel is in the middle; write 3"),
+        ({"kernel_size": 1}, "kernel_size: 1 can not learn in the residual form"),
+        ({"window_size": 14}, "window_size: 14 is even, so that no pixel is in the middle; write 13 or 15"),
+        ({"kernel_size": 5, "window_size": 3}, "kernel_size: 5 is more than window_size 3"),
+        ({"kernel_size": 1, "window_size": 1, "residual": False}, "window_size: 1 leaves nothing to sample"),
+        ({"target_channels": -1}, "target_channels: -1 is not a whole number of at least 1"),
+        ({"guidance_channels": None}, "guidance_channels: None is not a whole number of at least 1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_work_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DKNConfig(**fields)
+
+
+def test_a_written_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = DKNConfig(architecture="dkn", residual=False, kernel_size=5, sampling="compat", guidance=False)
+    config.save_pretrained(tmp_path)
+    assert DKNConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()

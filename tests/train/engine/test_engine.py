@@ -1,0 +1,213 @@
+"""The engine gives the same gradients, norms and updates at every ZeRO stage, world size and accumulation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.ranks import Ranks
+from train.config.run import EngineConfig, OptimConfig
+from train.engine.engine import BatchPlan, Engine, wrap
+from train.ranks.distributed import World
+from train.tasks.task import ParameterGroup
+
+GLOBAL_BATCH = 8
+FEATURES = 24
+OPTIM = OptimConfig(lr=1e-2, weight_decay=0.1, gradient_clipping=1.0)
+
+
+def build(seed: int = 0) -> tuple[nn.Module, list[ParameterGroup]]:
+    """A network whose flattened groups do not divide evenly over ranks."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(FEATURES, 37), nn.Tanh(), nn.Linear(37, 401), nn.Tanh(), nn.Linear(401, 5))
+    named = dict(model.named_parameters())
+    matrices = {name: parameter for name, parameter in named.items() if parameter.ndim == 2}
+    vectors = {name: parameter for name, parameter in named.items() if parameter.ndim == 1}
+    return model, [ParameterGroup("matrices", matrices, 0.1), ParameterGroup("vectors", vectors, 0.0)]
+
+
+def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs, and a weight per sample (ragged: some samples count for nothing)."""
+    generator = torch.Generator().manual_seed(step)
+    inputs = torch.randn(GLOBAL_BATCH, FEATURES, generator=generator)
+    return inputs, torch.arange(GLOBAL_BATCH, dtype=torch.float32) % 3
+
+
+def here() -> World:
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return World(rank=rank, size=size, local_rank=rank, local_size=size, device=torch.device("cpu"))
+
+
+def start_engine(settings: dict[str, Any], accumulation: int, optim: OptimConfig = OPTIM) -> Engine:
+    model, groups = build()
+    world = here()
+    plan = BatchPlan(GLOBAL_BATCH // world.size // accumulation, accumulation)
+    return wrap(model, groups, engine=EngineConfig(**settings), optim=optim, world=world, plan=plan)
+
+
+def take_step(engine: Engine, step: int, accumulation: int, *, poison: bool = False) -> dict[str, Any]:
+    world = here()
+    inputs, weights = global_batch(step)
+    if poison:
+        inputs = inputs.clone()
+        inputs[-1] = math.inf
+    share = GLOBAL_BATCH // world.size
+    mine = slice(world.rank * share, (world.rank + 1) * share)
+    total = torch.tensor(float(weights.sum()))
+    loss = torch.zeros(())
+    dtype = next(engine.module.parameters()).dtype
+    chunks = zip(inputs[mine].chunk(accumulation), weights[mine].chunk(accumulation), strict=True)
+    for chunk, weight in chunks:
+        loss_sum = (engine.model(chunk.to(dtype)).float().square().mean(dim=1) * weight).sum()
+        engine.backward(loss_sum, total_weight=total)
+        loss += loss_sum.detach()
+    torch.distributed.all_reduce(loss)
+    result = engine.step(lr=1e-2)
+    return {"loss": float(loss / total), "grad_norm": float(result.grad_norm), "applied": result.applied}
+
+
+def train_steps(settings: dict[str, Any], accumulation: int, steps: int) -> list[dict[str, Any]]:
+    engine = start_engine(settings, accumulation)
+    rows = [take_step(engine, step, accumulation) for step in range(1, steps + 1)]
+    engine.close()
+    return rows
+
+
+def reference(steps: int) -> list[dict[str, float]]:
+    """The same training in plain torch: whole batch, AdamW over two groups, clipping by hand."""
+    model, groups = build()
+    described = [{"params": list(g.parameters.values()), "weight_decay": g.weight_decay} for g in groups]
+    optimizer = torch.optim.AdamW(described, lr=1e-2, betas=OPTIM.betas, eps=OPTIM.eps)
+    rows = []
+    for step in range(1, steps + 1):
+        inputs, weights = global_batch(step)
+        loss = (model(inputs).square().mean(dim=1) * weights).sum() / weights.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        rows.append({"loss": loss.item(), "grad_norm": norm.item()})
+    return rows
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_losses_and_norms_equal_plain_torch_at_every_stage(ranks: Ranks, stage: int, size: int) -> None:
+    # Worst case measured over all cases: loss 5.5e-7, norm 3.1e-7 relative.
+    expected = reference(steps=8)
+    for accumulation in (1, 4):
+        rows = ranks(size, train_steps, {"zero_stage": stage, "precision": "fp32"}, accumulation, 8)[0]
+        for row, plain in zip(rows, expected, strict=True):
+            assert row["applied"]
+            assert row["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+            assert row["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
+
+
+def test_optimizer_offload_changes_nothing(ranks: Ranks) -> None:
+    expected = reference(steps=8)
+    for stage in (1, 2, 3):
+        settings = {"zero_stage": stage, "precision": "fp32", "offload": "optimizer"}
+        rows = ranks(2, train_steps, settings, 4, 8)[0]
+        for row, plain in zip(rows, expected, strict=True):
+            assert row["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+            assert row["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
+
+
+def masters_at_start(settings: dict[str, Any]) -> bool:
+    engine = start_engine(settings, 1)
+    initial = dict(build()[0].named_parameters())
+    held = 0
+    for fragment in engine.owned_fragments():
+        whole = initial[fragment.name].detach().reshape(-1)
+        part = whole[fragment.start : fragment.start + fragment.numel]
+        assert torch.equal(fragment.tensors["weight"], part), fragment.name
+        assert not fragment.tensors["exp_avg"].any()
+        assert not fragment.tensors["exp_avg_sq"].any()
+        held += fragment.numel
+    total = torch.tensor(held)
+    torch.distributed.all_reduce(total)
+    assert total.item() == sum(parameter.numel() for parameter in initial.values())
+    for name, parameter in engine.module.named_parameters():
+        full = torch.cat([parameter.ds_tensor]) if settings["zero_stage"] == 3 else parameter  # type: ignore[attr-defined]
+        if settings["zero_stage"] < 3:
+            assert torch.equal(full.float(), initial[name].to(full.dtype).float()), name
+    engine.close()
+    return True
+
+
+CASES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
+
+
+@pytest.mark.parametrize(("stage", "precision"), CASES)
+def test_masters_start_as_the_unrounded_initial_weights(ranks: Ranks, stage: int, precision: str) -> None:
+    settings = {"zero_stage": stage, "precision": precision}
+    if (stage, precision) == (0, "bf16"):
+        settings["gradient_dtype"] = "bf16"
+    for size in (1, 2):
+        assert all(ranks(size, masters_at_start, settings))
+
+
+def skipped_step(settings: dict[str, Any]) -> list[Any]:
+    engine = start_engine(settings, 2)
+    take_step(engine, 1, 2)
+    before = {f.name: f.tensors["weight"].clone() for f in engine.owned_fragments()}
+    row = take_step(engine, 2, 2, poison=True)
+    after = {f.name: f.tensors["weight"].clone() for f in engine.owned_fragments()}
+    unchanged = all(torch.equal(before[name], after[name]) for name in before)
+    following = take_step(engine, 3, 2)
+    updates = engine.updates
+    engine.close()
+    return [row["applied"], unchanged, following["applied"], math.isfinite(following["loss"]), updates]
+
+
+@pytest.mark.parametrize(("stage", "precision"), CASES)
+def test_a_non_finite_gradient_never_reaches_the_weights(ranks: Ranks, stage: int, precision: str) -> None:
+    settings = {"zero_stage": stage, "precision": precision}
+    if (stage, precision) == (0, "bf16"):
+        settings["gradient_dtype"] = "bf16"
+    for size in (1, 2):
+        assert ranks(size, skipped_step, settings) == [[False, True, True, True, 2]] * size
+
+
+def infinite_loss_with_finite_gradient(settings: dict[str, Any]) -> bool:
+    engine = start_engine(settings, 1)
+    loss = engine.model(global_batch(1)[0][: GLOBAL_BATCH // here().size]).sum() + math.inf
+    engine.backward(loss, total_weight=torch.tensor(1.0))
+    applied = engine.step(lr=1.0).applied
+    engine.close()
+    return applied
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_infinite_loss_skips_the_step_though_its_gradient_is_finite(ranks: Ranks, stage: int) -> None:
+    settings = {"zero_stage": stage, "precision": "fp32"}
+    assert ranks(1, infinite_loss_with_finite_gradient, settings) == [False]
+
+
+def bytes_held(stage: int) -> dict[str, int]:
+    """What a rank holds in the middle of accumulation, for matrices large enough for stage 3 to cut up."""
+    model = nn.Sequential(*[nn.Linear(352, 352) for _ in range(16)])
+    groups = [ParameterGroup("all", dict(model.named_parameters()), 0.0)]
+    settings = EngineConfig(zero_stage=stage, precision="fp32")  # type: ignore[arg-type]
+    engine = wrap(model, groups, engine=settings, optim=OPTIM, world=here(), plan=BatchPlan(2, 2))
+    engine.backward(engine.model(torch.ones(2, 352)).square().sum(), total_weight=torch.tensor(1.0))
+    held = engine.held_bytes()
+    engine.close()
+    return held
+
+
+def test_zero_really_shares_out_memory(ranks: Ranks) -> None:
+    """On two ranks optimizer bytes halve from stage 1 on, gradients from 2, parameters at 3."""
+    held = [ranks(2, bytes_held, stage)[0] for stage in (0, 1, 2, 3)]
+    whole = held[0]
+    # Masters and two moments are three copies; at stage 0 in fp32 the weights are their own masters.
+    assert whole["optimizer"] == 3 * whole["parameters"]
+    for kind, first_shared in (("optimizer", 1), ("gradients", 2), ("parameters", 3)):
+        for stage in range(4):
+            share = held[stage][kind] / whole[kind]
+            # Measured: within 1 % (biases stay whole at stage 3).
+            assert share == pytest.approx(0.5 if stage >= first_shared else 1.0, rel=0.02), (kind, stage)

@@ -1,0 +1,156 @@
+"""Procedural rooms: a colour image and its exact depth, as a pure function of a number and a size.
+
+A room has slanted walls and a floor, spheres, boxes, rods and a wire. Colours are painted on: checks, stripes, spots
+and noise make edges where the depth has none, and some things are painted like the wall behind them, so that the depth
+has edges where colour hardly shows them. What a filter learns here is when to trust its guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from train.data.drawn import patterns
+from train.data.drawn.draws import Draws
+from train.data.drawn.surfaces import Hit, box, camera_rays, plane, rod, sphere
+
+VERSION = 1  # of the pictures: a change of these would silently change what is learned and measured
+
+_STREAM = 0x5CE7E
+_HIDDEN = 0.25  # of the things are painted like the wall
+_AMBIENT = 0.55
+_SENSOR_NOISE = 0.008  # standard deviation, of 1
+_KINDS = ("plain", "gradient", "stripes", "checks", "spots", "noise", "weave")
+
+
+def scene(index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return one room.
+
+    Args:
+        index: which one; every whole number from 0 has its own.
+        size: height and width; the same room is seen at every size.
+
+    Returns:
+        RGB float32 (H, W, 3) from 0 to 1, and depth float32 (H, W) in metres.
+    """
+    draws = Draws(_STREAM, index)
+    rays = camera_rays(size)
+    light = np.array([draws.uniform(-0.7, 0.7), draws.uniform(-1, -0.3), draws.uniform(-1, -0.6)])
+    light /= np.linalg.norm(light)
+    paint = wall_paint = _Paint(draws, period=draws.uniform(0.35, 0.8))
+    depth, colour = np.full(size, np.inf), np.zeros((*size, 3))
+    for number, thing in enumerate(_things(draws, rays)):
+        if number:
+            paint = _Paint(draws, period=draws.uniform(0.12, 0.45))
+        if number > _WALLS and draws.uniform(0, 1) < _HIDDEN:
+            paint = wall_paint.plain()
+        for hit in thing:
+            nearer = hit.depth < depth
+            depth[nearer] = hit.depth[nearer]
+            normal, coordinates = hit.details(nearer)
+            shade = _AMBIENT + (1 - _AMBIENT) * np.maximum(normal @ light, 0)
+            colour[nearer] = paint.at(coordinates) * shade[:, None]
+    colour += _SENSOR_NOISE * Draws(_STREAM, index, *size).normal(colour.shape)
+    return np.clip(colour, 0, 1).astype(np.float32), depth.astype(np.float32)
+
+
+class _Paint:
+    """Two colours and the pattern in which they lie on a surface."""
+
+    def __init__(self, draws: Draws, *, period: float) -> None:
+        base = 0.2 + 0.7 * draws.unit((3,))
+        self.colours = np.stack([base, np.clip(base + draws.uniform(0.1, 0.5) * (2 * draws.unit((3,)) - 1), 0.05, 1)])
+        self.pattern = patterns.draw(draws, _KINDS, period=period)
+
+    def at(self, coordinates: np.ndarray) -> np.ndarray:
+        """Return the colours at (N, 2) coordinates: (N, 3)."""
+        share = self.pattern(coordinates[:, 0], coordinates[:, 1])[:, None]
+        return self.colours[0] + share * (self.colours[1] - self.colours[0])
+
+    def plain(self) -> _Paint:
+        """Return the mean of the two colours without the pattern."""
+        other = object.__new__(_Paint)
+        other.colours, other.pattern = self.colours, patterns.plain
+        return other
+
+
+# --------------------------------------------------------------------------------------------------- what is there
+
+_WALLS = 2  # besides the back one
+
+
+def _things(draws: Draws, rays: np.ndarray) -> Iterator[list[Hit]]:
+    """Yield the surfaces of the back wall, the floor, a side wall, and then of each thing before them."""
+    floor = draws.uniform(0.9, 1.4)
+    yield [_back_wall(draws, rays)]
+    yield [_floor(draws, rays, floor)]
+    yield [_side_wall(draws, rays)]
+    for _ in range(draws.integer(3, 6)):
+        yield [_sphere(draws, rays) if draws.uniform(0, 1) < 0.45 else _box(draws, rays, floor)]
+    for _ in range(draws.integer(1, 4)):
+        yield [_rod(draws, rays)]
+    yield _wire(draws, rays)
+
+
+def _back_wall(draws: Draws, rays: np.ndarray) -> Hit:
+    distance = draws.uniform(3.2, 5.5)
+    return plane(
+        rays,
+        point=np.array([0, 0, distance]),
+        normal=np.array([draws.uniform(-0.45, 0.45), draws.uniform(-0.2, 0.2), -1]),
+    )
+
+
+def _floor(draws: Draws, rays: np.ndarray, height: float) -> Hit:
+    normal = np.array([draws.uniform(-0.15, 0.15), -1, draws.uniform(-0.1, 0.1)])
+    return plane(rays, point=np.array([0, height, 0]), normal=normal)
+
+
+def _side_wall(draws: Draws, rays: np.ndarray) -> Hit:
+    side = draws.choice([-1, 1])
+    normal = np.array([-side, 0, draws.uniform(-0.3, 0.3)])
+    return plane(rays, point=np.array([side * draws.uniform(1.6, 3.2), 0, 0]), normal=normal)
+
+
+def _place(draws: Draws, near: float, far: float) -> np.ndarray:
+    """Return a point that the camera sees."""
+    depth = draws.uniform(near, far)
+    return depth * np.array([draws.uniform(-0.5, 0.5), draws.uniform(-0.36, 0.36), 1])
+
+
+def _sphere(draws: Draws, rays: np.ndarray) -> Hit:
+    center = _place(draws, 1.5, 3.6)
+    return sphere(rays, center=center, radius=center[2] * draws.uniform(0.07, 0.17))
+
+
+def _box(draws: Draws, rays: np.ndarray, floor: float) -> Hit:
+    """Meet a box, more often one that stands on the floor."""
+    center = _place(draws, 1.6, 3.8)
+    half = center[2] * (0.05 + 0.13 * draws.unit((3,)))
+    if draws.uniform(0, 1) < 0.6:
+        half[1] = max(half[1], (floor - center[1]) / 2)
+        center[1] = floor - half[1]
+    return box(rays, center=center, half=half, turn=draws.uniform(0, np.pi / 2))
+
+
+def _rod(draws: Draws, rays: np.ndarray) -> Hit:
+    start = _place(draws, 1.3, 3.0)
+    end = start + draws.uniform(0.5, 1.6) * _direction(draws)
+    end[2] = max(end[2], 1.0)
+    return rod(rays, start=start, end=end, radius=draws.uniform(0.012, 0.04))
+
+
+def _direction(draws: Draws) -> np.ndarray:
+    angle = draws.uniform(0, 2 * np.pi)
+    return np.array([np.cos(angle), np.sin(angle), draws.uniform(-0.5, 0.5)])
+
+
+def _wire(draws: Draws, rays: np.ndarray, *, pieces: int = 6) -> list[Hit]:
+    """Meet a thin wire that sags between two points."""
+    left, right = (side * np.array([1.0, 0, 0]) + _place(draws, 1.8, 3.0) * [0.3, 0.8, 1] for side in (-0.8, 0.8))
+    sag, radius = draws.uniform(0.1, 0.5), draws.uniform(0.006, 0.012)
+    share = np.linspace(0, 1, pieces + 1)[:, None]
+    points = left + share * (right - left) + 4 * sag * share * (1 - share) * [0, 1, 0]
+    return [rod(rays, start=start, end=end, radius=radius) for start, end in pairwise(points)]

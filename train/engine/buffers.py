@@ -1,0 +1,57 @@
+"""The buffers that forward passes move, such as batch norm's running statistics: on every rank the same.
+
+DeepSpeed neither broadcasts nor averages buffers. Here they are averaged over ranks after every step: an average of
+moving averages is the moving average of averages, so doing it each time changes nothing but rounding, and every
+moment is as good as another for evaluating or saving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from train.ranks.distributed import number_of_ranks, sum_over_ranks
+
+
+class RunningStatistics:
+    """A module's persistent buffers, as a checkpoint holds them.
+
+    Args:
+        module: With buffers that are equal on all ranks.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        saved = module.state_dict(keep_vars=True).keys()
+        self._live = {name: buffer for name, buffer in module.named_buffers() if name in saved}
+        self._settled = self._copies()
+
+    @torch.no_grad()
+    def settle(self, *, applied: bool) -> None:
+        """Average what a step's passes have moved; take it back where the step was skipped, as its batch was bad."""
+        if not self._live:
+            return
+        if not applied:
+            self.restore(self._settled)
+            return
+        moving = [buffer for buffer in self._live.values() if buffer.is_floating_point()]
+        if number_of_ranks() > 1 and moving:
+            means = sum_over_ranks(torch.cat([buffer.flatten() for buffer in moving])) / number_of_ranks()
+            for buffer, mean in zip(moving, means.split([buffer.numel() for buffer in moving]), strict=True):
+                buffer.copy_(mean.view_as(buffer))
+        self._settled = self._copies()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the buffers by name."""
+        return dict(self._live)
+
+    @torch.no_grad()
+    def restore(self, values: Mapping[str, Tensor]) -> None:
+        """Write values, by name, into the buffers."""
+        for name, value in values.items():
+            self._live[name].copy_(value)
+        self._settled = self._copies()
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: buffer.detach().clone() for name, buffer in self._live.items()}

@@ -1,0 +1,154 @@
+"""What a run measures of its own inside: the activations of the passes that train, the gradients of the very step.
+
+Plain words in the loop: `watching` stands around a step's passes, `read_gradients` between the last backward and the
+optimizer, `write` after it. On a step that is not measured each returns at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from analysis.measure.activations import ActivationProbe, Site
+from analysis.measure.gradients import layer_of, norm_scales, squared_norm
+from train.config.run import RunConfig
+from train.engine.engine import Engine
+from train.engine.optimizers import squared_update
+from train.observe.run_log import RunLog
+from train.ranks.distributed import gather_over_ranks
+
+# What a rank adds up for each parameter. Squares and sums add over ranks; a minimum and a maximum do not.
+_SUMS = ("gradient", "weight", "update", "scale_sum")
+_COLUMNS = {**dict.fromkeys(_SUMS, 0.0), "scale_min": math.inf, "scale_max": -math.inf}  # name -> value of no elements
+
+
+class Probes:
+    """Measures steps at the intervals of `probes.*` and writes activations.jsonl and gradients.jsonl.
+
+    Every rank takes part in every call; rank 0 writes.
+
+    Args:
+        config: The run's.
+        sites: Where activations are measured.
+        engine: The engine that trains.
+        log: Where the rows go.
+    """
+
+    def __init__(self, config: RunConfig, *, sites: Sequence[Site], engine: Engine, log: RunLog) -> None:
+        self._config = config
+        self._engine = engine
+        self._log = log
+        self._activations = ActivationProbe(sites)
+        self._scales = norm_scales(engine.module)
+        self._figures = {column: {} for column in _COLUMNS}  # column -> parameter -> () fp64
+
+    def measures_activations(self, step: int) -> bool:
+        """Return whether the passes of this step are measured."""
+        return self._is_measured(step, self._config.probes.activations_every)
+
+    def measures_gradients(self, step: int) -> bool:
+        """Return whether the gradients of this step are measured."""
+        return self._is_measured(step, self._config.probes.gradients_every)
+
+    def _is_measured(self, step: int, every: int | None) -> bool:
+        return every is not None and (step == 1 or step % every == 0 or step == self._config.steps)
+
+    @contextmanager
+    def watching(self, step: int) -> Iterator[None]:
+        """Measure the activations of the forward passes inside, when this step is due.
+
+        Compiled blocks run eagerly meanwhile, in backward too: hooks would need a second graph otherwise.
+        """
+        if not self.measures_activations(step):
+            yield
+            return
+        eagerly = torch.compiler.set_stance("force_eager") if self._config.engine.compile else nullcontext()
+        with eagerly, self._activations.watching():
+            yield
+
+    def read_gradients(self, step: int) -> None:
+        """Measure gradients and weights as the step found them: reduced, before clipping and before the update."""
+        if not self.measures_gradients(step):
+            return
+        self._figures = {column: {} for column in _COLUMNS}
+        for name, gradient in self._engine.owned_gradients():
+            self._figures["gradient"][name] = squared_norm(gradient)
+        for fragment in self._engine.owned_fragments():
+            weight = fragment.tensors["weight"]
+            self._figures["weight"][fragment.name] = squared_norm(weight)
+            if fragment.name in self._scales:
+                self._figures["scale_min"][fragment.name] = weight.min().double()
+                self._figures["scale_sum"][fragment.name] = weight.double().sum()
+                self._figures["scale_max"][fragment.name] = weight.max().double()
+
+    def write(self, step: int, lr: float, *, applied: bool) -> None:
+        """Write what this step showed; `applied` tells whether its update reached the weights."""
+        if self.measures_activations(step):
+            rows = self._activations.rows(gather_over_ranks)
+            self._log.activations(step, rows, self._activations.histograms(gather_over_ranks))
+        if self.measures_gradients(step):
+            if applied:
+                self._measure_updates(lr)
+            self._log.gradients(step, self._gradient_rows())
+
+    def _measure_updates(self, lr: float) -> None:
+        """Work out, from AdamW's moments after the step, what it added to the weights: no copy of them is kept."""
+        optim, decays = self._config.optim, self._engine.weight_decays
+        for fragment in self._engine.owned_fragments():
+            self._figures["update"][fragment.name] = squared_update(
+                fragment.tensors,
+                lr=lr,
+                weight_decay=decays[fragment.name],
+                betas=optim.betas,
+                eps=optim.eps,
+                updates=self._engine.updates,
+            )
+
+    def _gradient_rows(self) -> list[dict[str, Any]]:
+        shapes = self._engine.parameter_shapes()
+        table = self._over_ranks(list(shapes))
+        rows = []
+        for index, (name, shape) in enumerate(shapes.items()):
+            figures = {column: values[index] for column, values in table.items()}
+            numel, weight = math.prod(shape), math.sqrt(figures["weight"])
+            row = {
+                "layer": layer_of(name),
+                "parameter": name,
+                "numel": numel,
+                "norm": math.sqrt(figures["gradient"]),
+                "parameter_norm": weight,
+                "update_ratio": math.sqrt(figures["update"]) / weight if weight else None,
+            }
+            if name in self._scales:
+                low, high = figures["scale_min"], figures["scale_max"]
+                row |= {"scale_min": low, "scale_mean": figures["scale_sum"] / numel, "scale_max": high}
+            rows.append(row)
+        return rows
+
+    def _over_ranks(self, names: list[str]) -> dict[str, list[float]]:
+        """Join the ranks' figures: by column, one value for each name."""
+        columns = [
+            _column([self._figures[column].get(name) for name in names], nothing)
+            for column, nothing in _COLUMNS.items()
+        ]
+        over_ranks = torch.stack(gather_over_ranks(torch.stack(columns)))  # (ranks, columns, names)
+        joined = dict(zip(_COLUMNS, over_ranks.unbind(1), strict=True))
+        return {
+            **{column: joined[column].sum(dim=0).tolist() for column in _SUMS},
+            "scale_min": joined["scale_min"].amin(dim=0).tolist(),
+            "scale_max": joined["scale_max"].amax(dim=0).tolist(),
+        }
+
+
+def _column(values: list[Tensor | None], nothing: float) -> Tensor:
+    """Bring a column to the CPU in one copy."""
+    here = [value for value in values if value is not None]
+    column = torch.full((len(values),), nothing, dtype=torch.float64)
+    if here:
+        column[torch.tensor([value is not None for value in values])] = torch.stack(here).cpu()
+    return column

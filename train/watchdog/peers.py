@@ -1,0 +1,99 @@
+"""The other ranks as a rank sees them, by their heartbeats: alive, silent, gone, or never come."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from train.watchdog import heartbeat
+from train.watchdog.collectives import Call, read_trace, trace_path
+from train.watchdog.heartbeat import BEAT_SECONDS, Heartbeat
+from train.watchdog.verdict import Condition, Peer
+
+SILENCE_SECONDS = 5 * BEAT_SECONDS  # a heartbeat that stands still for so long has stopped
+
+
+class Peers:
+    """The ranks, as their heartbeats show them since this was made: one that moves is alive.
+
+    Args:
+        folder: The run folder.
+        size: The number of ranks.
+        rank: This one, which is alive.
+        host: Its machine, where it can see whether a process is gone.
+        began: When this rank's process began, in seconds of the clock.
+    """
+
+    def __init__(self, folder: Path, size: int, *, rank: int, host: str, began: float):
+        self._folder, self._rank, self._host, self._began = folder, rank, host, began
+        self._until = time.monotonic() + SILENCE_SECONDS
+        self._moved: dict[int, float] = {}  # when a rank's heartbeat was last seen to move
+        self._last = {rank: self._beat(rank) for rank in range(size)}
+        self.pause = min(max(0.25, size / 100), SILENCE_SECONDS / 4)  # many ranks ask a file system less often
+
+    def _beat(self, rank: int) -> Heartbeat | None:
+        return heartbeat.read(heartbeat.path_of(self._folder, rank))
+
+    def settled(self) -> bool:
+        """Return whether every rank is known to be alive or not."""
+        conditions = [self._look_at(rank)[0] for rank in self._last]
+        return time.monotonic() > self._until or not {"silent", "never"} & set(conditions)
+
+    def look(self) -> list[Peer]:
+        """Return what is known now."""
+        return [self._peer(rank) for rank in self._last]
+
+    def all_answered(self) -> bool:
+        """Return whether no rank that is alive still owes its answer."""
+        return all(peer.answer is not None or peer.condition != "alive" for peer in self.look())
+
+    def _peer(self, rank: int) -> Peer:
+        condition, beat = self._look_at(rank)
+        if beat is None or condition == "never":
+            return Peer(rank, "never")
+        answer = heartbeat.read_answer(heartbeat.answer_path(self._folder, rank)) if beat.state == "answering" else None
+        if answer:
+            return Peer(rank, condition, beat, answer, [Call(*call) for call in answer.trace])
+        kept = read_trace(trace_path(self._folder, rank)) if beat.host == self._host else None
+        if kept is None:
+            return Peer(rank, condition, beat)
+        return Peer(rank, condition, replace(beat, phase=kept.phase, step=kept.step), None, kept.calls)
+
+    def _look_at(self, rank: int) -> tuple[Condition, Heartbeat | None]:
+        before = self._last[rank]
+        self._last[rank] = beat = self._beat(rank) or before
+        if beat is None:
+            return "never", None
+        if before is None or (beat.beat, beat.pid) != (before.beat, before.pid):
+            self._moved[rank] = time.monotonic()
+        if rank == self._rank:
+            return "alive", beat
+        if rank not in self._moved and self._is_of_an_earlier_start(beat):
+            return "never", beat
+        ended = beat.state in ("failed", "finished", "stopped")
+        if ended or heartbeat.is_process_gone(beat.host, beat.pid, this_host=self._host):
+            return "gone", beat
+        return ("alive" if time.monotonic() - self._moved.get(rank, -math.inf) < SILENCE_SECONDS else "silent"), beat
+
+    def _is_of_an_earlier_start(self, beat: Heartbeat) -> bool:
+        """Whether it was written well before this process began; ranks start within a minute of each other."""
+        return datetime.datetime.fromisoformat(beat.time).timestamp() < self._began - 60
+
+
+def is_busy(peer: Peer) -> bool:
+    """Return whether a rank is alive and within its own deadline."""
+    beat = peer.heartbeat
+    return peer.condition == "alive" and beat is not None and beat.state == "running" and not beat.is_overdue
+
+
+def answers(peer: Peer) -> bool:
+    """Return whether a rank is alive and has answered, or is about to."""
+    return peer.condition == "alive" and peer.heartbeat is not None and peer.heartbeat.state == "answering"
+
+
+def what_was_told(peers: list[Peer]) -> str:
+    """Return what a rank has said already of why the run ends."""
+    return next((peer.heartbeat.verdict for peer in peers if peer.heartbeat and peer.heartbeat.verdict), "")

@@ -1,0 +1,358 @@
+"""Ends a run that hangs, in bounded time, and says which rank holds it up.
+
+The main thread says what it is about (`enter`); a thread watches the deadline of that. When it has passed, a rank looks
+at the others' heartbeats: it goes on waiting while one of them is alive and within a longer deadline of its own (rank
+0 saves, the rest are at the next step already). Once none is, every rank that still answers writes down its stacks;
+the lowest of them judges, writes RUN/stacks.txt, names the culprit in the last line of the log, and all end with
+exit code 1: about `SILENCE_SECONDS` after the deadline, plus a few.
+
+Behind the thread stands faulthandler's timer, which needs neither Python's lock nor a file system: should this
+process be unable to do all that, its stacks go to standard error and it ends a little later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import faulthandler
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import NamedTuple, NoReturn
+
+import torch.distributed
+
+from train.config.run import WatchdogConfig
+from train.ranks.launcher_env import tell_torchrun
+from train.ranks.stopping import StoppedInPreparationError
+from train.watchdog import heartbeat
+from train.watchdog.collectives import Collectives, failed_in_a_collective, read_trace, trace_path
+from train.watchdog.heartbeat import Answer, Heartbeat, HeartbeatWriter
+from train.watchdog.peers import SILENCE_SECONDS, Peers, answers, is_busy, what_was_told
+from train.watchdog.verdict import Peer, Verdict, judge
+
+logger = logging.getLogger(__name__)
+
+_TICK_SECONDS = 0.25
+_STUCK_SECONDS = 60.0  # what judging may take before faulthandler ends the process
+_LONGEST = datetime.timedelta(days=20)  # torch counts milliseconds in 32 bits
+_TRACE_CALLS = 2000  # of an answer
+
+
+class Phase(NamedTuple):
+    """What the main thread is about."""
+
+    name: str
+    step: int
+    since: float  # time.monotonic()
+    deadline: float | None  # seconds
+
+
+def process_group_timeout(config: WatchdogConfig) -> datetime.timedelta:
+    """Return how long a collective may take: longer than any deadline, so that the watchdog is the first to speak."""
+    longest = _longest(config)
+    if longest is None:
+        return _LONGEST
+    return min(_LONGEST, datetime.timedelta(seconds=longest + 5 * _STUCK_SECONDS))
+
+
+def _longest(config: WatchdogConfig) -> float | None:
+    """Return the longest deadline in seconds; None where a phase has none."""
+    deadlines = (config.step, config.first_step, config.evaluation, config.save, config.preparation)
+    given = [deadline for deadline in deadlines if deadline is not None]
+    return max(given) if len(given) == len(deadlines) else None
+
+
+class Watchdog:
+    """Watches this rank while it is entered as a context.
+
+    An error that leaves the context is told in the heartbeat; one that came out of a collective ends the process with
+    exit code 1, once it is known which rank was lost. One that another rank's signal in preparation has caused leaves
+    as StoppedInPreparationError: this rank has nothing to save either.
+
+    Args:
+        config: The deadlines.
+        folder: The run folder.
+        rank: This rank.
+        size: The number of ranks.
+    """
+
+    def __init__(self, config: WatchdogConfig, folder: Path, *, rank: int, size: int):
+        self._config, self._folder, self._rank, self._size = config, folder, rank, size
+        self._host, self._began = socket.gethostname(), time.time()
+        self._main = threading.get_ident()
+        self._collectives = Collectives(trace_path(folder, rank))
+        self._state: heartbeat.State = "running"
+        self._error = self._verdict = ""
+        self._has_stepped = False
+        self._suspended: tuple[Phase | None, float] = (None, 0.0)  # seconds of a phase in which nothing ran
+        self._done = threading.Event()
+        self._writer = HeartbeatWriter(heartbeat.path_of(folder, rank), self._describe)
+        self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self.enter("preparation")
+
+    def enter(self, name: str, step: int = 0) -> None:
+        """Begin a phase, whose deadline counts from now: preparation, step, evaluation or save."""
+        if name == "step" and not self._has_stepped:
+            name, self._has_stepped = "first_step", True
+        self._phase = Phase(name, step, time.monotonic(), getattr(self._config, name))
+        self._collectives.note(name, step)
+
+    def announce(self) -> None:
+        """Write heartbeats from here on; what is found wrong before it leaves no run folder behind."""
+        with contextlib.suppress(OSError):
+            heartbeat.answer_path(self._folder, self._rank).unlink(missing_ok=True)
+        self._writer.start()
+
+    def __enter__(self) -> Watchdog:
+        self._collectives.install()
+        self._collectives.note(self._phase.name, self._phase.step)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        stopped = isinstance(error, StoppedInPreparationError)
+        if error is not None and self._size > 1 and is_lost_contact(error):
+            self._stop_watching()
+            stopped = self._tell_lost_contact(error)
+        self._state = "stopped" if stopped else "failed" if isinstance(error, Exception) else "finished"
+        self._error = f"{type(error).__name__}: {_first_line(error)}" if error is not None else ""
+        self._writer.write_now(timeout=5)
+        self._stop_watching()
+        self._writer.stop()
+        self._collectives.remove(forget=True)
+        if stopped and not isinstance(error, StoppedInPreparationError):
+            raise StoppedInPreparationError("a signal to another rank") from error
+
+    def _stop_watching(self) -> None:
+        self._done.set()
+        self._watcher.join(timeout=5)
+        faulthandler.cancel_dump_traceback_later()
+
+    # ------------------------------------------------------------------------------------------------ watching
+
+    def _watch(self) -> None:
+        tick, beat, longest = time.monotonic(), 0.0, _longest(self._config)
+        while not self._done.wait(_TICK_SECONDS):
+            now = time.monotonic()
+            if now - tick > 2 + _TICK_SECONDS:  # this process was suspended: the time does not count
+                self._excuse(now - tick)
+            tick = now
+            if now - beat > heartbeat.BEAT_SECONDS:
+                beat = now
+                self._arm(None if longest is None else longest + _STUCK_SECONDS)
+            if self._is_overdue():
+                self._look_around(self._phase)
+                tick = time.monotonic()
+
+    def _excuse(self, seconds: float) -> None:
+        phase, before = self._suspended
+        self._suspended = (self._phase, seconds + (before if phase is self._phase else 0.0))
+
+    def _seconds(self, phase: Phase) -> float:
+        excused_phase, excused = self._suspended
+        return time.monotonic() - phase.since - (excused if excused_phase is phase else 0.0)
+
+    def _is_overdue(self) -> bool:
+        phase = self._phase
+        return phase.deadline is not None and self._seconds(phase) >= phase.deadline
+
+    def _arm(self, seconds: float | None) -> None:
+        """Let faulthandler end the process after so long, unless it is armed again before."""
+        if seconds is None:
+            faulthandler.cancel_dump_traceback_later()
+        else:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+
+    def _look_around(self, phase: Phase) -> None:
+        """End the run, unless this rank goes on meanwhile; waits for ranks that are within a deadline of their own."""
+        if not self._writer.is_running:
+            self.announce()
+        peers = Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
+        while self._phase is phase and not self._done.is_set():
+            self._arm(_STUCK_SECONDS)
+            if peers.settled() and not any(is_busy(peer) for peer in peers.look()):
+                self._end(peers, f"{phase.name.replace('_', ' ')} took longer than watchdog.{phase.name} allows")
+            self._done.wait(peers.pause)
+
+    # ------------------------------------------------------------------------------------------------- the end
+
+    def _tell_lost_contact(self, error: BaseException) -> bool:
+        """End the run and name the rank that is gone; returns if none is, and the error is this rank's own.
+
+        Returns:
+            Whether a rank is gone because a signal stopped it in preparation.
+        """
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all ranks as soon as one has died
+        self._arm(_STUCK_SECONDS)
+        peers = Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
+        while not peers.settled():
+            time.sleep(peers.pause)
+        known = peers.look()
+        if any(peer.heartbeat and peer.heartbeat.state == "stopped" for peer in known if peer.condition == "gone"):
+            return True
+        if all(peer.condition == "alive" and not answers(peer) for peer in known):
+            return False
+        innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+        self._answer(innermost, stacks="".join(traceback.format_exception(error)), waiting=True)
+        self._finish(peers, f"lost contact with another rank ({_first_line(error)})")
+
+    def _end(self, peers: Peers, reason: str) -> None:
+        self._answer()
+        until = time.monotonic() + SILENCE_SECONDS
+        while time.monotonic() < until and not peers.all_answered():
+            time.sleep(peers.pause)
+        self._finish(peers, reason)
+
+    def _answer(self, frame: FrameType | None = None, *, stacks: str = "", waiting: bool = False) -> None:
+        """Write down where this rank is, for the one that judges: at a frame of an error, or where it stands now."""
+        frames = sys._current_frames()
+        frame = frame or frames[self._main]
+        kept = read_trace(trace_path(self._folder, self._rank))
+        answer = Answer(
+            waiting=waiting or self._is_waiting(frame),
+            place=_place(frame),
+            stacks=stacks or "".join(_stacks(frames, first=self._main)),
+            trace=[list(call) for call in kept.calls[-_TRACE_CALLS:]] if kept else [],
+        )
+        with contextlib.suppress(OSError):
+            heartbeat.write(heartbeat.answer_path(self._folder, self._rank), answer)
+        self._state = "answering"
+        self._writer.write_now(timeout=5)
+
+    def _is_waiting(self, frame: FrameType) -> bool:
+        inside = self._collectives.is_waiting(self._main)
+        return inside or (frame.f_code.co_name == "wait" and "torch" in frame.f_code.co_filename)
+
+    def _finish(self, peers: Peers, reason: str) -> NoReturn:
+        """Let the lowest rank that answers speak, and end the process."""
+        self._arm(_STUCK_SECONDS)
+        known = peers.look()
+        speaker = min([self._rank, *[p.rank for p in known if answers(p)]])
+        told = what_was_told([peer for peer in known if peer.rank != self._rank])
+        if speaker == self._rank and not told:
+            self._verdict = told = self._speak(known, reason)
+            self._writer.write_now(timeout=5)
+            self._forget_the_dead(known)
+            time.sleep(3 * peers.pause)  # the others leave when they read it: torchrun would end them, and us, at once
+        else:
+            until = time.monotonic() + SILENCE_SECONDS
+            while not told and time.monotonic() < until:
+                time.sleep(peers.pause)
+                told = what_was_told(peers.look())
+        tell_torchrun(told or reason)
+        self._collectives.remove(forget=True)
+        logging.shutdown()
+        os._exit(1)
+
+    def _speak(self, known: list[Peer], reason: str) -> str:
+        verdict = judge(known)
+        dump_flight_recorder(self._folder, self._rank)
+        advice = "start the same command again to go on"
+        if not verdict.ranks:
+            advice = f"raise watchdog.{self._phase.name} ({self._phase.deadline:g} s) if it may take so long; {advice}"
+        path = self._folder / "stacks.txt"
+        answered = sum(peer.answer is not None for peer in known)
+        with contextlib.suppress(OSError):
+            path.write_text(_report(verdict, reason, known))
+        logger.error("%s: stacks of %d of %d ranks are in %s; %s", reason, answered, len(known), path, advice)
+        logger.error("%s", verdict.text)
+        return verdict.text
+
+    def _forget_the_dead(self, known: list[Peer]) -> None:
+        for peer in known:
+            if peer.condition == "gone" and peer.heartbeat and peer.heartbeat.host == self._host:
+                trace_path(self._folder, peer.rank).unlink(missing_ok=True)
+
+    def _describe(self, beat: int) -> Heartbeat:
+        phase, last = self._phase, self._collectives.last
+        return Heartbeat(
+            rank=self._rank,
+            host=self._host,
+            pid=os.getpid(),
+            beat=beat,
+            time=heartbeat.now(),
+            state=self._state,
+            phase=phase.name,
+            step=phase.step,
+            seconds=round(self._seconds(phase), 1),
+            deadline=phase.deadline,
+            collective=str(last) if last else "",
+            error=self._error,
+            verdict=self._verdict,
+        )
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Return whether an error means that another rank is gone, rather than a fault of this one."""
+    if type(error) is not RuntimeError and not isinstance(error, torch.distributed.DistError):
+        return False
+    signs = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Timed out waiting", "Broken pipe")
+    return failed_in_a_collective(error) or any(sign in str(error) for sign in signs)
+
+
+def dump_flight_recorder(folder: Path, rank: int) -> None:
+    """Write what NCCL has recorded, where there is NCCL, for `torch.distributed.flight_recorder.fr_trace`."""
+    from torch._C import _distributed_c10d
+
+    dump = getattr(_distributed_c10d, "_dump_nccl_trace", None)  # there is none without CUDA
+    if dump is None:
+        return
+    with contextlib.suppress(OSError, RuntimeError):
+        (folder / "logs").mkdir(exist_ok=True)
+        (folder / "logs" / f"nccl_trace_{rank}").write_bytes(dump())
+
+
+def record_flights(folder: Path) -> None:
+    """Ask NCCL to keep a record of its last collectives; before the process group starts."""
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / "logs" / "nccl_trace_"))
+
+
+def _report(verdict: Verdict, reason: str, known: list[Peer]) -> str:
+    parts = [f"{verdict.text}\n{heartbeat.now()}: {reason}\n"]
+    for peer in known:
+        parts.append(f"\n==== {peer}: {peer.condition}, in {peer.where}; last collective: {peer.last}\n\n")
+        parts.append(peer.answer.stacks if peer.answer else "(no answer)\n")
+    return "".join(parts)
+
+
+def _stacks(frames: dict[int, FrameType], *, first: int) -> Iterator[str]:
+    """Yield the stack of every thread, the innermost call last; reads no source files."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for thread in sorted(frames, key=lambda ident: (ident != first, ident)):
+        yield f"thread {names.get(thread, thread)}, innermost call last:\n"
+        for frame in reversed(list(_outwards(frames[thread]))):
+            yield f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}\n"
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _place(frame: FrameType) -> str:
+    """Return the innermost line that is nobody's library."""
+    foreign = ("site-packages", "/lib/python", "<frozen", __file__, heartbeat.__file__, "train/watchdog/collectives.py")
+    own = (f for f in _outwards(frame) if not any(part in f.f_code.co_filename for part in foreign))
+    found = next(own, frame)
+    with contextlib.suppress(ValueError):
+        return f"{Path(found.f_code.co_filename).relative_to(Path.cwd())}:{found.f_lineno} in {found.f_code.co_name}"
+    return f"{found.f_code.co_filename}:{found.f_lineno} in {found.f_code.co_name}"
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"^\[\S+:\d+\] ", "", lines[0]).split(". ")[0][:160]  # without gloo's source file and advice
