@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from train.config.run import ConfigError
+from train.config.errors import ConfigError
 
 USAGE = """usage: python -m launch {local|slurm|plan|sweep} ...
 

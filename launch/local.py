@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import ranks
-from train.config.run import ConfigError, RunConfig, check_world_size, load
+from train.config.batch import check_world_size
+from train.config.errors import ConfigError
+from train.config.load import load
+from train.config.run import RunConfig
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from train.config.run import load
+from train.config.load import load
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from train.config.run import RunConfig, load
+from train.config.load import load
+from train.config.run import RunConfig
 
 WORDS = [
     "the",

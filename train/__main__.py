@@ -15,7 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.config.run import ConfigError, RunConfig, check_world_size, load, micro_batches
+from train.config.batch import check_world_size, micro_batches
+from train.config.errors import ConfigError
+from train.config.load import load
+from train.config.run import RunConfig
 from train.ranks import launcher_env
 
 if TYPE_CHECKING:  # the real imports take seconds; a mistyped key is answered before them

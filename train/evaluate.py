@@ -19,29 +19,16 @@ import torch
 from torch import nn
 
 from train.checkpoint.checkpoint import CheckpointError, CheckpointReader
-from train.config.run import ConfigError, LanguageModelConfig, TaskConfig, load
+from train.config.errors import ConfigError
+from train.config.language_model import LanguageModelConfig
+from train.config.load import load
+from train.config.run import RunConfig
+from train.config.setting import nearest, settings_in
+from train.config.tasks import TaskConfig
 from train.export import chosen_checkpoint, load_model, read_run
 from train.observe.run_log import Accumulator, strict
 from train.tasks import build_task
 from train.tasks.task import Task
-
-# What may be another than when the run was trained: where and how it is judged, by keys that an evaluation reads. Those
-# below a key are meant with it.
-_OF_FILTERS = ("task.border", "task.baselines", "task.data.validation_sources")
-_MAY_DIFFER: dict[str, tuple[str, ...]] = {
-    "depth_upsampling": (*_OF_FILTERS, "task.other_guidance", "task.data.scale", "task.data.downsampling"),
-    "texture_removal": (*_OF_FILTERS, "task.iterations"),
-    "language_model": (  # its windows are made of all that its cache is made of; the tokenizer is its own
-        "task.attention",
-        "task.data.sources",
-        "task.data.sequence_length",
-        "task.data.validation_fraction",
-        "task.data.validation_sources",
-        "task.data.validation_windows",
-        "task.data.cache_dir",
-        "task.data.num_workers",
-    ),
-}
 
 
 def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = None) -> tuple[int, dict[str, float]]:
@@ -60,11 +47,11 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
             read; or there is no such data.
         CheckpointError: The checkpoint is damaged.
     """
-    trained = read_run(run).task
-    faults = list(_out_of_place(overrides, ("micro_batch_size", *_MAY_DIFFER[trained.kind])))
+    as_trained = read_run(run)
+    faults = list(_out_of_place(overrides, overridable(as_trained)))
     if faults:
         raise ConfigError(faults)
-    config = load(run / "config.yaml", [*_as_trained(run, trained, overrides), *overrides])
+    config = load(run / "config.yaml", [*_as_trained(run, as_trained.task, overrides), *overrides])
     source, task = chosen_checkpoint(run, step), build_task(config)
     task.open_validation()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,6 +59,12 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
     nn.Module.to(model, device)
     means = _means(task, model, size=config.micro_batch_size, device=device)
     return CheckpointReader(source).progress.step, task.validation_report(means)
+
+
+def overridable(config: RunConfig) -> list[str]:
+    """Return the settings that an evaluation may override: where and how the model is judged. Lists count as one."""
+    evaluation = {path: setting.evaluation for path, setting in settings_in(config)}
+    return [path for path, may in evaluation.items() if may and not nearest(path.rpartition(".")[0], evaluation)]
 
 
 def _as_trained(run: Path, trained: TaskConfig, overrides: Sequence[str]) -> Iterator[str]:

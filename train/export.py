@@ -22,7 +22,9 @@ from transformers.utils import logging as transformers_logging
 
 from train.checkpoint import checkpoint
 from train.checkpoint.checkpoint import CheckpointReader
-from train.config.run import ConfigError, RunConfig, load
+from train.config.errors import ConfigError
+from train.config.load import load
+from train.config.run import RunConfig
 from train.tasks.task import Task
 
 logger = logging.getLogger(__name__)

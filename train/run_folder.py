@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from train.config.run import ConfigError, RunConfig, differences, to_yaml
+from train.config.errors import ConfigError
+from train.config.load import to_yaml
+from train.config.resume import differences
+from train.config.run import RunConfig
 
 if TYPE_CHECKING:  # a finished run is recognised before torch is imported
     from train.ranks.distributed import World

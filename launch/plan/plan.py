@@ -13,7 +13,10 @@ from typing import NamedTuple
 
 from launch.plan import shape
 from launch.plan.memory import GIB, Case, Memory, at_stage, case_of, memory
-from train.config.run import ConfigError, RunConfig, load, micro_batches
+from train.config.batch import micro_batches
+from train.config.errors import ConfigError
+from train.config.load import load
+from train.config.run import RunConfig
 
 # Dense bf16 peaks in FLOP/s: train/observe/run_log.py's, held equal by a test.
 PEAK_FLOPS = {

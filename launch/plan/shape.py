@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from train.config.run import ConfigError, DecoderConfig, LanguageModelConfig, RunConfig
+from train.config.errors import ConfigError
+from train.config.language_model import DecoderConfig, LanguageModelConfig
+from train.config.run import RunConfig
 
 # Stream-wide tensors (N, D) that a layer keeps for its backward pass, by placement: inputs of norms and of
 # projections. Compiled, a layer computes some of them again. Counted with saved-tensor hooks.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from train.config import yaml_text
-from train.config.run import ConfigError
+from train.config.errors import ConfigError
 from train.config.schema import check
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+-]*")

@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launch import ranks
-from train.config.run import ConfigError, check_world_size, load
+from train.config.batch import check_world_size
+from train.config.errors import ConfigError
+from train.config.load import load
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:

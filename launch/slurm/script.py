@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.ranks import STOPPED_EARLY
 from launch.slurm.cluster import ClusterConfig
-from train.config.run import ConfigError
+from train.config.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

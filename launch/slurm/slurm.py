@@ -21,7 +21,11 @@ from typing import NamedTuple
 from launch import progress
 from launch.slurm import cluster, script, snapshot
 from train.config import yaml_text
-from train.config.run import ConfigError, RunConfig, check_world_size, differences, load, to_yaml
+from train.config.batch import check_world_size
+from train.config.errors import ConfigError
+from train.config.load import load, to_yaml
+from train.config.resume import differences
+from train.config.run import RunConfig
 
 
 class SlurmError(RuntimeError):

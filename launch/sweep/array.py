@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from launch.slurm import cluster, slurm
 from launch.sweep.members import Member, Sweep
-from train.config.run import ConfigError, check_world_size
+from train.config.batch import check_world_size
+from train.config.errors import ConfigError
 
 
 def submit(sweep: Sweep, found: Sequence[Member], *, file: str, at_once: int | None, about: str, dry_run: bool) -> int:

@@ -28,7 +28,11 @@ from launch import progress
 
 # The readers of the configuration are used as they stand, so that 3e-4 is a number in a sweep too.
 from train.config import yaml_text
-from train.config.run import ConfigError, RunConfig, check_world_size, differences, load
+from train.config.batch import check_world_size
+from train.config.errors import ConfigError
+from train.config.load import load
+from train.config.resume import differences
+from train.config.run import RunConfig
 from train.config.schema import check
 
 _SHORT = {"norm_placement": "placement"}

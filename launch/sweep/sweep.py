@@ -23,7 +23,7 @@ from launch.local import gpu_names
 from launch.ranks import STOPPED_EARLY, end_with_parent, shown
 from launch.sweep import array
 from launch.sweep.members import Member, Sweep, members, read_sweep
-from train.config.run import ConfigError
+from train.config.errors import ConfigError
 
 LOG = Path("logs") / "sweep.log"  # in each member's folder
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

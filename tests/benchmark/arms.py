@@ -54,7 +54,7 @@ def config_of(
     """Return our run of this shape on the embedded corpus."""
     import yaml
 
-    from train.config.run import load
+    from train.config.load import load
 
     tree = {
         "name": f"{placement}-{compiled}-{time.time_ns()}",

@@ -24,7 +24,7 @@ from tests.faults.processes import (
 )
 from tests.tiny import tiny_file
 from train import run_folder
-from train.config.run import load
+from train.config.load import load
 
 ROOT = Path(__file__).parents[2]
 SLOW_STEPS = ["steps=200", "checkpoint.every=1000", "evaluate_every=100", "log_every=1"]

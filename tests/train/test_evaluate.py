@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,9 @@ from tests.ranks import Ranks
 from tests.tiny import tiny_file
 from tests.tiny_filter import tiny_filter_file
 from tests.train.test_resume import rows, train
-from train.config.run import load
+from train.config.load import load
 from train.data.drawn.scenes import scene
-from train.evaluate import _MAY_DIFFER, evaluate, main
+from train.evaluate import evaluate, main, overridable
 
 
 def test_a_checkpoint_is_judged_again_and_on_other_data(
@@ -85,11 +84,16 @@ def test_what_an_evaluation_reads_may_be_another(
     assert capsys.readouterr().err == f"{tmp_path}: has no complete checkpoint yet\n"
 
 
-def test_every_key_that_an_evaluation_reads_exists(tmp_path: Path) -> None:
-    for kind, allowed in _MAY_DIFFER.items():
-        config = load(tiny_file(tmp_path) if kind == "language_model" else tiny_filter_file(tmp_path, kind))
-        for path in allowed:
-            reduce(getattr, path.split("."), config)  # raises where it does not
+def test_an_evaluation_may_override_what_decides_how_a_model_is_judged(tmp_path: Path) -> None:
+    filters = ["micro_batch_size", "task.data.validation_sources", "task.border", "task.baselines"]
+    depth = [*filters, "task.data.scale", "task.data.downsampling", "task.other_guidance"]
+    texture = [*filters, "task.iterations"]
+    for kind, paths in (("depth_upsampling", depth), ("texture_removal", texture)):
+        assert sorted(overridable(load(tiny_filter_file(tmp_path, kind)))) == sorted(paths)
+    text = ["sources", "sequence_length", "validation_fraction", "validation_sources", "validation_windows"]
+    text += ["cache_dir", "num_workers"]
+    of_a_decoder = ["micro_batch_size", *(f"task.data.{key}" for key in text), "task.attention"]
+    assert overridable(load(tiny_file(tmp_path))) == of_a_decoder
 
 
 def test_a_checkpoint_is_judged_where_its_training_data_are_not(

@@ -16,7 +16,8 @@ from tests.ranks import Ranks
 from tests.tiny import tiny_file
 from train import __main__ as entry
 from train import export
-from train.config.run import ConfigError, load
+from train.config.errors import ConfigError
+from train.config.load import load
 
 ELSEWHERE = """
 import json, math, sys

@@ -16,7 +16,8 @@ import pytest
 from tests.ranks import Ranks
 from tests.tiny import tiny_file, tiny_run
 from train import __main__ as entry
-from train.config.run import ConfigError, load
+from train.config.errors import ConfigError
+from train.config.load import load
 
 ROOT = Path(__file__).parents[2]
 

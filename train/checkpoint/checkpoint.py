@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from train.checkpoint.tensor_file import WrittenFile, is_intact, write_safetensors
-from train.config.run import ConfigError
+from train.config.errors import ConfigError
 from train.engine.engine import Engine
 from train.ranks.distributed import SideChannel, World, all_agree, gather_floats, sum_over_ranks
 

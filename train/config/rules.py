@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from train.config import rules_decoder, rules_filters
-from train.config.ranges import AbsentError, Values, out_of_range
-
-_SMALLEST_SPIKE_WINDOW, _DEFAULT_SPIKE_WINDOW = 20, 100
+from train.config.run import DEFAULT_DECAY, EngineConfig, ProbesConfig, as_steps
+from train.config.setting import default_of
+from train.config.tasks import TASK_RULES
+from train.config.values import AbsentError, Rule, Values
 
 
 def broken_rules(leaves: Mapping[str, Any]) -> Iterator[str]:
@@ -23,7 +23,6 @@ def broken_rules(leaves: Mapping[str, Any]) -> Iterator[str]:
         leaves: Valid values by path, as `train.config.schema.check` returns them.
     """
     values = Values(leaves)
-    yield from out_of_range(values)
     for rule in (*RULES, *TASK_RULES.get(values.get("task.kind", ""), ())):
         try:
             yield from rule(values)
@@ -53,12 +52,6 @@ def _start_is_a_checkpoint(values: Values) -> Iterator[str]:
         )
 
 
-def _betas_are_averages(values: Values) -> Iterator[str]:
-    for number, beta in enumerate(values["optim.betas"]):
-        if not 0 <= beta < 1:
-            yield f"optim.betas.{number}: {beta} is out of range; write a number from 0 to below 1"
-
-
 def _spans_fit(values: Values) -> Iterator[str]:
     """Warm-up and decay, fractions of the run or steps, lie within it and one after the other."""
     steps, faults = values["steps"], False
@@ -73,20 +66,14 @@ def _spans_fit(values: Values) -> Iterator[str]:
             yield f"{path}: {span} steps do not lie within the run's {steps}; write 0 to {steps}, or a fraction of it"
     if faults or values["optim.schedule"] != "warmup_stable_decay":
         return
-    first, last = _in_steps(warmup, steps), _in_steps(0.2 if decay is None else decay, steps)
+    first, last = as_steps(warmup, steps), as_steps(DEFAULT_DECAY if decay is None else decay, steps)
     if first + last > steps:
         yield f"optim.decay: {last} steps after {first} of optim.warmup are more than the run's {steps}; lower one"
 
 
-def _in_steps(span: float | int, steps: int) -> int:
-    return round(span * steps) if isinstance(span, float) else span
-
-
 def _schedule_reads_its_keys(values: Values) -> Iterator[str]:
     schedule, final = values["optim.schedule"], values["optim.final_lr_fraction"]
-    if not 0 <= final <= 1:
-        yield f"optim.final_lr_fraction: {final} is out of range; write a number from 0 to 1"
-    elif final and schedule == "constant":
+    if final and schedule == "constant":
         yield "optim.final_lr_fraction: has no effect on optim.schedule constant; write 0, or another schedule"
     elif final and schedule == "step":
         yield "optim.final_lr_fraction: has no effect on optim.schedule step; write 0, and see optim.decay_factor"
@@ -95,31 +82,27 @@ def _schedule_reads_its_keys(values: Values) -> Iterator[str]:
 
 
 def _steps_down_are_told(values: Values) -> Iterator[str]:
-    schedule, factor = values["optim.schedule"], values["optim.decay_factor"]
+    schedule = values["optim.schedule"]
     for key, example in (("decay_every", "10000"), ("decay_factor", "0.2")):
         given = values[f"optim.{key}"] is not None
         if given and schedule != "step":
             yield f"optim.{key}: has no effect on optim.schedule {schedule}; leave it out, or write optim.schedule=step"
         elif not given and schedule == "step":
             yield f"optim.{key}: missing; optim.schedule step needs it, like {example}"
-    if factor is not None and not 0 < factor < 1:
-        yield f"optim.decay_factor: {factor} is out of range; write a number above 0 and below 1"
 
 
 def _stage_0_partitions_nothing(values: Values) -> Iterator[str]:
     if values["engine.zero_stage"] != 0:
         return
-    for key, default in (("offload", "none"), ("overlap_communication", False), ("reduce_bucket_size", 500_000_000)):
-        if values[f"engine.{key}"] != default:
+    for key in ("offload", "overlap_communication", "reduce_bucket_size"):
+        if values[f"engine.{key}"] != default_of(EngineConfig, key):
             yield f"engine.{key}: has no effect at engine.zero_stage 0; leave it out, or write engine.zero_stage=1"
 
 
 def _spikes_have_a_window(values: Values) -> Iterator[str]:
-    window, path = values["probes.spike_window"], "probes.spike_window"
-    if window < _SMALLEST_SPIKE_WINDOW:
-        yield f"{path}: {window} steps are too few to judge by; write {_SMALLEST_SPIKE_WINDOW} or more"
-    elif values["probes.spike_threshold"] is None and window != _DEFAULT_SPIKE_WINDOW:
-        yield f"{path}: has no effect, as probes.spike_threshold is null; leave it out, or write a threshold"
+    window, threshold = values["probes.spike_window"], values["probes.spike_threshold"]
+    if threshold is None and window != default_of(ProbesConfig, "spike_window"):
+        yield "probes.spike_window: has no effect as probes.spike_threshold is null; leave it out, or set a threshold"
 
 
 def _stage_3_is_not_compiled(values: Values) -> Iterator[str]:
@@ -130,11 +113,10 @@ def _stage_3_is_not_compiled(values: Values) -> Iterator[str]:
         )
 
 
-RULES = (
+RULES: tuple[Rule, ...] = (
     _name_is_a_folder_name,
     _batches_fit,
     _start_is_a_checkpoint,
-    _betas_are_averages,
     _spans_fit,
     _schedule_reads_its_keys,
     _steps_down_are_told,
@@ -142,8 +124,3 @@ RULES = (
     _spikes_have_a_window,
     _stage_3_is_not_compiled,
 )
-TASK_RULES = {
-    "language_model": rules_decoder.RULES,
-    "depth_upsampling": rules_filters.RULES,
-    "texture_removal": rules_filters.RULES,
-}

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from train.config.ranges import Values
+from train.config.values import Rule, Values
 
 # transformers knows more (ACT2FN); these are differentiable elementwise functions that make a gate.
 _ACTIVATIONS = (
@@ -147,8 +147,6 @@ def _there_is_a_source(values: Values) -> Iterator[str]:
 
 def _validation_is_told_once(values: Values) -> Iterator[str]:
     fraction, path = values["task.data.validation_fraction"], "task.data.validation_fraction"
-    if fraction is not None and not 0 < fraction < 1:
-        yield f"{path}: {fraction} is not a fraction; write a number above 0 and below 1"
     if fraction is not None and values["task.data.validation_sources"]:
         yield f"{path}: has no effect beside task.data.validation_sources; leave one of them out"
 
@@ -183,7 +181,7 @@ def _gradients_have_a_type(values: Values) -> Iterator[str]:
         )
 
 
-RULES = (
+RULES: tuple[Rule, ...] = (
     _heads_divide,
     _head_width_is_even,
     _activation_is_known,

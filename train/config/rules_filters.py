@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from train.config.ranges import Values
-
-_SMALLEST_CROP = 16  # pixels: four cells of FDKN, below which its kernels see little but padding
+from train.config.values import Rule, Values
 
 
 def _window_has_a_middle(values: Values) -> Iterator[str]:
@@ -44,17 +42,9 @@ def _there_are_images(values: Values) -> Iterator[str]:
             yield f"task.data.{key}: is empty; write at least one, as in [{{path: procedural-scenes, stop: 200}}]"
 
 
-def _crop_is_large_enough(values: Values) -> Iterator[str]:
-    crop = values["task.data.crop"]
-    if crop is not None and crop < _SMALLEST_CROP:
-        yield f"task.data.crop: {crop} is too small; write {_SMALLEST_CROP} or more, or null for whole images"
-
-
-def _scale_is_a_scale(values: Values) -> Iterator[str]:
+def _a_crop_holds_two_pixels(values: Values) -> Iterator[str]:
     scale, crop = values["task.data.scale"], values["task.data.crop"]
-    if scale < 2:
-        yield f"task.data.scale: {scale} makes nothing smaller; write 2 or more (the paper has 4, 8 and 16)"
-    elif crop is not None and crop < 2 * scale:
+    if crop is not None and crop < 2 * scale:
         yield f"task.data.crop: {crop} is less than two pixels at task.data.scale {scale}; write {2 * scale} or more"
 
 
@@ -78,8 +68,6 @@ def _other_guidance_is_seen(values: Values) -> Iterator[str]:
 
 def _shown_pixel_is_inside(values: Values) -> Iterator[str]:
     pixel, images = values["task.shown_pixel"], values["task.shown_images"]
-    if pixel is not None and min(pixel) < 0:
-        yield f"task.shown_pixel: {list(pixel)} is outside the image; write row and column, from 0"
     if pixel is not None and images == 0:
         yield "task.shown_pixel: has no effect, as task.shown_images is 0; leave it out"
 
@@ -110,13 +98,12 @@ def _there_are_no_such_weights(values: Values) -> Iterator[str]:
         yield "optim.output_norm_weight_decay: has no effect, as a filter has no such norms; write 0"
 
 
-RULES = (
+RULES: tuple[Rule, ...] = (
     _window_has_a_middle,
     _kernel_can_learn,
     _channels_are_the_images,
     _there_are_images,
-    _crop_is_large_enough,
-    _scale_is_a_scale,
+    _a_crop_holds_two_pixels,
     _units_are_told_of_errors,
     _other_guidance_is_seen,
     _shown_pixel_is_inside,

@@ -13,6 +13,7 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from train.config.setting import sections_of, setting_of
 from train.config.yaml_text import show
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ def check(kind: type[T], tree: Mapping[str, Any]) -> Checked[T]:
 
 def key_paths(kind: Any, path: str = "") -> Iterator[str]:
     """Yield the path of every key that a dataclass may be given, sections included."""
-    for section in _dataclasses(kind):
+    for section in sections_of(kind):
         hints = get_type_hints(section)
         for field in dataclasses.fields(section):
             below = f"{path}{field.name}"
@@ -111,7 +112,7 @@ class _Report:
             return {}
         if isinstance(value, Mapping):
             return cast("Mapping[str, Any]", value)
-        keys = ", ".join(field.name for section in _dataclasses(kind)[:1] for field in dataclasses.fields(section))
+        keys = ", ".join(field.name for section in sections_of(kind)[:1] for field in dataclasses.fields(section))
         return self.fault(path, f"{show(value)} is not a section; it takes the keys {keys}") and None
 
     def _chosen(self, kind: Any, given: Mapping[str, Any], path: str) -> Any:
@@ -136,11 +137,13 @@ class _Report:
         elif field.default is not dataclasses.MISSING:
             value = field.default
         elif field.default_factory is not dataclasses.MISSING:
-            value = self.convert(kind, {}, path) if _dataclasses(kind) else field.default_factory()
-        elif _dataclasses(kind):  # so that all that is missing below it is told as well
+            value = self.convert(kind, {}, path) if sections_of(kind) else field.default_factory()
+        elif sections_of(kind):  # so that all that is missing below it is told as well
             value = self.convert(kind, {}, path)
         else:
-            value = self.fault(path, f"missing; it has no default: write {_describe(kind)}")
+            value = self.fault(path, f"missing; it has no default: write {describe(kind)}")
+        if value is not _INVALID and (violation := setting_of(field).violation(value)):
+            value = self.fault(path, violation)
         if value is not _INVALID:
             self.leaves[path] = value
         return value
@@ -148,7 +151,7 @@ class _Report:
     def convert(self, kind: Any, value: object, path: str) -> Any:
         """Return a value as the type wants it, or _INVALID after noting why not."""
         origin = get_origin(kind)
-        if _dataclasses(kind):
+        if sections_of(kind):
             return self.section(kind, value, path)
         if origin is Literal:
             return self._literal(get_args(kind), value, path)
@@ -202,7 +205,7 @@ class _Report:
         return _INVALID if _INVALID in values else values
 
     def _wrong(self, kind: Any, value: object, path: str) -> Any:
-        text = f"{show(value)} is not {_describe(kind)}"
+        text = f"{show(value)} is not {describe(kind)}"
         if isinstance(value, str) and kind in (int, float) and _is_number(value):
             text += "; write it without quotes"
         if kind is str and isinstance(value, bool | int | float):
@@ -228,19 +231,14 @@ class _Report:
         return by_name[_OTHER_NAMES.get(near[0], near[0])] if near else []
 
 
-def _dataclasses(kind: Any) -> list[Any]:
-    """Return the dataclasses that a type stands for: itself, or the members of a union."""
-    members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    return [member for member in members if isinstance(member, type) and dataclasses.is_dataclass(member)]
-
-
 def _kinds(kind: Any) -> dict[str, Any]:
-    sections = _dataclasses(kind)
+    sections = sections_of(kind)
     hints = [(get_type_hints(section).get("kind"), section) for section in sections]
     return {name: section for hint, section in hints if hint is not None for name in get_args(hint)}
 
 
-def _describe(kind: Any) -> str:
+def describe(kind: Any) -> str:
+    """Return the values of a type as one would say them: "a whole number", "one of a, b"."""
     members = get_args(kind)
     if kind in _WORDS:
         return _WORDS[kind]
@@ -248,7 +246,7 @@ def _describe(kind: Any) -> str:
         return "one of " + ", ".join(map(str, members))
     if get_origin(kind) is tuple:
         return "a list"
-    return "key: value lines" if get_origin(kind) is dict else " or ".join(_describe(k) for k in members) or "a section"
+    return "key: value lines" if get_origin(kind) is dict else " or ".join(describe(k) for k in members) or "a section"
 
 
 def _is_number(text: str) -> bool:

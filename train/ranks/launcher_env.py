@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
-from train.config.run import ConfigError, RunConfig
+from train.config.errors import ConfigError
+from train.config.run import RunConfig
 
 USERS_THREADS = "PERILN_OMP_NUM_THREADS"  # what the user had set before torchrun wrote OMP_NUM_THREADS=1
 

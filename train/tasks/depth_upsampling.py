@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train.config.run import DepthUpsamplingConfig
+from train.config.joint_filter import DepthUpsamplingConfig
 from train.data.images.baselines import baselines
 from train.data.images.pairs import Pair, Pairs
 from train.data.images.patches import Span, min_max, patch

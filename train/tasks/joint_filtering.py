@@ -21,7 +21,9 @@ from analysis.measure.activations import Site, sites_of_any
 from modeling.joint_filter.configuration_dkn import DKNConfig
 from modeling.joint_filter.image_processing_dkn import DKNImageProcessor
 from modeling.joint_filter.modeling_dkn import DKNModel
-from train.config.run import ConfigError, DepthUpsamplingConfig, OptimConfig, PairSourceConfig, TextureRemovalConfig
+from train.config.errors import ConfigError
+from train.config.joint_filter import DepthUpsamplingConfig, PairSourceConfig, TextureRemovalConfig
+from train.config.run import OptimConfig
 from train.data.images.pairs import Pair, Pairs, open_pairs
 from train.data.images.procedural import KINDS
 from train.tasks.task import Batch, ModelCard, ParameterGroup, SampleCost, Split, StepOutput, Sums

@@ -16,7 +16,8 @@ from torch import nn
 from analysis.measure.activations import Site
 from modeling.decoder.configuration_periln import PeriLNConfig
 from modeling.decoder.modeling_periln import PeriLNForCausalLM, PeriLNModel
-from train.config.run import LanguageModelConfig, OptimConfig
+from train.config.language_model import LanguageModelConfig
+from train.config.run import OptimConfig
 from train.data.text import cache
 from train.tasks.task import Batch, Gallery, ModelCard, ParameterGroup, SampleCost, Split, StepOutput, Sums
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling.joint_filter.modeling_dkn import DKNOutput
-from train.config.run import TextureRemovalConfig
+from train.config.joint_filter import TextureRemovalConfig
 from train.data.drawn.draws import Draws
 from train.data.images.baselines import baselines
 from train.data.images.pairs import Pair, Pairs

@@ -15,15 +15,9 @@ from launch.plan import shape
 from modeling.decoder import modeling_periln
 from tests.ranks import Ranks
 from tests.train.engine.test_engine import here
-from train.config.run import (
-    DecoderConfig,
-    EngineConfig,
-    LanguageModelConfig,
-    OptimConfig,
-    RunConfig,
-    TextDataConfig,
-    load,
-)
+from train.config.language_model import DecoderConfig, LanguageModelConfig, TextDataConfig
+from train.config.load import load
+from train.config.run import EngineConfig, OptimConfig, RunConfig
 from train.engine.engine import BatchPlan, Engine, wrap
 from train.tasks.language_model import decoder
 from train.tasks.task import ParameterGroup

@@ -12,7 +12,7 @@ import pytest
 from launch.__main__ import main
 from launch.plan import plan
 from launch.plan.memory import GIB, at_stage, case_of, memory
-from train.config.run import load
+from train.config.load import load
 from train.observe.run_log import PEAK_FLOPS
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,9 @@ import pytest
 
 from launch.plan import shape
 from train.__main__ import describe
-from train.config.run import DecoderConfig, RunConfig, load
+from train.config.language_model import DecoderConfig
+from train.config.load import load
+from train.config.run import RunConfig
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs/language_model").glob("*.yaml"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.cluster import load, time_limit_seconds
-from train.config.run import ConfigError
+from train.config.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 

@@ -9,7 +9,7 @@ import pytest
 from launch import ranks
 from launch.slurm import node
 from tests.tiny import tiny_file
-from train.config.run import ConfigError
+from train.config.errors import ConfigError
 
 STEP = {"SLURM_JOB_ID": "123456", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "1"}
 

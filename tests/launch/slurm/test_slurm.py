@@ -15,7 +15,7 @@ from launch import __main__ as entry
 from launch.slurm import slurm
 from launch.slurm.cluster import ClusterConfig
 from tests.tiny import tiny_file, tiny_run
-from train.config.run import load
+from train.config.load import load
 
 CLUSTER = "nodes: 2\nranks_per_node: 2\ntime: 1:00:00\npartition: main\n"
 
@@ -108,7 +108,7 @@ def test_a_damaged_note_is_named(tmp_path: Path, played: Path, capsys: pytest.Ca
 def test_another_run_s_folder_is_refused(tmp_path: Path, played: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "runs/tiny"
     run.mkdir(parents=True)
-    from train.config.run import to_yaml
+    from train.config.load import to_yaml
 
     (run / "config.yaml").write_text(to_yaml(tiny_run(tmp_path, "seed=3")))
     assert entry.main(given(tmp_path)) == 2

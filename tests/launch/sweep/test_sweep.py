@@ -19,7 +19,8 @@ from launch.sweep import sweep as sweeping
 from launch.sweep.members import Member, members, read_sweep
 from tests.faults.processes import HANG_SECONDS
 from tests.tiny import tiny_file
-from train.config.run import ConfigError, load
+from train.config.errors import ConfigError
+from train.config.load import load
 from train.run_folder import is_finished, write_config
 
 ROOT = Path(__file__).parents[3]

@@ -8,7 +8,7 @@ import pytest
 
 from modeling.joint_filter.configuration_dkn import DKNConfig
 from tests.modeling.decoder.test_config import own_fields
-from train.config.run import FilterConfig
+from train.config.joint_filter import FilterConfig
 
 
 def test_fields_are_those_of_the_run_configuration() -> None:

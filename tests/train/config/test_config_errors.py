@@ -11,7 +11,9 @@ import pytest
 from tests.faults.processes import HANG_SECONDS
 from tests.tiny import tiny_file
 from tests.tiny_filter import tiny_filter_file
-from train.config.run import ConfigError, check_world_size, load
+from train.config.batch import check_world_size
+from train.config.errors import ConfigError
+from train.config.load import load
 
 ROOT = Path(__file__).parents[3]
 
@@ -271,7 +273,7 @@ def test_the_command_answers_with_exit_code_2_and_no_traceback(tmp_path: Path, c
 def test_a_run_folder_of_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
     folder = tmp_path / "runs/tiny"
     folder.mkdir(parents=True)
-    from train.config.run import to_yaml
+    from train.config.load import to_yaml
 
     (folder / "config.yaml").write_text(to_yaml(load(tiny_file(tmp_path), ["optim.lr=3e-4", "engine.zero_stage=2"])))
     done = _train(tmp_path)

@@ -13,7 +13,7 @@ import torch
 from tests.ranks import Ranks
 from tests.tiny import tiny_file
 from train import __main__ as entry
-from train.config.run import load
+from train.config.load import load
 
 
 def train(config_file: str, overrides: list[str]) -> None:
@@ -58,7 +58,7 @@ def test_what_saves_memory_changes_no_number(ranks: Ranks, tmp_path: Path, stage
 
 def initial_weights(config_file: str, overrides: list[str]) -> dict[str, tuple[int, float, float]]:
     """Return elements, mean and mean square of each parameter's fp32 master before the first step."""
-    from train.config.run import micro_batches
+    from train.config.batch import micro_batches
     from train.engine.engine import BatchPlan, wrap
     from train.ranks import distributed
     from train.tasks import build_task

@@ -15,7 +15,9 @@ from tests.ranks import Ranks
 from tests.tiny import tiny_file
 from train import __main__ as entry
 from train.checkpoint.checkpoint import CheckpointReader, step_folder
-from train.config.run import LanguageModelConfig, RunConfig, load
+from train.config.language_model import LanguageModelConfig
+from train.config.load import load
+from train.config.run import RunConfig
 from train.data.order import SampleOrder
 from train.tasks.language_model import LanguageModel
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import tiny_run
-from train.config.run import ConfigError
+from train.config.errors import ConfigError
 from train.ranks.launcher_env import (
     USERS_THREADS,
     adopt_srun,

@@ -20,7 +20,8 @@ from tests.ranks import Ranks
 from tests.tiny_filter import tiny_filter_file
 from tests.train.test_resume import rows, train
 from train import export
-from train.config.run import ConfigError, load
+from train.config.errors import ConfigError
+from train.config.load import load
 from train.data.images.pairs import Pair
 from train.observe.run_log import Accumulator, console_line, strict
 from train.tasks import build_task

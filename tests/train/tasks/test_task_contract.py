@@ -14,7 +14,8 @@ from tests.ranks import Ranks
 from tests.tiny import tiny_file
 from tests.tiny_filter import tiny_filter_file
 from tests.train.test_resume import losses, rows, train
-from train.config.run import TaskConfig, load
+from train.config.load import load
+from train.config.tasks import TaskConfig
 from train.evaluate import evaluate
 
 KINDS = ("language_model", "depth_upsampling", "texture_removal")

@@ -19,7 +19,8 @@ import pytest
 from tests.faults.processes import HANG_SECONDS
 from tests.tiny import tiny_file
 from train.checkpoint.checkpoint import CheckpointError
-from train.config.run import WatchdogConfig, load
+from train.config.load import load
+from train.config.run import WatchdogConfig
 from train.ranks.stopping import StoppedInPreparationError
 from train.watchdog import peers as peers_module
 from train.watchdog.collectives import Call, Trace, read_trace, trace_path

@@ -23,7 +23,8 @@ import numpy as np
 from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from train.config.run import ConfigError, SourceConfig, TextDataConfig
+from train.config.errors import ConfigError
+from train.config.language_model import SourceConfig, TextDataConfig
 from train.data.text import corpus
 from train.data.text.windows import TextData, WindowWriter, batches, token_byte_counts
 

@@ -17,7 +17,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from train.config.run import ConfigError, SourceConfig
+from train.config.errors import ConfigError
+from train.config.language_model import SourceConfig
 
 EMBEDDED = "python-stdlib"
 _LEFT_OUT = {"test", "tests", "idle_test", "encodings", "site-packages", "__pycache__", "lib2to3", "lib-dynload"}

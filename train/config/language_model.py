@@ -1,0 +1,131 @@
+"""Settings of a language model: the decoder's shape and norms, its text, its task."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from train.config.setting import section, setting
+
+NormPlacement = Literal["pre", "post", "peri", "output"]
+DEFAULT_VALIDATION_FRACTION = 0.01
+
+
+def _default_rope() -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 10_000.0}
+
+
+@section
+class DecoderConfig:
+    """Shape and normalization of the decoder; the fields and defaults of `modeling.decoder`'s PeriLNConfig."""
+
+    vocab_size: int = setting(
+        "Size of the vocabulary; a byte-level BPE trained on the spot aims at it", default=32_000, at_least=1
+    )
+    vocab_size_multiple: int = setting(
+        "Embedding rows are padded up to a multiple of this; padding takes no part in the loss", default=64, at_least=1
+    )
+    hidden_size: int = setting("Width of the residual stream", default=1024, at_least=1)
+    intermediate_size: int = setting("Width inside the gated MLP", default=4096, at_least=1)
+    num_hidden_layers: int = setting("Number of blocks", default=24, at_least=1)
+    num_attention_heads: int = setting("Number of query heads", default=8, at_least=1)
+    num_key_value_heads: int = setting(
+        "Number of key and value heads (grouped-query attention); divides the query heads", default=8, at_least=1
+    )
+    head_dim: int | None = setting(
+        "Width of a head; even", default=None, at_least=1, null="hidden_size / num_attention_heads"
+    )
+    hidden_act: str = setting("Activation of the MLP's gate, by its name in transformers", default="silu")
+    max_position_embeddings: int = setting("Longest sequence", default=8192, at_least=1, unit="tokens")
+    norm_placement: NormPlacement | tuple[NormPlacement, ...] = setting(
+        "Where norms stand around each sub-layer: one name, or one per layer", default="peri"
+    )
+    norm_kind: Literal["rmsnorm", "layernorm"] = setting("Kind of every norm but QK-norm", default="rmsnorm")
+    norm_eps: float = setting("Added to the mean square before its root", default=1e-6, above=0)
+    frozen_norm_scales: Literal["none", "output", "all"] = setting(
+        "Norm scales that stay 1: none, those on sub-layer outputs, or all", default="none"
+    )
+    embedding_norm: bool = setting("Normalize the embeddings", default=False)
+    final_norm: bool = setting("Normalize the stream before the head", default=True)
+    qk_norm: Literal["none", "head", "projection"] = setting(
+        "RMSNorm on queries and keys: none, per head, or over the whole projection", default="none"
+    )
+    rope_parameters: dict[str, Any] = setting(
+        "Rotary positions, in the format of transformers: rope_type, rope_theta, and what the type needs",
+        factory=_default_rope,
+    )
+    tie_word_embeddings: bool = setting("Use the embedding matrix as the head", default=False)
+    initializer_range: float = setting("Standard deviation of initial weights", default=0.02, above=0)
+    initializer_scheme: Literal["normal", "depth_scaled"] = setting(
+        "depth_scaled divides the deviation of output projections by sqrt(2 num_hidden_layers)", default="normal"
+    )
+    z_loss_coefficient: float = setting(
+        "Weight of the squared log-partition added to the loss", default=0.0, at_least=0
+    )
+
+
+@section
+class SourceConfig:
+    """A source of text. A plain string in YAML is short for `{path: ...}`."""
+
+    shorthand: ClassVar[str] = "path"
+
+    path: str = setting(
+        "python-stdlib (embedded); a file, glob or folder of text, JSON Lines or Parquet; or a name for `datasets`"
+    )
+    name: str | None = setting("Configuration of a `datasets` name", default=None, null="its default")
+    split: str | None = setting("Split of a `datasets` name or saved folder", default=None, null="train")
+    text_column: str | None = setting("Column of JSON Lines, Parquet and `datasets`", default=None, null="text")
+    document_separator: str | None = setting(
+        "Text files: the line between two documents", default=None, null="a document per file"
+    )
+
+
+@section
+class TextDataConfig:
+    """Text, tokenizer and windows of a language model."""
+
+    sources: tuple[SourceConfig, ...] = setting("Text to train on", evaluation=True)
+    tokenizer: str = setting(
+        "byte-bpe (trained on the sources, vocab_size tokens), a folder, a tokenizer.json or a hub name", judges=True
+    )
+    sequence_length: int = setting("Length of a sample", unit="tokens", at_least=1, evaluation=True)
+    validation_fraction: float | None = setting(
+        "Share of documents held out, chosen by content",
+        default=None,
+        above=0,
+        below=1,
+        null=f"{DEFAULT_VALIDATION_FRACTION}",
+        evaluation=True,
+        judges=True,
+    )
+    validation_sources: tuple[SourceConfig, ...] = setting(
+        "Text to validate on, instead of a fraction", default=(), evaluation=True, judges=True
+    )
+    validation_windows: int | None = setting(
+        "Validate on the first so many samples", default=None, at_least=1, null="all", evaluation=True, judges=True
+    )
+    seed: int = setting("Order of the samples", default=0, at_least=0, report="seed")
+    cache_dir: str = setting(
+        "Folder of tokenized corpora", default="cache", resume="free", report="ignored", evaluation=True
+    )
+    num_workers: int | None = setting(
+        "Processes that tokenize",
+        default=None,
+        at_least=1,
+        null="one per core",
+        resume="free",
+        report="ignored",
+        evaluation=True,
+    )
+
+
+@section
+class LanguageModelConfig:
+    """Causal language modeling."""
+
+    kind: Literal["language_model"] = setting("The task", default="language_model")
+    model: DecoderConfig = setting("The decoder")
+    data: TextDataConfig = setting("Its text")
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
+        "Implementation of attention, by its name in transformers", default="sdpa", evaluation=True
+    )

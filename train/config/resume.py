@@ -1,0 +1,53 @@
+"""What sets a run apart from the one that began in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any, cast
+
+from train.config import yaml_text
+from train.config.run import RunConfig
+from train.config.schema import check
+from train.config.setting import nearest, settings_in
+
+
+def differences(old: RunConfig | Mapping[str, Any], new: RunConfig) -> list[str]:
+    """Return `path: old -> new` for every key that differs and may not change at a resume.
+
+    Args:
+        old: The run that was started; a mapping is what its config.yaml holds. A key that it lacks has its default.
+        new: The run that is to go on.
+    """
+    given = asdict(old) if isinstance(old, RunConfig) else old
+    before = _leaves(given) | _leaves(check(RunConfig, given).leaves)
+    after = _leaves(asdict(new))
+    at_resume = {path: setting.resume for path, setting in settings_in(new)}
+    return [
+        f"{path}: {_shown(before, path)} -> {_shown(after, path)}"
+        for path in dict.fromkeys([*after, *before])
+        if before.get(path) != after.get(path) and nearest(path, at_resume) != "free"
+    ]
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """Flatten sections and lists of sections to values by path."""
+    if is_dataclass(tree) and not isinstance(tree, type):
+        tree = asdict(tree)
+    if isinstance(tree, Mapping):
+        below = cast("Mapping[str, Any]", tree).items()
+    elif isinstance(tree, list | tuple):
+        items = cast("Sequence[Any]", tree)
+        if items and all(isinstance(item, str | int | float) for item in items):
+            return {path: list(items)}
+        below = enumerate(items)
+    else:
+        return {path: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in below:
+        leaves |= _leaves(value, f"{path}.{key}" if path else str(key))
+    return leaves
+
+
+def _shown(leaves: Mapping[str, Any], path: str) -> str:
+    return yaml_text.show(leaves[path]) if path in leaves else "(not given)"
