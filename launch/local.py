@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     check_world_size(config, num_ranks)
     command = ranks.training_command([given.config, *given.overrides], ranks=num_ranks)
     print("$", ranks.shown(command), flush=True)
-    return ranks.run(command, run_folder=Path(config.output_dir) / config.name)
+    return ranks.run(command, run_folder=config.folder)
 
 
 def default_ranks(config: RunConfig) -> int:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from train.config.run_layout import CHECKPOINTS, complete_steps
+
 RESTARTS_WITHOUT_PROGRESS = 3
-_CHECKPOINT = re.compile(r"step_(\d+)")
 
 
 class Starts(TypedDict):
@@ -26,19 +26,7 @@ class Starts(TypedDict):
 
 def newest_step(run_folder: Path) -> int:
     """Return the step of the newest published checkpoint; 0 where there is none."""
-    folder = run_folder / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return max((int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name))), default=0)
-
-
-def is_finished(run_folder: Path, steps: int) -> bool:
-    """Return whether the last step is saved and evaluated; only `python -m train` itself knows it of a rarer case."""
-    last = run_folder / "checkpoints" / f"step_{steps:06d}" / "manifest.json"
-    try:
-        saved = json.loads(last.read_text())
-    except (OSError, ValueError):
-        return False
-    return saved.get("evaluated", steps) == steps
+    return max(complete_steps(run_folder / CHECKPOINTS), default=0)
 
 
 def note_start(run_folder: Path, *, job: str) -> str | None:

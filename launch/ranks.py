@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-STOPPED_EARLY = 75  # on a signal, with a checkpoint saved: start the same command again (EX_TEMPFAIL of sysexits.h)
+from train.config.exit_codes import STOPPED_EARLY
+from train.config.run_layout import STACKS, STOPPED
+
 _TORCHRUN = "train.ranks.torchrun"
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _BY_SIGNAL = 128  # exit codes above it: ended by the signal of this number more (as shells say it)
@@ -80,7 +82,7 @@ def run(command: Sequence[str], *, run_folder: Path) -> int:
     if code == STOPPED_EARLY or _stopped_since(began, run_folder, in_preparation=from_outside):
         return STOPPED_EARLY
     # A rank that torchrun has ended because of another may say that it stopped in preparation: this run has failed.
-    (run_folder / "stopped.json").unlink(missing_ok=True)
+    (run_folder / STOPPED).unlink(missing_ok=True)
     _repeat_the_verdict(began, run_folder)
     return 1 if from_outside else code
 
@@ -157,7 +159,7 @@ def _stopped_since(moment: float, run_folder: Path, *, in_preparation: bool) -> 
         run_folder: Where it says so.
         in_preparation: Whether to believe it of a stop before the first step too, which one rank decides by itself.
     """
-    path = run_folder / "stopped.json"
+    path = run_folder / STOPPED
     try:
         noted = json.loads(path.read_text())
         return path.stat().st_mtime >= moment - 1 and (in_preparation or noted["step"] > 0)
@@ -167,7 +169,7 @@ def _stopped_since(moment: float, run_folder: Path, *, in_preparation: bool) -> 
 
 def _repeat_the_verdict(moment: float, run_folder: Path) -> None:
     """Print last which rank held the run up, where one has just been found out: others speak on their way out."""
-    path = run_folder / "stacks.txt"
+    path = run_folder / STACKS
     try:
         if path.stat().st_mtime >= moment - 1:
             print(path.read_text().partition("\n")[0], file=sys.stderr, flush=True)

@@ -123,7 +123,8 @@ def train(config: RunConfig) -> int:
             print(f"{run_folder.run_folder(config)} is finished: step {config.steps} of {config.steps} is saved")
         return 0
 
-    from train.ranks.stopping import NOTHING_LOST, STOPPED_EARLY, StoppedInPreparationError, StopSignal
+    from train.config.exit_codes import STOPPED_EARLY
+    from train.ranks.stopping import NOTHING_LOST, StoppedInPreparationError, StopSignal
 
     is_main = os.environ.get("RANK", "0") == "0"
     folder = run_folder.run_folder(config) if is_main else None
@@ -182,9 +183,10 @@ def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
 
 
 def _train_rank(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> int:
+    from train.config.exit_codes import STOPPED_EARLY
     from train.loop import fit
     from train.ranks import distributed
-    from train.ranks.stopping import STOPPED_EARLY, note_stopped
+    from train.ranks.stopping import note_stopped
 
     with stop.preparing():
         run = assemble(config, stop, watchdog)
@@ -312,7 +314,8 @@ def _require_same_data(found: Path, task: Task) -> None:
 
 
 def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> Path:
-    from train.checkpoint.checkpoint import complete_steps, damage, step_folder
+    from train.checkpoint.checkpoint import damage
+    from train.config.run_layout import complete_steps, step_name
 
     run, _, step = start.rpartition("@")
     folder = Path(run) if (Path(run) / "checkpoints").is_dir() else Path(config.output_dir) / run
@@ -324,7 +327,7 @@ def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> P
         raise ConfigError(
             [f"checkpoint.start_from: step {step} is not before the last step; raise steps ({config.steps})"]
         )
-    found = folder / "checkpoints" / step_folder(int(step))
+    found = folder / "checkpoints" / step_name(int(step))
     faults = damage(found, world=world)
     if faults:
         raise ConfigError([f"checkpoint.start_from: {found} is damaged: {'; '.join(faults)}"])

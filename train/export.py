@@ -25,6 +25,7 @@ from train.checkpoint.checkpoint import CheckpointReader
 from train.config.errors import ConfigError
 from train.config.load import load
 from train.config.run import RunConfig
+from train.config.run_layout import CHECKPOINTS, CONFIG, complete_steps, step_name
 from train.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -82,9 +83,9 @@ def read_run(folder: Path) -> RunConfig:
     Raises:
         ConfigError: It is no run folder.
     """
-    if not (folder / "config.yaml").is_file():
+    if not (folder / CONFIG).is_file():
         raise ConfigError([f"{folder}: not a run folder (it has no config.yaml); give one like runs/NAME"])
-    return load(folder / "config.yaml")
+    return load(folder / CONFIG)
 
 
 def chosen_checkpoint(run: Path, step: int | None) -> Path:
@@ -93,13 +94,13 @@ def chosen_checkpoint(run: Path, step: int | None) -> Path:
     Raises:
         ConfigError: There is no such checkpoint.
     """
-    folder = run / "checkpoints"
-    steps = checkpoint.complete_steps(folder)
+    folder = run / CHECKPOINTS
+    steps = complete_steps(folder)
     if not steps:
         raise ConfigError([f"{run}: has no complete checkpoint yet"])
     if step is not None and step not in steps:
         raise ConfigError([f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, steps))}"])
-    return folder / checkpoint.step_folder(steps[-1] if step is None else step)
+    return folder / step_name(steps[-1] if step is None else step)
 
 
 def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from train.config.errors import ConfigError
+from train.config import run_layout
 from train.config.load import to_yaml
-from train.config.resume import differences
+from train.config.report_facts import report_facts
+from train.config.resume import refuse_another_run
 from train.config.run import RunConfig
 
 if TYPE_CHECKING:  # a finished run is recognised before torch is imported
@@ -27,49 +26,24 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "nu
 
 def run_folder(config: RunConfig) -> Path:
     """Return where a run lives."""
-    return Path(config.output_dir) / config.name
+    return config.folder
 
 
 def is_finished(config: RunConfig) -> bool:
-    """Return whether the last step is saved, and evaluated: a signal may have come in between."""
-    folder = run_folder(config)
-    try:
-        saved = json.loads((folder / "checkpoints" / f"step_{config.steps:06d}" / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return saved.get("evaluated", config.steps) == config.steps or _said_so(folder / "events.jsonl", config.steps)
-
-
-def _said_so(events: Path, steps: int) -> bool:
-    """Return whether the last event is the end of the run."""
-    try:
-        last = json.loads(events.read_text().splitlines()[-1])
-    except (OSError, ValueError, IndexError):
-        return False
-    return last["event"] == "finish" and last["step"] == steps
+    """Return whether the last step is saved and evaluated."""
+    return run_layout.is_finished(config.folder, config.steps)
 
 
 def refuse_another_config(config: RunConfig) -> None:
-    """Let a run folder be used only by the run that began in it.
-
-    Raises:
-        ConfigError: With every difference that may not be at a resume.
-    """
-    folder = run_folder(config)
-    path = folder / "config.yaml"
-    if not path.exists():
-        return
-    faults = differences(yaml.safe_load(path.read_text()), config)
-    if faults:
-        advice = f"{folder} holds another run: go on with its values, or choose another name (name=...)"
-        raise ConfigError([advice, *faults])
+    """Let a run folder be used only by the run that began in it."""
+    refuse_another_run(config.folder, config)
 
 
 def write_config(config: RunConfig) -> None:
-    """Write config.yaml: what was asked, defaults filled in."""
-    folder = run_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "config.yaml", to_yaml(config))
+    """Write config.yaml, the configuration with its defaults filled in, and settings.json."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    _replace(config.folder / run_layout.CONFIG, to_yaml(config))
+    _replace(config.folder / run_layout.SETTINGS, json.dumps(report_facts(config), indent=1) + "\n")
 
 
 def write_environment(folder: Path, *, world: World, precision: str, facts: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from launch import ranks
 from train.config.batch import check_world_size
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
         print(error, file=sys.stderr)
         return 2
     command = ranks.training_command([given.config], ranks=given.ranks, nodes=nodes)
-    return ranks.run(command, run_folder=Path(config.output_dir) / config.name)
+    return ranks.run(command, run_folder=config.folder)
 
 
 def job_nodes(head: str, environment: Mapping[str, str]) -> ranks.Nodes | None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.ranks import STOPPED_EARLY
 from launch.slurm.cluster import ClusterConfig
 from train.config.errors import ConfigError
+from train.config.exit_codes import STOPPED_EARLY
 
 
 @dataclass(frozen=True, kw_only=True)

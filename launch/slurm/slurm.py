@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launch import progress
 from launch.slurm import cluster, script, snapshot
-from train.config import yaml_text
 from train.config.batch import check_world_size
 from train.config.errors import ConfigError
 from train.config.load import load, to_yaml
-from train.config.resume import differences
+from train.config.resume import refuse_another_run
 from train.config.run import RunConfig
+from train.config.run_layout import is_finished
 
 
 class SlurmError(RuntimeError):
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_intermixed_args(arguments)
     config, where = load_both(given.config, given.overrides, given.cluster)
     run = run_folder(config)
-    if progress.is_finished(run, config.steps):
+    if is_finished(run, config.steps):
         print(f"{run} is finished: step {config.steps} of {config.steps} is saved")
         return 0
     try:
@@ -99,7 +98,7 @@ def load_both(config: str, overrides: Sequence[str], file: str) -> tuple[RunConf
 
 def run_folder(config: RunConfig) -> Path:
     """Return where a run lives, absolute: the job may begin elsewhere."""
-    return (Path(config.output_dir) / config.name).absolute()
+    return config.folder.absolute()
 
 
 def refuse(config: RunConfig) -> None:
@@ -110,10 +109,7 @@ def refuse(config: RunConfig) -> None:
         SlurmError: Whether that job lives can not be told.
     """
     run = run_folder(config)
-    begun = yaml_text.read(run / "config.yaml").tree if (run / "config.yaml").exists() else None
-    if begun is not None and (faults := differences(begun, config)):
-        advice = f"{run} holds another run: go on with its values, or choose another name (name=...)"
-        raise ConfigError([advice, *faults])
+    refuse_another_run(run, config)
     path = run / "logs" / "job.json"
     if not path.exists():
         return

@@ -24,8 +24,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from launch import progress
-
 # The readers of the configuration are used as they stand, so that 3e-4 is a number in a sweep too.
 from train.config import yaml_text
 from train.config.batch import check_world_size
@@ -33,6 +31,7 @@ from train.config.errors import ConfigError
 from train.config.load import load
 from train.config.resume import differences
 from train.config.run import RunConfig
+from train.config.run_layout import CONFIG, is_finished
 from train.config.schema import check
 
 _SHORT = {"norm_placement": "placement"}
@@ -77,17 +76,17 @@ class Member:
     @property
     def folder(self) -> Path:
         """Its run folder."""
-        return Path(self.config.output_dir) / self.config.name
+        return self.config.folder
 
     @property
     def is_finished(self) -> bool:
         """Whether its last step is saved and evaluated."""
-        return progress.is_finished(self.folder, self.config.steps)
+        return is_finished(self.folder, self.config.steps)
 
     @property
     def is_begun(self) -> bool:
         """Whether there is a run to go on with."""
-        return (self.folder / "config.yaml").is_file()
+        return (self.folder / CONFIG).is_file()
 
 
 def read_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -218,7 +217,7 @@ def _member(sweep: Sweep, folder: str, name: str, point: Point) -> Member:
 
 def _refuse_another(member: Member) -> None:
     """Say at once what train would say of a folder that holds another run."""
-    held = yaml_text.read(member.folder / "config.yaml").tree
+    held = yaml_text.read(member.folder / CONFIG).tree
     changed = differences(held or {}, member.config)
     if changed:
         raise ConfigError([f"{member.folder} holds another run ({'; '.join(changed)}); give the sweep another name"])

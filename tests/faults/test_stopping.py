@@ -23,8 +23,7 @@ from tests.faults.processes import (
     wait_until,
 )
 from tests.tiny import tiny_file
-from train import run_folder
-from train.config.load import load
+from train.config.run_layout import is_finished
 
 ROOT = Path(__file__).parents[2]
 SLOW_STEPS = ["steps=200", "checkpoint.every=1000", "evaluate_every=100", "log_every=1"]
@@ -84,7 +83,6 @@ def test_an_evaluation_is_broken_off_and_made_up_for(tmp_path: Path) -> None:
     path, run = tiny_file(tmp_path), tmp_path / "runs/tiny"
     settings = ["steps=4", "evaluate_every=4", "checkpoint.every=1000", "task.data.validation_fraction=0.5"]
     settings += ["micro_batch_size=1"]  # some hundred validation passes
-    config = load(path, settings)
     with training(path, settings) as process:
         wait_until(lambda: len(losses(run)) >= 4)
         process.send_signal(signal.SIGTERM)
@@ -92,12 +90,12 @@ def test_an_evaluation_is_broken_off_and_made_up_for(tmp_path: Path) -> None:
     assert process.returncode == 75, said
     assert validations(run) == {}
     assert (run / "checkpoints/step_000004").exists()
-    assert not run_folder.is_finished(load(path, [*settings, f"output_dir={tmp_path / 'runs'}"]))
+    assert not is_finished(run, 4)
     with training(path, settings) as process:
         _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     assert list(validations(run)) == [4]
-    assert run_folder.is_finished(config)
+    assert is_finished(run, 4)
 
 
 def test_a_signal_in_preparation_leaves_at_once_with_nothing_lost(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -28,14 +27,13 @@ from torch import Tensor, nn
 
 from train.checkpoint.tensor_file import WrittenFile, is_intact, write_safetensors
 from train.config.errors import ConfigError
+from train.config.run_layout import MANIFEST, complete_steps, step_name
 from train.engine.engine import Engine
 from train.ranks.distributed import SideChannel, World, all_agree, gather_floats, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-MANIFEST = "manifest.json"
-_STEP_FOLDER = re.compile(r"step_(\d{6,})")
 
 
 class CheckpointError(RuntimeError):
@@ -52,11 +50,6 @@ class Progress:
     evaluated: int = 0  # the last step after which the validation split was evaluated
     spikes: int = 0  # of loss and gradient norm
     recent: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by quantity: what the next step is judged by
-
-
-def step_folder(step: int) -> str:
-    """Return the folder name of a step."""
-    return f"step_{step:06d}"
 
 
 # ------------------------------------------------------------------------------------------------------- writing
@@ -126,7 +119,7 @@ class Saver:
         self._writer.shutdown()
 
     def _write(self, step: int, described: Mapping[str, Any], copied: Snapshot, then: Callable[[Path], None]) -> None:
-        partial, final = self.folder / f"{step_folder(step)}.partial", self.folder / step_folder(step)
+        partial, final = self.folder / f"{step_name(step)}.partial", self.folder / step_name(step)
         is_main, rank = self._world.is_main, self._world.rank
         self._together(lambda: _make_empty(partial) if is_main else None, "could not be started", partial)
         self._together(lambda: _write_rank(partial, copied, rank), "could not be written", partial)
@@ -148,7 +141,7 @@ class Saver:
         if self._world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
         last = complete_steps(partial.parent)
-        kept = f"the last complete checkpoint is {step_folder(last[-1])}" if last else "there is no earlier checkpoint"
+        kept = f"the last complete checkpoint is {step_name(last[-1])}" if last else "there is no earlier checkpoint"
         reason = fault or "another rank says why"
         raise CheckpointError(f"checkpoint {partial.stem}: {failure} ({reason}); {kept}, untouched") from fault
 
@@ -219,18 +212,12 @@ def _retire(folder: Path, keep: int | None) -> None:
     """Delete the oldest checkpoints; each loses its name first, so that a kill leaves none half deleted."""
     steps = complete_steps(folder)
     for step in steps[:-keep] if keep is not None else []:
-        doomed = folder / f"{step_folder(step)}.partial"
-        (folder / step_folder(step)).rename(doomed)
+        doomed = folder / f"{step_name(step)}.partial"
+        (folder / step_name(step)).rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------------------- reading
-
-
-def complete_steps(folder: Path) -> list[int]:
-    """Return the steps of the published checkpoints, ascending."""
-    names = (_STEP_FOLDER.fullmatch(path.name) for path in folder.glob("step_*"))
-    return sorted(int(match[1]) for match in names if match)
 
 
 def newest_intact(folder: Path, *, world: World) -> tuple[Path | None, list[str]]:
@@ -246,11 +233,11 @@ def newest_intact(folder: Path, *, world: World) -> tuple[Path | None, list[str]
     seen = complete_steps(folder) if world.is_main else []
     for index in range(int(gather_floats(len(seen))[0])):
         step = int(gather_floats(seen[-1 - index] if world.is_main else 0)[0])
-        checkpoint = folder / step_folder(step)
+        checkpoint = folder / step_name(step)
         faults = damage(checkpoint, world=world)
         if not faults:
             return checkpoint, passed_over
-        passed_over.append(f"{step_folder(step)} is damaged and was passed over: {'; '.join(faults)}")
+        passed_over.append(f"{step_name(step)} is damaged and was passed over: {'; '.join(faults)}")
         if world.is_main:
             _set_aside(checkpoint)
     return None, passed_over

@@ -21,8 +21,10 @@ class FilterConfig:
         "Where samples are read; compat: at the displaced taps of the authors' weights", default="centered"
     )
     guidance: bool = setting("Let the guidance decide the kernels too, not the target alone", default=True)
-    guidance_channels: int = setting("Channels of the guidance", default=3)
-    target_channels: int = setting("Channels of the target", default=1)
+    guidance_channels: int = setting("Channels of the guidance; 3, as it is RGB", default=3, at_least=1)
+    target_channels: int = setting(
+        "Channels of the target; 1, as channels are filtered one by one", default=1, at_least=1
+    )
 
 
 @section
@@ -52,7 +54,9 @@ class PairSourceConfig:
         "Value of a target's unknown pixels; those that are not finite are always unknown", default=0.0, null="no value"
     )
     units_per_value: float = setting(
-        "Errors are reported in units of this many to one of the file: 100 turns meters into centimeters", default=1.0
+        "Errors are reported in units of this many to one of the file: 100 turns meters into centimeters",
+        default=1.0,
+        above=0,
     )
 
 

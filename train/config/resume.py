@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any, cast
 
-from train.config import yaml_text
+from train.config import run_layout, yaml_text
+from train.config.errors import ConfigError
 from train.config.run import RunConfig
 from train.config.schema import check
 from train.config.setting import nearest, settings_in
@@ -28,6 +30,21 @@ def differences(old: RunConfig | Mapping[str, Any], new: RunConfig) -> list[str]
         for path in dict.fromkeys([*after, *before])
         if before.get(path) != after.get(path) and nearest(path, at_resume) != "free"
     ]
+
+
+def refuse_another_run(folder: Path, config: RunConfig) -> None:
+    """Let a run folder be used only by the run that began in it.
+
+    Raises:
+        ConfigError: With every setting that differs and may not.
+    """
+    path = folder / run_layout.CONFIG
+    if not path.exists():
+        return
+    faults = differences(yaml_text.read(path).tree or {}, config)
+    if faults:
+        advice = f"{folder} holds another run: go on with its values, or choose another name (name=...)"
+        raise ConfigError([advice, *faults])
 
 
 def _leaves(tree: Any, path: str = "") -> dict[str, Any]:

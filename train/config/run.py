@@ -31,10 +31,13 @@ class OptimConfig:
     schedule: Literal["cosine", "linear", "warmup_stable_decay", "step", "constant"] = setting(
         "Course of the learning rate after warm-up", default="cosine"
     )
-    warmup: float | int = setting("Length of the linear warm-up, a fraction of the run or steps", default=0.1)
+    warmup: float | int = setting(
+        "Length of the linear warm-up, a fraction of the run or steps", default=0.1, at_least=0
+    )
     decay: float | int | None = setting(
-        "Length of the decay of warmup_stable_decay, a fraction of the run or steps",
+        "Length of the decay of warmup_stable_decay, as a fraction or in steps",
         default=None,
+        at_least=0,
         null=f"{DEFAULT_DECAY}",
     )
     final_lr_fraction: float = setting(
@@ -180,11 +183,10 @@ class RunConfig:
 
     name: str = setting("Name of the run and of its folder", report="ignored")
     steps: int = setting("Length of the run", at_least=1, unit="optimizer steps")
-    global_batch_size: int = setting("Samples of an optimizer step", at_least=1, unit="samples")
+    global_batch_size: int = setting("Samples of an optimizer step", at_least=1)
     micro_batch_size: int = setting(
         "Most samples of one pass on a rank; lowered to a divisor of the rank's share",
         at_least=1,
-        unit="samples",
         resume="free",
         report="ignored",
         evaluation=True,

@@ -11,9 +11,9 @@ import difflib
 import math
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from train.config.setting import sections_of, setting_of
+from train.config.setting import is_union, sections_of, setting_of
 from train.config.yaml_text import show
 
 T = TypeVar("T")
@@ -155,7 +155,7 @@ class _Report:
             return self.section(kind, value, path)
         if origin is Literal:
             return self._literal(get_args(kind), value, path)
-        if origin in (Union, types.UnionType):
+        if is_union(kind):
             return self._union(get_args(kind), value, path)
         if origin is tuple:
             return self._tuple(get_args(kind), value, path)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import UnionType
 from typing import (
     Any,
     Literal,
@@ -130,8 +131,8 @@ class Entry(NamedTuple):
 
     @property
     def is_section(self) -> bool:
-        """Whether it holds settings itself."""
-        return bool(sections_of(self.type)) or (get_origin(self.type) is tuple and bool(sections_of(_item(self.type))))
+        """Whether it holds settings, and no value of its own."""
+        return bool(sections_of(self.type))
 
 
 def entries(kind: Any, path: str = "", above: Setting | None = None) -> Iterator[Entry]:
@@ -148,13 +149,18 @@ def entries(kind: Any, path: str = "", above: Setting | None = None) -> Iterator
             yield entry
             yield from entries(entry.type, f"{entry.path}.", entry.setting)
             if get_origin(entry.type) is tuple:
-                yield from entries(_item(entry.type), f"{entry.path}.0.", entry.setting)
+                yield from entries(get_args(entry.type)[0], f"{entry.path}.0.", entry.setting)
 
 
 def sections_of(kind: Any) -> list[type]:
     """Return the sections that a type stands for: itself, or the members of a union."""
-    members = get_args(kind) if get_origin(kind) in (Union, *_UNION) else (kind,)
+    members = get_args(kind) if is_union(kind) else (kind,)
     return [member for member in members if isinstance(member, type) and dataclasses.is_dataclass(member)]
+
+
+def is_union(kind: Any) -> bool:
+    """Return whether a type is `A | B`."""
+    return get_origin(kind) in (Union, UnionType)
 
 
 def default_of(owner: type, name: str) -> Any:
@@ -187,10 +193,3 @@ def _handed_down(own: Setting, above: Setting | None) -> Setting:
     names = ("resume", "report", "evaluation")
     inherited = {name: getattr(above, name) for name in names if getattr(own, name) is None}
     return dataclasses.replace(own, judges=own.judges or above.judges, **inherited)
-
-
-def _item(kind: Any) -> Any:
-    return get_args(kind)[0]
-
-
-_UNION = (type(int | str),)

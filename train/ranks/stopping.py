@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from train.config.exit_codes import STOPPED_EARLY
+from train.config.run_layout import STOPPED
 from train.ranks.launcher_env import tell_torchrun
 
 logger = logging.getLogger(__name__)
 
-STOPPED_EARLY = 75  # exit code: a checkpoint is saved, start the same command again (EX_TEMPFAIL of sysexits.h)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # SLURM may signal every process of a job, and torchrun and our launcher pass theirs on: one wish comes several times.
 _ONE_WISH_SECONDS = 2.0
@@ -157,9 +158,9 @@ def note_stopped(folder: Path, *, step: int, name: str) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     noted = {"exit_code": STOPPED_EARLY, "step": step, "signal": name, "time": now}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stopped.json").write_text(json.dumps(noted) + "\n")
+    (folder / STOPPED).write_text(json.dumps(noted) + "\n")
 
 
 def forget_stopped(folder: Path) -> None:
     """Take the note of an earlier stop away."""
-    (folder / "stopped.json").unlink(missing_ok=True)
+    (folder / STOPPED).unlink(missing_ok=True)

@@ -19,10 +19,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
 
+from train.config.exit_codes import REFUSED, STOPPED_EARLY
 from train.ranks.launcher_env import USERS_THREADS
-from train.ranks.stopping import STOPPED_EARLY
 
-_REFUSED = 2  # exit code of a rank to which something wrong was given; rank 0 has said what
 _BY_SIGNAL = 128  # exit codes above it: ended from outside, by the signal of this number more
 
 
@@ -52,9 +51,9 @@ def _ended(failures: Mapping[int, ProcessFailure]) -> int:
     and may blame a rank that it has ended itself.
     """
     rank, first = next(iter(failures.items()))
-    if first.exitcode == _REFUSED:
+    if first.exitcode == REFUSED:
         rank_0 = failures.get(0)
-        if rank_0 is None or rank_0.exitcode != _REFUSED:  # it was ended before it could say why, or is elsewhere
+        if rank_0 is None or rank_0.exitcode != REFUSED:  # it was ended before it could say why, or is elsewhere
             _say(_told(first))
     elif first.exitcode != STOPPED_EARLY:
         _say(f"rank {rank} on {socket.gethostname()} ended first, {_how(first)}; the others were ended with it")

@@ -32,6 +32,7 @@ from typing import NamedTuple, NoReturn
 import torch.distributed
 
 from train.config.run import WatchdogConfig
+from train.config.run_layout import STACKS
 from train.ranks.launcher_env import tell_torchrun
 from train.ranks.stopping import StoppedInPreparationError
 from train.watchdog import heartbeat
@@ -261,7 +262,7 @@ class Watchdog:
         advice = "start the same command again to go on"
         if not verdict.ranks:
             advice = f"raise watchdog.{self._phase.name} ({self._phase.deadline:g} s) if it may take so long; {advice}"
-        path = self._folder / "stacks.txt"
+        path = self._folder / STACKS
         answered = sum(peer.answer is not None for peer in known)
         with contextlib.suppress(OSError):
             path.write_text(_report(verdict, reason, known))

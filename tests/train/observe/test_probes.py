@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from tests.ranks import Ranks
 from tests.tiny import tiny_file
 from train import __main__ as entry
-from train.checkpoint.checkpoint import CheckpointReader, step_folder
+from train.checkpoint.checkpoint import CheckpointReader
 from train.config.language_model import LanguageModelConfig
 from train.config.load import load
 from train.config.run import RunConfig
+from train.config.run_layout import step_name
 from train.data.order import SampleOrder
 from train.tasks.language_model import LanguageModel
 
@@ -43,11 +44,11 @@ class Reference:
         self.model = task.build_model().double()
         self.weights = {}
         for name, parameter in self.model.named_parameters():
-            before = parameter if step == 1 else _weight(folder / step_folder(step - 1), name, parameter)
+            before = parameter if step == 1 else _weight(folder / step_name(step - 1), name, parameter)
             self.weights[name] = before.detach().double().clone()
             parameter.data.copy_(self.weights[name])
         self.updates = {
-            name: _weight(folder / step_folder(step), name, weight).double() - weight
+            name: _weight(folder / step_name(step), name, weight).double() - weight
             for name, weight in self.weights.items()
         }
         self.activations: dict[tuple[int | None, str], Tensor] = {}

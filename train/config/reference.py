@@ -1,0 +1,128 @@
+"""Reference of all settings: `python -m train --settings [PATTERN]`, and docs/settings.md.
+
+`python -m train.config.reference` prints docs/settings.md.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING
+from types import NoneType
+from typing import cast, get_args
+
+from train.config.errors import ConfigError
+from train.config.run import RunConfig
+from train.config.schema import describe
+from train.config.setting import Entry, entries, is_union, sections_of
+from train.config.yaml_text import show
+
+_MARKDOWN_HEAD = """# Settings
+
+Every setting of a run, as `python -m train --settings [PATTERN]` prints them. This page is generated from the fields in
+`train/config/` (`make settings`); a test keeps it equal to them.
+
+*required* means that a setting has no default. **resume** marks what may change when a run goes on; everything else is
+another run. **evaluation** marks what `python -m train.evaluate` may override. Lists of sections, such as
+`task.data.sources`, show their entries' settings under `.0`.
+"""
+
+
+def select(pattern: str | None) -> list[tuple[str, list[Entry]]]:
+    """Return settings by section: a heading, and the settings below it.
+
+    Args:
+        pattern: A part of a path (`warmup`, `optim.`) or a shell pattern (`*.seed`); None: all.
+
+    Raises:
+        ConfigError: Nothing matches.
+    """
+    groups = [(heading, [entry for entry in found if _matches(entry.path, pattern)]) for heading, found in _sections()]
+    groups = [(heading, found) for heading, found in groups if found]
+    if not groups:
+        raise ConfigError([f"--settings: no setting matches {pattern!r}; write a part of a path, like optim or *.seed"])
+    return groups
+
+
+def as_text(pattern: str | None = None) -> str:
+    """Return settings for a terminal: path, type, default, then the meaning."""
+    lines: list[str] = []
+    for heading, found in select(pattern):
+        lines += ["", heading, ""]
+        for entry in found:
+            lines.append(f"  {entry.path}: {', '.join(_facts(entry))}")
+            lines += textwrap.wrap(_meaning(entry), width=100, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines[1:])
+
+
+def as_markdown() -> str:
+    """Return docs/settings.md."""
+    parts = [_MARKDOWN_HEAD]
+    for heading, found in select(None):
+        parts += [f"\n## {heading}\n\n| setting | values | default | meaning |\n|---|---|---|---|\n"]
+        parts += [
+            f"| `{entry.path}` | {_cell(_values(entry))} | {_cell(_default(entry))} | {_cell(_meaning(entry))} |\n"
+            for entry in found
+        ]
+    return "".join(parts)
+
+
+def _sections() -> Iterator[tuple[str, list[Entry]]]:
+    """Yield the run's own settings, then each section's; the tasks' with the kind that reads them."""
+    top = [entry for entry in entries(RunConfig) if "." not in entry.path]
+    yield "A run", [entry for entry in top if not entry.is_section]
+    for entry in top:
+        for owner in sections_of(entry.type):
+            below = [each for each in entries(owner, f"{entry.path}.", entry.setting) if not each.is_section]
+            summary = " ".join((owner.__doc__ or "").split()).rstrip(".")
+            kinds = [each.field.default for each in below if each.path == "task.kind"]
+            name = f"task, kind {kinds[0]}" if kinds else entry.path
+            yield f"{name}: {summary}", below
+
+
+def _matches(path: str, pattern: str | None) -> bool:
+    return pattern is None or pattern in path or fnmatch.fnmatchcase(path, pattern)
+
+
+def _facts(entry: Entry) -> list[str]:
+    default = _default(entry)
+    return [_values(entry), default if default == "required" else f"default {default}"]
+
+
+def _values(entry: Entry) -> str:
+    """Return type and range: "a whole number, 1 or more; or null"."""
+    kinds = get_args(entry.type) if is_union(entry.type) else (entry.type,)
+    text = " or ".join(describe(kind) for kind in kinds if kind is not NoneType)
+    limits = entry.setting.range_text.removeprefix("a number ")
+    return text + (f", {limits}" if limits else "") + ("; or null" if NoneType in kinds else "")
+
+
+def _default(entry: Entry) -> str:
+    field = entry.field
+    if field.default is not MISSING:
+        is_list = isinstance(field.default, tuple)
+        return show(list(cast("tuple[object, ...]", field.default)) if is_list else field.default)
+    return show(field.default_factory()) if field.default_factory is not MISSING else "required"
+
+
+def _meaning(entry: Entry) -> str:
+    setting = entry.setting
+    text = setting.meaning + (f", in {setting.unit}" if setting.unit else "") + "."
+    if setting.null:
+        text += f" null: {setting.null}."
+    marks = [name for name, on in (("resume", setting.resume == "free"), ("evaluation", setting.evaluation)) if on]
+    return f"{text} [{', '.join(marks)}]" if marks else text
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """Print docs/settings.md."""
+    print(as_markdown(), end="")
+
+
+if __name__ == "__main__":
+    main()
