@@ -9,15 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis.runs import Record, column
+from analysis.setting_facts import SettingFacts, merged
 from analysis.style import NAMES, Look, look
 
 MAX_POINTS = 2000  # of a curve; a column is some 1,000 dots wide at 300 dpi
 MOST_LINES = 6  # in a figure over depth
-_SEEDS = ("seed", "task.data.seed")
-# What a run is called and how it is logged and kept does not change what it learns.
-_NO_DIFFERENCE = ("name", "output_dir", "log_every", "evaluate_every", "checkpoint.", "probes.",
-                  "task.data.cache_dir", "task.data.num_workers", "task.shown_", "task.baselines",
-                  "task.other_guidance", "task.data.unit")  # fmt: skip
 
 Curve = Callable[[Record], tuple[np.ndarray, np.ndarray]]
 
@@ -75,20 +71,26 @@ def by_numbers(records: Sequence[Record]) -> list[Record]:
 
 
 def group_records(records: Sequence[Record], *, also_ignored: Sequence[str] = ()) -> list[Group]:
-    """Join runs that differ only in seed; an inspected model is a group of its own.
+    """Join runs that differ only in seed, or in settings that change nothing they learn (settings.json knows which).
+
+    An inspected model is a group of its own.
 
     Args:
         records: In the order in which they are to be shown.
         also_ignored: Further settings that may differ within a group.
     """
-    ignored = (*_NO_DIFFERENCE, *_SEEDS, *also_ignored)
+    facts = merged(record.setting_facts for record in records)
+
+    def distinguishes(key: str) -> bool:
+        return facts.role(key) == "distinguishes" and not key.startswith(tuple(also_ignored))
+
     together: dict[Any, list[Record]] = {}
     for record in records:
-        settings = {key: value for key, value in leaves(record.config).items() if not key.startswith(ignored)}
+        settings = {key: value for key, value in leaves(record.config).items() if distinguishes(key)}
         key = repr(sorted(settings.items(), key=lambda item: item[0])) if record.config else record.label
         together.setdefault(key, []).append(record)
     firsts = [members[0] for members in together.values()]
-    keys = [key for key in differing_keys(firsts) if not key.startswith(ignored)]
+    keys = [key for key in differing_keys(firsts) if distinguishes(key)]
     labels = [_label(members, keys, lonely=len(firsts) == 1) for members in together.values()]
     groups = []
     for members, label in zip(together.values(), labels, strict=True):
@@ -97,7 +99,7 @@ def group_records(records: Sequence[Record], *, also_ignored: Sequence[str] = ()
         distinct = f"{label}, {members[0].label}" if labels.count(label) > 1 else label
         groups.append(
             Group(
-                label=distinct + _seeds_text(members),
+                label=distinct + _seeds_text(members, facts),
                 records=tuple(members),
                 look=look(members[0].placement, variant=variant, variants=len(same)),
             )
@@ -240,8 +242,9 @@ def _value_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _seeds_text(members: Sequence[Record]) -> str:
+def _seeds_text(members: Sequence[Record], facts: SettingFacts) -> str:
     if len(members) == 1:
         return ""
-    seeds = {repr([leaves(record.config).get(key) for key in _SEEDS]) for record in members}
+    flat = [leaves(record.config) for record in members]
+    seeds = {repr([(key, value) for key, value in config.items() if facts.role(key) == "seed"]) for config in flat}
     return f" ({len(members)} seeds)" if len(seeds) == len(members) else f" ({len(members)} runs)"

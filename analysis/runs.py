@@ -19,6 +19,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from analysis.setting_facts import SettingFacts, read_setting_facts
+
 METRICS = ("step", "samples", "tokens", "loss", "grad_norm", "lr", "samples_per_second", "tokens_per_second", "mfu",
            "step_seconds", "step_seconds_min", "step_seconds_max", "peak_memory_gib", "skipped", "spikes",
            "samples_hash", "validation_loss", "is_validation")  # fmt: skip
@@ -49,6 +51,7 @@ class Record:
             "output_norm", "stream_norm" with "attention." or "mlp." before it; None for all else.
         events: events.jsonl in order.
         placement: "pre", "post", "peri", "output", "mixed" or "unknown".
+        setting_facts: settings.json; None where there is none.
         notes: What the reader should know: a half-written line, a file that is missing, a run that goes on.
     """
 
@@ -61,6 +64,7 @@ class Record:
     gradients: pd.DataFrame = field(default_factory=lambda: table([], GRADIENTS))
     events: Sequence[Mapping[str, Any]] = ()
     placement: str = "unknown"
+    setting_facts: SettingFacts | None = None
     notes: Sequence[str] = ()
 
     @property
@@ -165,6 +169,12 @@ def read_run(folder: str | Path) -> Record:
     folder = Path(folder)
     config = _read_config(folder)
     notes: list[str] = []
+    setting_facts = read_setting_facts(folder)
+    if setting_facts is None:
+        notes.append(
+            "settings.json is missing, as in runs of older versions: without it, every setting that differs sets runs "
+            "apart, seeds and logging intervals included"
+        )
     rows = {name: _read_lines(folder / f"{name}.jsonl", notes) for name in ("metrics", "activations", "gradients")}
     for row in rows["metrics"]:
         row["is_validation"] = any(name.startswith("validation_") for name in row)
@@ -180,6 +190,7 @@ def read_run(folder: str | Path) -> Record:
         gradients=gradient_table(rows["gradients"]),
         events=_read_lines(folder / "events.jsonl", notes),
         placement=placement_of(config),
+        setting_facts=setting_facts,
     )
     return replace(record, notes=(*notes, *_state_notes(record)))
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from analysis.groups import Group, differing_keys, group_records, leaves
 from analysis.runs import Record, column, setting
+from analysis.setting_facts import merged
 
 METHODS = {
     "input": "Input",
@@ -25,9 +26,6 @@ CONTROLS = {"constant_guidance": "constant guidance", "shifted_guidance": "shift
 _SHORT = {"rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM", "mae": "MAE", "iou": "IoU", "miou": "mIoU"}
 _LOWER = {"rmse", "loss", "perplexity", "mae", "mse", "error", "bits"}
 _HIGHER = {"psnr", "ssim", "iou", "miou", "accuracy", "delta1", "delta2", "delta3"}
-# Runs that differ in these are judged by different data: their figures do not compare.
-_JUDGED_BY = ("task.data.validation_", "task.data.tokenizer", "task.data.scale", "task.data.downsampling",
-              "task.border", "task.iterations")  # fmt: skip
 
 
 class Figure(NamedTuple):
@@ -107,12 +105,13 @@ def final(record: Record, name: str) -> float:
 
 def arenas(records: Sequence[Record]) -> list[Arena]:
     """Return the groups of runs, apart where they were judged by different data."""
+    facts = merged(record.setting_facts for record in records)
     together: dict[str, list[Group]] = {}
     for group in group_records(records):
-        settings = {key: value for key, value in leaves(group.records[0].config).items() if key.startswith(_JUDGED_BY)}
+        settings = {key: value for key, value in leaves(group.records[0].config).items() if facts.judges(key)}
         together.setdefault(repr(sorted(settings.items(), key=lambda item: item[0])), []).append(group)
     firsts = [groups[0].records[0] for groups in together.values()]
-    keys = [key for key in differing_keys(firsts) if key.startswith(_JUDGED_BY)]
+    keys = [key for key in differing_keys(firsts) if facts.judges(key)]
     return [
         Arena(label=", ".join(_setting_text(groups[0].records[0], key) for key in keys), groups=tuple(groups))
         for groups in together.values()

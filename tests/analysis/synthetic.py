@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -9,6 +10,11 @@ from typing import Any
 
 import numpy as np
 import yaml
+
+from train.config.load import load
+from train.config.report_facts import report_facts
+
+ROOT = Path(__file__).parents[2]
 
 # Variance after `depth` blocks at step n: Post stays, Peri is a line, Pre is a line at first and an exponential then.
 GROWTH: dict[str, Callable[[float, float], float]] = {
@@ -53,6 +59,7 @@ def write_run(
     tree = config(**{"name": folder.name, **changes})
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    (folder / "settings.json").write_text(setting_facts(tree["task"]["kind"]))
     (folder / "environment.json").write_text(
         json.dumps({"git_sha": "0123456789abcdef", "device": "x86_64", "precision": "fp32", "world_size": 2})
     )
@@ -71,6 +78,12 @@ def write_run(
         if rows := list(rows):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@functools.cache
+def setting_facts(kind: str) -> str:
+    """Return what a run of a kind of task writes as settings.json."""
+    return json.dumps(report_facts(load(ROOT / f"configs/{kind}/quickstart.yaml")))
 
 
 def metric_rows(steps: int, offset: float = 0.0) -> list[dict[str, Any]]:

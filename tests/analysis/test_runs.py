@@ -193,6 +193,31 @@ def test_labels_say_what_differs(tmp_path: Path) -> None:
     assert len(group_records(records, also_ignored=("optim.lr",))) == 2
 
 
+def test_what_a_run_started_from_sets_it_apart_and_how_it_was_watched_does_not(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "scratch"),
+        write_run(tmp_path / "tuned", checkpoint__start_from="runs/scratch@40"),
+        write_run(tmp_path / "again", seed=1, watchdog__step=60.0, micro_batch_size=2, engine__threads=1),
+    ]
+    groups = group_records([read_run(run) for run in runs])
+    assert [[record.label for record in group.records] for group in groups] == [["scratch", "again"], ["tuned"]]
+    assert [group.label for group in groups] == [
+        "Peri-LN, start_from None (2 seeds)",
+        "Peri-LN, start_from runs/scratch@40",
+    ]
+
+
+def test_without_its_facts_every_setting_sets_a_run_apart_and_that_is_said(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)]
+    for run in runs:
+        (run / "settings.json").unlink()
+    records = [read_run(run) for run in runs]
+    assert all("settings.json is missing" in record.notes[0] for record in records)
+    assert [group.label for group in group_records(records)] == ["Peri-LN, seed 0", "Peri-LN, seed 1"]
+    newer = read_run(write_run(tmp_path / "c", seed=2))  # knows it for all of them
+    assert [group.label for group in group_records([*records, newer])] == ["Peri-LN (3 seeds)"]
+
+
 def test_inspected_models_are_groups_of_their_own() -> None:
     records = [Record(label=name, folder=Path(name), placement="pre") for name in ("one", "two")]
     assert [group.label for group in group_records(records)] == ["one", "two"]

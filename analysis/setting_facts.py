@@ -1,0 +1,53 @@
+"""Facts of settings that a run folder holds in settings.json: which set runs apart, and which decide what metrics mean.
+
+`python -m train` writes them; there is no table of settings here. A path stands for all below it that is not listed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SettingFacts:
+    """What is true of some runs' settings.
+
+    Attributes:
+        report: By path, "distinguishes" (the default), "seed" or "ignored".
+        judged_by: Paths of the settings without which validation metrics cannot be compared.
+    """
+
+    report: Mapping[str, str] = field(default_factory=dict)
+    judged_by: tuple[str, ...] = ()
+
+    def role(self, path: str) -> str:
+        """Return what a difference in a setting means: "distinguishes", "seed" or "ignored"."""
+        if path == "name":  # what a run is called never sets it apart, whatever its folder lacks
+            return "ignored"
+        while path not in self.report and "." in path:
+            path = path.rpartition(".")[0]
+        return self.report.get(path, "distinguishes")
+
+    def judges(self, path: str) -> bool:
+        """Return whether validation metrics of runs that differ in a setting cannot be compared."""
+        return any(path == judge or path.startswith(f"{judge}.") for judge in self.judged_by)
+
+
+def read_setting_facts(folder: Path) -> SettingFacts | None:
+    """Return the facts in a run folder; None where it has none, as those of older versions."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / "settings.json").read_text())
+        return SettingFacts(dict(facts["report"]), tuple(facts["judged_by"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def merged(facts: Iterable[SettingFacts | None]) -> SettingFacts:
+    """Return the facts of several runs as one; what one run lacks, another may know."""
+    known = [each for each in facts if each is not None]
+    report = {path: role for each in known for path, role in each.report.items()}
+    return SettingFacts(report, tuple(dict.fromkeys(path for each in known for path in each.judged_by)))
