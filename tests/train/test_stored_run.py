@@ -7,6 +7,7 @@ checkpoint and its events after step 3 taken away.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from analysis.report.report import write_report
+from analysis.report.report import make_report
 from analysis.runs import read_run
 from tests.faults.processes import ROOT, losses, rows, validations
 from tests.tiny import write_corpus
@@ -33,9 +34,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def command(folder: Path, *words: str) -> None:
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runpy; runpy.run_module(sys.argv.pop(1), None, '__main__')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", program, *words], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -48,18 +49,20 @@ def test_it_resumes_and_repeats_its_lost_steps(folder: Path) -> None:
     assert rows(run, "events")[-2]["step"] == 3
     assert losses(run) == pytest.approx(losses(STORED), rel=1e-5)
     assert validations(run) == pytest.approx(validations(STORED), rel=1e-5)
-    hashes = [
-        {row["step"]: row["samples_hash"] for row in rows(where) if "samples_hash" in row} for where in (run, STORED)
-    ]
-    assert hashes[0] == hashes[1]
+    assert hashes(run) == hashes(STORED)
     assert (run / "settings.json").is_file()
+
+
+def hashes(run: Path) -> dict[int, str]:
+    """Hash of the samples of each training step."""
+    return {row["step"]: row["samples_hash"] for row in rows(run) if "samples_hash" in row}
 
 
 def test_it_is_exported_and_reported(folder: Path) -> None:
     command(folder, "train.export", "runs/stored", "exported")
     model = AutoModelForCausalLM.from_pretrained(folder / "exported", trust_remote_code=True)
     assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
-    page = write_report([str(folder / "runs/stored")], folder / "report")
+    page = make_report([str(folder / "runs/stored")], folder / "report")
     assert "settings.json is missing" in page.read_text()
     assert read_run(folder / "runs/stored").setting_facts is None
     assert json.loads((folder / "runs/stored/environment.json").read_text())["git_sha"].startswith("6843a80")
