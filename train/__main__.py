@@ -330,6 +330,7 @@ def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> P
 
 def _open_run_folder(config: RunConfig, folder: Path, engine: Engine, task: Task, world: World, progress: Progress):
     from train import run_folder
+    from train.config.run import to_dict
     from train.observe.run_log import RunLog
     from train.ranks.stopping import forget_stopped
 
@@ -341,7 +342,7 @@ def _open_run_folder(config: RunConfig, folder: Path, engine: Engine, task: Task
         assets = folder / "assets"
         assets.mkdir(exist_ok=True)
         task.save_assets(assets)
-    return RunLog(folder, world=world, steps=config.steps, done=progress.step)
+    return RunLog(folder, world=world, steps=config.steps, done=progress.step, hyperparameters=to_dict(config))
 
 
 def _announce(config: RunConfig, log, task: Task, engine: Engine, world: World, progress: Progress) -> None:

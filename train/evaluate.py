@@ -21,7 +21,8 @@ from torch import nn
 from train.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from train.config.run import ConfigError, LanguageModelConfig, TaskConfig, load
 from train.export import chosen_checkpoint, load_model, read_run
-from train.observe.run_log import Accumulator, strict
+from train.observe.accumulator import Accumulator
+from train.observe.jsonl import strict
 from train.tasks import build_task
 from train.tasks.task import Task
 

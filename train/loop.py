@@ -19,9 +19,11 @@ from train.data.order import SampleOrder, combined_hash, content_hashes, rank_sh
 from train.engine.engine import Engine, StepResult
 from train.engine.optimizers import learning_rate
 from train.export import write_model_folder
+from train.observe.accumulator import Accumulator
 from train.observe.probes import Probes
-from train.observe.run_log import Accumulator, RunLog, Stopwatch, speed
+from train.observe.run_log import RunLog
 from train.observe.spikes import SpikeWatch
+from train.observe.throughput import Stopwatch, speed
 from train.ranks.distributed import SideChannel, World, gather_over_ranks, sum_over_ranks
 from train.ranks.stopping import StopSignal
 from train.tasks.task import Batch, SampleCost, Task

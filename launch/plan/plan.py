@@ -13,21 +13,9 @@ from typing import NamedTuple
 
 from launch.plan import shape
 from launch.plan.memory import GIB, Case, Memory, at_stage, case_of, memory
+from train.config.hardware import PEAK_FLOPS
 from train.config.run import ConfigError, RunConfig, load, micro_batches
 
-# Dense bf16 peaks in FLOP/s: train/observe/run_log.py's, held equal by a test.
-PEAK_FLOPS = {
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "H800": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "A10": 125e12,
-    "RTX 4090": 165e12,
-}
 HEADROOM = 0.08  # of a GPU's memory that a recommendation leaves free: the estimate's own error
 DEFAULT_MFU = 0.4  # a usual figure for compiled bf16 training of such models on H100; recomputing costs a quarter
 # tests/launch/plan/test_memory.py measures it: 44 cases of stages, precisions, ranks and checkpointing.

@@ -22,7 +22,9 @@ from tests.train.test_resume import rows, train
 from train import export
 from train.config.run import ConfigError, load
 from train.data.images.pairs import Pair
-from train.observe.run_log import Accumulator, console_line, strict
+from train.observe.accumulator import Accumulator
+from train.observe.console import console_line
+from train.observe.jsonl import strict
 from train.tasks import build_task
 from train.tasks.depth_upsampling import DepthUpsampling
 from train.tasks.exhibits import shifted, steepest
