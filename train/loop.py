@@ -17,7 +17,6 @@ from train.checkpoint.checkpoint import CheckpointError, Progress, Saver
 from train.config.run import RunConfig
 from train.data.order import SampleOrder, combined_hash, content_hashes, rank_share
 from train.engine.engine import Engine, StepResult
-from train.engine.optimizers import learning_rate
 from train.export import write_model_folder
 from train.observe.accumulator import Accumulator
 from train.observe.probes import Probes
@@ -26,6 +25,7 @@ from train.observe.spikes import SpikeWatch
 from train.observe.throughput import Stopwatch, speed
 from train.ranks.distributed import SideChannel, World, gather_over_ranks, sum_over_ranks
 from train.ranks.stopping import StopSignal
+from train.schedule import learning_rate
 from train.tasks.task import Batch, SampleCost, Task
 from train.watchdog.watchdog import Watchdog
 

@@ -75,7 +75,9 @@ class RunLog:
             self._scalars(step, {f"{name}/{place}": row[name] for name in _DRAWN_ACTIVATIONS})
         for (layer, site), counts in histograms.items():
             histogram = magnitude_histogram(counts)
-            for sink in self._sinks if histogram is not None else ():
+            if histogram is None:
+                continue
+            for sink in self._sinks:
                 sink.histogram(step, f"log2_magnitude/{_place(layer, site)}", histogram)
 
     def gradients(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:

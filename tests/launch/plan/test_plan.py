@@ -28,7 +28,7 @@ def test_stages_cost_the_bytes_per_parameter_that_everyone_knows() -> None:
     parameters = 3_659_532_800
     for stage, alone, shared in ((0, 16, 16), (1, 20, 8 + 12 / 8), (2, 18, 2 + 16 / 8), (3, 18, 18 / 8)):
         for gpus, per_parameter in ((1, alone), (8, shared)):
-            case = at_stage(case_of(config.engine, gpus=gpus, micro_batch_size=1), stage)
+            case = at_stage(case_of(config, gpus=gpus, micro_batch_size=1), stage)
             assert memory(config, case).kept == pytest.approx(per_parameter * parameters)
 
 
@@ -40,7 +40,7 @@ def test_what_is_recommended_loads_and_fits(size: str, gpus: int) -> None:
     best = plan.recommend(config, machine)
     assert best is not None
     words = plan.settings(best.case, config)
-    assert case_of(load(config_file(size), words).engine, gpus=gpus, micro_batch_size=1) == replace(
+    assert case_of(load(config_file(size), words), gpus=gpus, micro_batch_size=1) == replace(
         best.case, micro_batch_size=1
     )
     assert best.memory.peak <= (1 - plan.HEADROOM) * 80 * GIB
@@ -49,7 +49,7 @@ def test_what_is_recommended_loads_and_fits(size: str, gpus: int) -> None:
 def test_more_memory_is_never_needed_by_a_smaller_micro_batch_or_by_more_gpus() -> None:
     config = load(config_file("1.5b"))
     for stage in (1, 2, 3):
-        case = at_stage(case_of(config.engine, gpus=2, micro_batch_size=2), stage)
+        case = at_stage(case_of(config, gpus=2, micro_batch_size=2), stage)
         peak = memory(config, case).peak
         assert memory(config, replace(case, micro_batch_size=1)).peak < peak
         assert memory(config, replace(case, gpus=8)).peak < peak
