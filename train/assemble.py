@@ -34,7 +34,7 @@ from train.tasks import build_task
 from train.tasks.task import Task
 from train.watchdog.watchdog import Watchdog, process_group_timeout, record_flights
 
-logger = logging.getLogger("train")
+logger = logging.getLogger(__name__)
 
 
 def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:

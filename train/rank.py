@@ -14,7 +14,7 @@ from train.ranks.stopping import STOPPED_EARLY, StopSignal, note_stopped
 from train.run_folder import run_folder
 from train.watchdog.watchdog import Watchdog
 
-logger = logging.getLogger("train")
+logger = logging.getLogger(__name__)
 
 
 def run_process(config: RunConfig, stop: StopSignal) -> int:
