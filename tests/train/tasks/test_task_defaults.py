@@ -16,9 +16,20 @@ from train.tasks.task import Batch, Gallery, ParameterGroup, SampleCost, Split, 
 class Doubling(Task):
     """Learn to double a number."""
 
-    num_training_samples = 8
-    num_validation_samples = 2
-    data_fingerprint = "numbers"
+    @property
+    @override
+    def num_training_samples(self) -> int:
+        return 8
+
+    @property
+    @override
+    def num_validation_samples(self) -> int:
+        return 2
+
+    @property
+    @override
+    def data_fingerprint(self) -> str:
+        return "numbers"
 
     @override
     def build_model(self) -> nn.Module:
