@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup quickstart test slow check format bench
+.PHONY: setup quickstart test slow check format bench settings
 
 setup: $(STAMP)
 
@@ -29,6 +29,9 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+settings: $(STAMP)
+	$(BIN)/python -m train.config.reference > docs/settings.md
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmark

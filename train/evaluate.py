@@ -25,10 +25,11 @@ from train.config.load import load
 from train.config.run import RunConfig
 from train.config.setting import nearest, settings_in
 from train.config.tasks import TaskConfig
+from train.evaluation import validation_means
 from train.export import chosen_checkpoint, load_model, read_run
-from train.observe.run_log import Accumulator, strict
+from train.observe.jsonl import strict
+from train.ranks.distributed import World
 from train.tasks import build_task
-from train.tasks.task import Task
 
 
 def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = None) -> tuple[int, dict[str, float]]:
@@ -57,7 +58,11 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(task, source).eval()
     nn.Module.to(model, device)
-    means = _means(task, model, size=config.micro_batch_size, device=device)
+    samples, size = task.num_validation_samples, config.micro_batch_size
+    chunks = [np.arange(samples)[first : first + size] for first in range(0, samples, size)]
+    world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
+    means = validation_means(task, model, chunks, world=world)
+    assert means is not None, "nobody asks it to stop"
     return CheckpointReader(source).progress.step, task.validation_report(means)
 
 
@@ -87,16 +92,6 @@ def _out_of_place(overrides: Sequence[str], allowed: Sequence[str]) -> Iterator[
                 f"{key}: can not be another than the run's; what may be is where it is judged, as "
                 f"task.data.validation_sources (all: {', '.join(allowed)})"
             )
-
-
-def _means(task: Task, model: nn.Module, *, size: int, device: torch.device) -> dict[str, float]:
-    means = Accumulator()
-    with torch.no_grad():
-        for first in range(0, task.num_validation_samples, size):
-            ids = np.arange(first, min(first + size, task.num_validation_samples))
-            batch = task.batch(ids, split="validation", step=0)
-            means.add(task.evaluate(model, {key: value.to(device) for key, value in batch.items()}))
-    return means.means()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,13 +16,16 @@ from train.checkpoint.checkpoint import CheckpointError, Progress, Saver
 from train.config.run import RunConfig
 from train.data.order import SampleOrder, combined_hash, content_hashes, rank_share
 from train.engine.engine import Engine, StepResult
-from train.engine.optimizers import learning_rate
+from train.evaluation import validation_chunks, validation_means
 from train.export import write_model_folder
+from train.observe.accumulator import Accumulator
 from train.observe.probes import Probes
-from train.observe.run_log import Accumulator, RunLog, Stopwatch, speed
+from train.observe.run_log import RunLog
 from train.observe.spikes import SpikeWatch
+from train.observe.throughput import Stopwatch, speed
 from train.ranks.distributed import SideChannel, World, gather_over_ranks, sum_over_ranks
 from train.ranks.stopping import StopSignal
+from train.schedule import learning_rate
 from train.tasks.task import Batch, SampleCost, Task
 from train.watchdog.watchdog import Watchdog
 
@@ -251,39 +253,17 @@ def evaluate_when_due(run: Run) -> None:
 
 
 def evaluate(run: Run, step: int) -> dict[str, float] | None:
-    """Return the figures of the whole validation split, shared evenly among the ranks; None if asked to stop meanwhile.
-
-    Every rank makes the same number of forward passes, as ZeRO-3 needs; a surplus pass counts for nothing.
-    """
-    task, world = run.task, run.world
+    """Return the metrics of the whole validation split, and show samples; None if asked to stop meanwhile."""
+    task, model = run.task, run.engine.model
     size = run.engine.plan.micro_batch_size  # the shape that compiled blocks know
-    chunks = validation_chunks(task.num_validation_samples, size=size, ranks=world.size)
-    means = Accumulator()
-    run.engine.model.eval()
-    with torch.no_grad():
-        for index in range(world.rank, math.ceil(len(chunks) / world.size) * world.size, world.size):
-            if asked_to_stop(run):
-                run.engine.model.train()
-                return None
-            counted = index < len(chunks)
-            batch = task.batch(chunks[index if counted else -1], split="validation", step=step)
-            on_device = {key: value.to(world.device) for key, value in batch.items()}
-            sums = task.evaluate(run.engine.model, on_device)
-            means.add(sums if counted else {name: (value * 0, weight * 0) for name, (value, weight) in sums.items()})
-        task.illustrate(run.engine.model, run.log.gallery(step))
-    run.engine.model.train()
-    return task.validation_report(means.means())
-
-
-def validation_chunks(samples: int, *, size: int, ranks: int) -> list[np.ndarray]:
-    """Return the ids 0 to `samples` in chunks: `size` each, and one each for those that make no round of full ones.
-
-    Of `ranks` chunks after each other all have one length: a task that passes each sample by itself makes as many
-    passes on every rank.
-    """
-    whole = samples - samples % (size * ranks)
-    full = [np.arange(first, first + size) for first in range(0, whole, size)]
-    return [*full, *(np.arange(i, i + 1) for i in range(whole, samples))]
+    chunks = validation_chunks(task.num_validation_samples, size=size, ranks=run.world.size)
+    model.eval()
+    means = validation_means(task, model, chunks, world=run.world, step=step, is_stopped=lambda: asked_to_stop(run))
+    if means is not None:
+        with torch.no_grad():
+            task.illustrate(model, run.log.gallery(step))
+    model.train()
+    return None if means is None else task.validation_report(means)
 
 
 def save(run: Run) -> None:

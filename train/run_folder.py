@@ -15,28 +15,12 @@ from typing import TYPE_CHECKING, Any
 from train.config import run_layout
 from train.config.load import to_yaml
 from train.config.report_facts import report_facts
-from train.config.resume import refuse_another_run
 from train.config.run import RunConfig
 
 if TYPE_CHECKING:  # a finished run is recognised before torch is imported
     from train.ranks.distributed import World
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy")
-
-
-def run_folder(config: RunConfig) -> Path:
-    """Return where a run lives."""
-    return config.folder
-
-
-def is_finished(config: RunConfig) -> bool:
-    """Return whether the last step is saved and evaluated."""
-    return run_layout.is_finished(config.folder, config.steps)
-
-
-def refuse_another_config(config: RunConfig) -> None:
-    """Let a run folder be used only by the run that began in it."""
-    refuse_another_run(config.folder, config)
 
 
 def write_config(config: RunConfig) -> None:

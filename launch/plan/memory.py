@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from launch.plan import shape
-from train.config.run import EngineConfig, RunConfig
+from train.config.optimizers import OPTIMIZERS, OptimizerFacts
+from train.config.run import RunConfig
 
 GIB = 2**30
 LOSS_CHUNK_ELEMENTS = 2**28  # of logits at a time: modeling_periln's value for CUDA, held equal by a test
@@ -22,7 +23,6 @@ FRAGMENTATION = 0.05  # of all that comes and goes: activations, loss, buffers
 _FALLBACK_BUCKET = 500_000_000  # stage 0 and stage 1 with fp32 gradients reduce in these, whatever the configuration
 _MAX_LIVE, _PREFETCH, _SUB_GROUP = 1_000_000_000, 50_000_000, 1_000_000_000  # stage 3
 _FLOAT = 4  # bytes
-_MOMENTS_AND_MASTER = 12  # bytes per parameter: two moments and an fp32 weight
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Case:
     offload: bool
     overlap: bool
     bucket: int  # elements
+    optimizer: OptimizerFacts
 
     @property
     def itemsize(self) -> int:
@@ -89,8 +90,9 @@ class Moment(NamedTuple):
     loss: float
 
 
-def case_of(engine: EngineConfig, *, gpus: int, micro_batch_size: int) -> Case:
+def case_of(config: RunConfig, *, gpus: int, micro_batch_size: int) -> Case:
     """Return the case that a configuration describes on GPUs, where `precision: auto` is bf16."""
+    engine = config.engine
     bf16 = engine.precision != "fp32"
     return Case(
         zero_stage=engine.zero_stage,
@@ -103,6 +105,7 @@ def case_of(engine: EngineConfig, *, gpus: int, micro_batch_size: int) -> Case:
         offload=engine.offload == "optimizer",
         overlap=engine.overlap_communication,
         bucket=engine.reduce_bucket_size,
+        optimizer=OPTIMIZERS[config.optim.optimizer],
     )
 
 
@@ -155,10 +158,11 @@ def held(parameters: int, case: Case) -> tuple[float, float, float]:
     """Return the bytes of weights, gradients and optimizer state that a GPU holds between its micro-steps."""
     share = parameters / case.gpus
     stage = case.zero_stage
+    state = case.optimizer.state_bytes
     weights = case.itemsize * (share if stage == 3 else parameters)
     if stage == 0:
-        return weights, case.itemsize * parameters, (_MOMENTS_AND_MASTER if case.bf16 else 8) * parameters
-    optimizer = 0.0 if case.offload else _MOMENTS_AND_MASTER * share
+        return weights, case.itemsize * parameters, (state + _FLOAT * case.bf16) * parameters
+    optimizer = 0.0 if case.offload else (state + _FLOAT) * share
     if case.keeps_whole_gradients:  # in bf16 as autograd leaves them, and their sum in fp32
         gradients = (2 + _FLOAT) * parameters
     elif stage == 1:

@@ -15,22 +15,11 @@ from launch.plan import shape
 from launch.plan.memory import GIB, Case, Memory, at_stage, case_of, memory
 from train.config.batch import micro_batches
 from train.config.errors import ConfigError
+from train.config.hardware import PEAK_FLOPS
 from train.config.load import load
+from train.config.optimizers import OPTIMIZERS
 from train.config.run import RunConfig
 
-# Dense bf16 peaks in FLOP/s: train/observe/run_log.py's, held equal by a test.
-PEAK_FLOPS = {
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "H800": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "A10": 125e12,
-    "RTX 4090": 165e12,
-}
 HEADROOM = 0.08  # of a GPU's memory that a recommendation leaves free: the estimate's own error
 DEFAULT_MFU = 0.4  # a usual figure for compiled bf16 training of such models on H100; recomputing costs a quarter
 # tests/launch/plan/test_memory.py measures it: 44 cases of stages, precisions, ranks and checkpointing.
@@ -172,7 +161,7 @@ def largest_micro_batch(config: RunConfig, case: Case, machine: Machine) -> int:
 
 def _own_case(config: RunConfig, machine: Machine) -> Case:
     size, _ = micro_batches(config, machine.gpus)
-    return case_of(config.engine, gpus=machine.gpus, micro_batch_size=size)
+    return case_of(config, gpus=machine.gpus, micro_batch_size=size)
 
 
 def _plan(config: RunConfig, case: Case) -> Plan:
@@ -186,7 +175,7 @@ def _fits(plan: Plan, machine: Machine) -> bool:
 def settings(case: Case, config: RunConfig) -> list[str]:
     """Return the `key=value` words that turn a configuration into this case; only those that change something."""
     engine = config.engine
-    own = case_of(engine, gpus=case.gpus, micro_batch_size=config.micro_batch_size)
+    own = case_of(config, gpus=case.gpus, micro_batch_size=config.micro_batch_size)
     words = [
         (case.zero_stage != own.zero_stage, f"engine.zero_stage={case.zero_stage}"),
         (case.checkpointing != own.checkpointing, f"engine.activation_checkpointing={_yaml(case.checkpointing)}"),
@@ -287,7 +276,8 @@ def _recommended(best: Plan | None, config: RunConfig, machine: Machine) -> Iter
     yield f"Recommended: {words}: {best.memory.peak / GIB:.1f} of {machine.memory_gib:g} GiB."
     yield f"  {_passes(best.case, config)}; {_hours(best.case, config, machine)}"
     if best.case.offload:
-        state = 12 * shape.parameters(shape.decoder_task(config).model).total / GIB
+        held = best.case.optimizer.checkpoint_bytes
+        state = held * shape.parameters(shape.decoder_task(config).model).total / GIB
         yield f"  Host memory for the optimizer state of all GPUs: {state:.1f} GiB."
 
 
@@ -315,12 +305,13 @@ def _hours(case: Case, config: RunConfig, machine: Machine) -> str:
 def _sizes(config: RunConfig) -> Iterator[str]:
     model = shape.decoder_task(config).model
     counts, frozen = shape.parameters(model).total, shape.frozen_scales(model)
-    state, exported = 12 * counts + 4 * frozen, 2 * (counts + frozen)
+    optimizer = OPTIMIZERS[config.optim.optimizer]
+    state, exported = optimizer.checkpoint_bytes * counts + 4 * frozen, 2 * (counts + frozen)
     kept = config.checkpoint.keep
     saves = -(-config.steps // config.checkpoint.every)
     most = saves if kept is None else min(saves, kept + 1)
     yield (
-        f"Checkpoint: {state / 1e9:.2f} GB (weight and two moments in fp32); at most {most} at a time "
+        f"Checkpoint: {state / 1e9:.2f} GB (weight and {optimizer.state_in_words} in fp32); at most {most} at a time "
         f"(checkpoint.keep, and the one being written): {most * state / 1e9:.1f} GB. "
         f"As a bf16 folder: {exported / 1e9:.2f} GB."
     )

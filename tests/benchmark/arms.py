@@ -239,7 +239,7 @@ def main() -> None:
     """Run one arm, described as JSON on the command line, and print its figures as JSON."""
     import torch
 
-    from train.observe.run_log import peak_memory_gib
+    from train.observe.throughput import peak_memory_gib
 
     given = json.loads(sys.argv[1])
     shape = Shape(**given["shape"])

@@ -73,7 +73,7 @@ def measure_filter(name: str, *, steps: int) -> dict[str, float]:
     """
     import torch
 
-    from train.observe.run_log import peak_memory_gib
+    from train.observe.throughput import peak_memory_gib
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     once = filter_pass(FILTER_ARMS[name], device)

@@ -12,7 +12,7 @@ import pytest
 from tests.faults.kills import intact_steps
 from tests.faults.processes import HANG_SECONDS, losses, rows, training
 from tests.tiny import tiny_file
-from train.observe.run_log import LineFile
+from train.observe.jsonl import LineFile
 
 CHECKPOINT_BYTES = 3 * 4 * 39_200  # weights and two moments of the tiny decoder in fp32
 

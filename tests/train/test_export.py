@@ -14,10 +14,10 @@ import pytest
 
 from tests.ranks import Ranks
 from tests.tiny import tiny_file
-from train import __main__ as entry
 from train import export
 from train.config.errors import ConfigError
 from train.config.load import load
+from train.rank import train_rank
 
 ELSEWHERE = """
 import json, math, sys
@@ -36,7 +36,7 @@ print(json.dumps({"loss": loss.item(), "text": tokenizer.decode(written[0]), "ne
 
 
 def train(config_file: str, overrides: list[str]) -> None:
-    assert entry.train_rank(load(config_file, overrides)) == 0
+    assert train_rank(load(config_file, overrides)) == 0
 
 
 @pytest.mark.parametrize("settings", [[], ["engine.zero_stage=3", "task.model.tie_word_embeddings=true"]])
@@ -83,7 +83,7 @@ def test_a_run_starts_from_an_exported_folder(ranks: Ranks, tmp_path: Path) -> N
 
 def start(config_file: str, overrides: list[str]) -> list[str]:
     try:
-        entry.train_rank(load(config_file, overrides))
+        train_rank(load(config_file, overrides))
     except ConfigError as error:
         return error.faults
     return []

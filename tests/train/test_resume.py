@@ -18,6 +18,7 @@ from tests.tiny import tiny_file, tiny_run
 from train import __main__ as entry
 from train.config.errors import ConfigError
 from train.config.load import load
+from train.rank import train_rank
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +39,7 @@ def train(config_file: str, overrides: list[str], stop_after: int | None = None)
 
     config = load(config_file, overrides)
     if stop_after is None:
-        assert entry.train_rank(config) == 0
+        assert train_rank(config) == 0
         return "done"
     original = loop.due
 
@@ -49,7 +50,7 @@ def train(config_file: str, overrides: list[str], stop_after: int | None = None)
 
     loop.due = crash
     try:
-        entry.train_rank(config)
+        train_rank(config)
     except InterruptedError:
         return "broken off"
     finally:
@@ -175,7 +176,7 @@ def full_disk(config_file: str) -> str:
 
     checkpoint.write_safetensors = write
     try:
-        entry.train_rank(load(config_file))
+        train_rank(load(config_file))
     except checkpoint.CheckpointError as error:
         return str(error)
     finally:
@@ -194,7 +195,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_untouched(ranks: Ranks, tmp_path
 
 def start_elsewhere(config_file: str, overrides: list[str]) -> list[str]:
     try:
-        entry.train_rank(load(config_file, overrides))
+        train_rank(load(config_file, overrides))
     except ConfigError as error:
         return error.faults
     return []
@@ -250,7 +251,7 @@ def poisoned(config_file: str) -> tuple[int, int]:
 
     LanguageModel.step = step
     try:
-        assert entry.train_rank(load(config_file)) == 0
+        assert train_rank(load(config_file)) == 0
     finally:
         LanguageModel.step = original
     return calls[0], 0
@@ -278,7 +279,7 @@ def always_poisoned(config_file: str) -> str:
         lambda output: output._replace(loss_sum=output.loss_sum * float("inf"))
     )(original(self, model, batch))
     try:
-        entry.train_rank(load(config_file, ["optim.stop_after_skipped_steps=3"]))
+        train_rank(load(config_file, ["optim.stop_after_skipped_steps=3"]))
     except TooManySkippedStepsError as error:
         return str(error)
     finally:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from train.config.run import EngineConfig, OptimConfig
 from train.engine.buffers import RunningStatistics
-from train.engine.optimizers import build_optimizer
+from train.engine.optimizers import OPTIMIZERS, build_optimizer
 from train.engine.zero_layouts import Fragment, ParameterLayout, layout_of
 from train.ranks.distributed import World
 from train.tasks.task import ParameterGroup, Task
@@ -150,7 +150,7 @@ class Engine:
         self.module = module
         self.model = wrapped
         self.plan = plan
-        self.updates = 0  # optimizer steps that reached the weights: Adam's own count
+        self.updates = 0  # optimizer steps that reached the weights: what Adam counts itself
         self.config: dict[str, Any] = wrapped.config
         self.running_statistics = RunningStatistics(module)
         self._layout = layout
@@ -296,7 +296,13 @@ def wrap(
         num_parameters=sum(weight.numel() for weight in initial.values()),
     )
     wrapped = _initialize(model, groups, optim=optim, described=described)
-    layout = layout_of(wrapped, groups, zero_stage=engine.zero_stage, precision=engine.precision)
+    layout = layout_of(
+        wrapped,
+        groups,
+        optimizer=OPTIMIZERS[optim.optimizer],
+        zero_stage=engine.zero_stage,
+        precision=engine.precision,
+    )
     result = Engine(model, wrapped, layout, world=world, plan=plan, clipping=optim.gradient_clipping or math.inf)
     result.load(ModelReader(initial), updates=0)
     return result

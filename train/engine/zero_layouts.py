@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from train.engine.optimizers import Optimizer
 from train.tasks.task import ParameterGroup
 
 
@@ -21,7 +22,7 @@ class Fragment(NamedTuple):
 
     name: str
     start: int  # first element, in the flattened parameter
-    tensors: dict[str, Tensor]  # "weight", "exp_avg", "exp_avg_sq": (numel,) each
+    tensors: dict[str, Tensor]  # "weight" and the optimizer's state (AdamW: "exp_avg", "exp_avg_sq"): (numel,) each
 
     @property
     def numel(self) -> int:
@@ -39,10 +40,12 @@ class ParameterLayout:
 
     replicated = False  # whether every rank holds all of it
 
-    def __init__(self, wrapped: Any, groups: Sequence[ParameterGroup]):
+    def __init__(self, wrapped: Any, groups: Sequence[ParameterGroup], optimizer: Optimizer):
         self.wrapped = wrapped
         self.optimizer = wrapped.optimizer
         self.groups = [group for group in groups if group.parameters]
+        self._new_state = optimizer.new_state
+        self._state_names = optimizer.facts.state
 
     @property
     def inner(self) -> torch.optim.Optimizer:
@@ -75,28 +78,22 @@ class ParameterLayout:
         return None
 
     def create_optimizer_state(self, updates: int) -> None:
-        """Create AdamW's state as after `updates` steps, with zero moments, for all tensors before any step."""
-        fused = self.inner.defaults["fused"]
+        """Create the optimizer's state as after `updates` steps, at zero, for all tensors before any step."""
         for flat in self.flat_tensors:
-            device = flat.device if fused else torch.device("cpu")
-            self.inner.state[flat] = {
-                "step": torch.tensor(float(updates), device=device),
-                "exp_avg": torch.zeros_like(flat, requires_grad=False),
-                "exp_avg_sq": torch.zeros_like(flat, requires_grad=False),
-            }
+            self.inner.state[flat] = self._new_state(flat, updates)
 
     def held_bytes(self) -> dict[str, int]:
         """Return bytes held on this rank, by kind."""
-        moments = [state[key] for state in self.inner.state.values() for key in ("exp_avg", "exp_avg_sq")]
+        kept = [state[key] for state in self.inner.state.values() for key in self._state_names]
         return {
             "parameters": sum(_bytes(parameter) for parameter in self.wrapped.module.parameters()),
             "gradients": sum(_bytes(gradient) for gradient in self.gradients()),
-            "optimizer": sum(_bytes(tensor) for tensor in [*moments, *self.flat_tensors]),
+            "optimizer": sum(_bytes(tensor) for tensor in [*kept, *self.flat_tensors]),
         }
 
     def _views(self, flat: Tensor, start: int, numel: int) -> dict[str, Tensor]:
         state = self.inner.state[flat]
-        whole = {"weight": flat.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+        whole = {"weight": flat.detach(), **{key: state[key] for key in self._state_names}}
         return {kind: tensor.view(-1).narrow(0, start, numel) for kind, tensor in whole.items()}
 
 
@@ -144,7 +141,7 @@ class ReplicatedLayout(ParameterLayout):
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         else:
             for parameter in parameters:
-                parameter.grad = None  # AdamW passes over parameters without a gradient
+                parameter.grad = None  # torch's optimizers pass over parameters without a gradient
         return norm
 
 
@@ -303,12 +300,14 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def layout_of(wrapped: Any, groups: Sequence[ParameterGroup], *, zero_stage: int, precision: str) -> ParameterLayout:
+def layout_of(
+    wrapped: Any, groups: Sequence[ParameterGroup], *, optimizer: Optimizer, zero_stage: int, precision: str
+) -> ParameterLayout:
     """Tell from ZeRO stage, precision and DeepSpeed's choice of optimizer how a wrapped model is laid out."""
     if zero_stage == 3:
-        return PartitionedParameterLayout(wrapped, groups)
+        return PartitionedParameterLayout(wrapped, groups, optimizer)
     if zero_stage == 0:
-        return (ReplicatedLayout if precision == "fp32" else ReplicatedHalfLayout)(wrapped, groups)
+        return (ReplicatedLayout if precision == "fp32" else ReplicatedHalfLayout)(wrapped, groups, optimizer)
     if hasattr(wrapped.optimizer, "fp32_groups_flat_partition"):
-        return BF16OptimizerLayout(wrapped, groups)
-    return PartitionedOptimizerLayout(wrapped, groups)
+        return BF16OptimizerLayout(wrapped, groups, optimizer)
+    return PartitionedOptimizerLayout(wrapped, groups, optimizer)

@@ -18,7 +18,7 @@ from analysis.measure.activations import ActivationProbe, Site
 from analysis.measure.gradients import layer_of, norm_scales, squared_norm
 from train.config.run import RunConfig
 from train.engine.engine import Engine
-from train.engine.optimizers import squared_update
+from train.engine.optimizers import OPTIMIZERS
 from train.observe.run_log import RunLog
 from train.ranks.distributed import gather_over_ranks
 
@@ -97,16 +97,16 @@ class Probes:
             self._log.gradients(step, self._gradient_rows())
 
     def _measure_updates(self, lr: float) -> None:
-        """Work out, from AdamW's moments after the step, what it added to the weights: no copy of them is kept."""
+        """Reconstruct each update from the optimizer's state after the step: no copy of the weights is kept."""
         optim, decays = self._config.optim, self._engine.weight_decays
+        squared_update = OPTIMIZERS[optim.optimizer].squared_update
         for fragment in self._engine.owned_fragments():
             self._figures["update"][fragment.name] = squared_update(
                 fragment.tensors,
                 lr=lr,
                 weight_decay=decays[fragment.name],
-                betas=optim.betas,
-                eps=optim.eps,
                 updates=self._engine.updates,
+                optim=optim,
             )
 
     def _gradient_rows(self) -> list[dict[str, Any]]:

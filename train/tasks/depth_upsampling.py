@@ -8,24 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modeling.joint_filter.modeling_dkn import DKNOutput
 from train.config.joint_filter import DepthUpsamplingConfig
 from train.data.images.baselines import baselines
 from train.data.images.pairs import Pair, Pairs
 from train.data.images.patches import Span, min_max, patch
 from train.data.images.resize import degrade
-from train.tasks.exhibits import Exhibit, shifted, show
-from train.tasks.joint_filtering import (
-    SECTIONS,
-    JointFiltering,
-    absolute_error,
-    add,
-    add_judged,
-    as_batch,
-    images_of,
-    training_sample,
-    with_input,
-)
-from train.tasks.task import Batch, Gallery, ModelCard, Split, Sums
+from train.tasks.exhibits import shifted
+from train.tasks.image_batch import Images, images_of, training_sample, with_input
+from train.tasks.joint_filtering import SECTIONS, JointFiltering, absolute_error, add, add_judged
+from train.tasks.task import Batch, ModelCard, Split, Sums
 
 SHIFT = 16  # pixels, each way: farther than a window of 15 reaches
 BASELINES = ("bicubic", "joint_bilateral", "guided_filter")
@@ -39,12 +31,6 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
     """
 
     figures = ("loss", "rmse")  # the loss is of normalised depth, the error in units
-
-    def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
-        """Read pairs and make their inputs; training ones are cut and mirrored as a function of (seed, step, id)."""
-        if split == "validation":
-            return as_batch([self._validation_sample(int(i)) for i in sample_ids])
-        return as_batch([self._training_sample(int(i), step) for i in sample_ids])
 
     def _training_sample(self, index: int, step: int) -> dict[str, np.ndarray]:
         data = self.config.data
@@ -122,22 +108,12 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
             yield "constant", guidance.mean(dim=(2, 3), keepdim=True).expand_as(guidance)
             yield "shifted", shifted(guidance, SHIFT)
 
-    def illustrate(self, model: nn.Module, gallery: Gallery) -> None:
-        """Show the first validation images."""
-        for index in range(min(self.config.shown_images, self.num_validation_samples)):
-            batch = as_batch([self._validation_sample(index)])
-            device = next(model.parameters()).device
-            image = next(images_of({key: value.to(device) for key, value in batch.items()}))
-            found = model(image.guidance, image.input)
-            exhibit = Exhibit(
-                name=self.validation.name(index),
-                image=image,
-                output=found.output,
-                kernels=found,
-                units=float(batch["units"][0]),
-                unit=self.config.data.unit,
-            )
-            show(exhibit, model, gallery, pixel=self.config.shown_pixel)
+    def _filtered(self, model: nn.Module, image: Images) -> tuple[Tensor, DKNOutput]:
+        kernels = model(image.guidance, image.input)
+        return kernels.output, kernels
+
+    def _units(self, batch: Batch) -> tuple[float, str | None]:
+        return float(batch["units"][0]), self.config.data.unit
 
     def _size_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
         yield from super()._size_faults(split, pairs)
@@ -151,10 +127,10 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
 
     def card(self) -> ModelCard:
         """Return the README's text of an exported filter."""
-        model, data = self.config.model, self.config.data
+        data = self.config.data
         return self._card(
-            f"{model.architecture.upper()}, a joint image filter ({model.kernel_size} x {model.kernel_size} samples in "
-            f"a window of {model.window_size} pixels, {'residual' if model.residual else 'direct'} form), trained to "
-            f"sharpen depth maps that were made {data.scale} times smaller ({data.downsampling}) by the colour image.",
+            form=f", {'residual' if self.config.model.residual else 'direct'} form",
+            purpose=f"sharpen depth maps that were made {data.scale} times smaller ({data.downsampling}) by the colour "
+            f"image.",
             usage='sharp = model.filter(Image.open("guidance.png"), Image.open("target.png"))',
         )

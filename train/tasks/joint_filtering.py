@@ -1,17 +1,17 @@
 """What the tasks that train a joint image filter share: the network, pairs of images, the loss.
 
-B batch, H height, W width, C channels. Images of one batch may differ in size: each is padded to the largest on its way
-and cut back to its own before the network sees it.
+B batch, H height, W width, C channels.
 """
 
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from analysis.measure.activations import Site, sites_of_any
 from modeling.joint_filter.configuration_dkn import DKNConfig
 from modeling.joint_filter.image_processing_dkn import DKNImageProcessor
-from modeling.joint_filter.modeling_dkn import DKNModel
+from modeling.joint_filter.modeling_dkn import DKNModel, DKNOutput
 from train.config.errors import ConfigError
 from train.config.joint_filter import DepthUpsamplingConfig, PairSourceConfig, TextureRemovalConfig
 from train.config.run import OptimConfig
-from train.data.images.pairs import Pair, Pairs, open_pairs
+from train.data.images.pairs import Pairs, open_pairs
 from train.data.images.procedural import KINDS
-from train.tasks.task import Batch, ModelCard, ParameterGroup, SampleCost, Split, StepOutput, Sums
+from train.tasks.exhibits import Exhibit, show
+from train.tasks.image_batch import Images, as_batch, images_of
+from train.tasks.task import Batch, Gallery, ModelCard, ParameterGroup, SampleCost, Split, StepOutput, Sums, Task
 
 Config = TypeVar("Config", DepthUpsamplingConfig, TextureRemovalConfig)
 
@@ -40,23 +42,13 @@ model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)
 """
 
 
-class Images(NamedTuple):
-    """One image of a batch, cut back to its own size: (1, C, H, W) each."""
-
-    guidance: Tensor
-    input: Tensor
-    truth: Tensor
-    valid: Tensor  # bool, (1, 1, H, W)
-
-
-class JointFiltering(Generic[Config]):
+class JointFiltering(Task, Generic[Config]):
     """A task that trains a filter by the mean absolute error over valid pixels; `weight` counts these.
 
     Its batches hold `guidance` (B, 3, H, W), `input` and `truth` (B, C, H, W), `valid` (B, 1, H, W) bool and `size`
     (B, 2) int64, height and width of each image.
     """
 
-    supports_bf16 = False
     figures: ClassVar[tuple[str, ...]]  # of the filter itself, in the order in which they are told
 
     def __init__(self, config: Config, *, optim: OptimConfig, seed: int, micro_batch_size: int) -> None:
@@ -161,16 +153,24 @@ class JointFiltering(Generic[Config]):
         """Open the pairs to be judged by and check them; those to train on may be gone."""
         self._require("validation")
 
-    # ---------------------------------------------------------------------------------------------------- the network
+    def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
+        """Read pairs and make their inputs; everything random in training is a function of (seed, step, id)."""
+        if split == "validation":
+            return as_batch([self._validation_sample(int(i)) for i in sample_ids])
+        return as_batch([self._training_sample(int(i), step) for i in sample_ids])
 
-    def outline(self) -> DKNModel:
-        """Return the filter for its shapes."""
-        return DKNModel(DKNConfig(**asdict(self.config.model)))
+    @abstractmethod
+    def _training_sample(self, index: int, step: int) -> dict[str, np.ndarray]: ...
+
+    @abstractmethod
+    def _validation_sample(self, index: int) -> dict[str, np.ndarray]: ...
+
+    # ---------------------------------------------------------------------------------------------------- the network
 
     def build_model(self) -> DKNModel:
         """Return the filter, drawn from the run's seed."""
         torch.manual_seed(self._seed)
-        return self.outline()
+        return DKNModel(DKNConfig(**asdict(self.config.model)))
 
     def describe(self, model: nn.Module) -> dict[str, str]:
         """Return operations."""
@@ -220,13 +220,41 @@ class JointFiltering(Generic[Config]):
         others = (name for name in means if name not in self.figures)
         return {f"validation_{name}": means[name] for name in (*self.figures, *others)}
 
-    def _card(self, summary: str, usage: str) -> ModelCard:
-        """Return the card; `usage` is what to do with the loaded `model`."""
+    # --------------------------------------------------------------------------------------------- what it shows
+
+    @abstractmethod
+    def _filtered(self, model: nn.Module, image: Images) -> tuple[Tensor, DKNOutput]:
+        """Return an image as the task filters it, (1, C, H, W), and the last pass."""
+
+    def _units(self, batch: Batch) -> tuple[float, str | None]:
+        """Return what an error of 1.0 is worth in a batch of one image, and the unit's name."""
+        return 1.0, None
+
+    def illustrate(self, model: nn.Module, gallery: Gallery) -> None:
+        """Show the first validation images."""
+        device = next(model.parameters()).device
+        for index in range(min(self.config.shown_images, self.num_validation_samples)):
+            batch = as_batch([self._validation_sample(index)])
+            image = next(images_of({key: value.to(device) for key, value in batch.items()}))
+            output, kernels = self._filtered(model, image)
+            exhibit = Exhibit(self.validation.name(index), image, output, kernels, *self._units(batch))
+            show(exhibit, model, gallery, pixel=self.config.shown_pixel)
+
+    def _card(self, *, form: str = "", purpose: str, usage: str) -> ModelCard:
+        """Return the card.
+
+        Args:
+            form: What is to be added to the filter's shape.
+            purpose: What it was trained to do, and anything after it.
+            usage: What to do with the loaded `model`.
+        """
+        model = self.config.model
         sources = [*self.config.data.sources, *self.config.data.validation_sources]
         return ModelCard(
             pipeline_tag="image-to-image",
             tags=["dkn", "joint-image-filtering"],
-            summary=summary,
+            summary=f"{model.architecture.upper()}, a joint image filter ({model.kernel_size} x {model.kernel_size} "
+            f"samples in a window of {model.window_size} pixels{form}), trained to {purpose}",
             usage=_LOADING + usage,
             data=", ".join(dict.fromkeys(source.path for source in sources)),
         )
@@ -263,46 +291,3 @@ def add(sums: Sums, name: str, value: Tensor, weight: Tensor | None = None) -> N
 def add_judged(sums: Sums, name: str, values: Tensor, judged: Tensor) -> None:
     """Add figures of images, those of which there is something to judge: both of one shape, `judged` 0 or 1."""
     add(sums, name, (values * judged).sum(), judged.sum())
-
-
-def images_of(batch: Batch) -> Iterator[Images]:
-    """Yield the images of a batch one by one, without what pads them."""
-    for n, (height, width) in enumerate(batch["size"].tolist()):
-        parts = (batch[key][n : n + 1, :, :height, :width] for key in Images._fields)
-        yield Images(*parts)
-
-
-def as_batch(samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-    """Stack samples into tensors, each image padded with zeros to the largest height and width.
-
-    Args:
-        samples: `guidance`, `input`, `truth` (H, W, C) float32 and `valid` (H, W) bool; whatever else they hold is
-            stacked as it is.
-    """
-    sizes = np.array([sample["valid"].shape for sample in samples])
-    height, width = sizes.max(axis=0)
-    batch: Batch = {"size": torch.from_numpy(sizes.astype(np.int64))}
-    for key in samples[0]:
-        values = [sample[key] for sample in samples]
-        if key in Images._fields:
-            values = [_planes(value, height, width) for value in values]
-        batch[key] = torch.from_numpy(np.stack(values))
-    return batch
-
-
-def _planes(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return (H, W) or (H, W, C) as (C, height, width)."""
-    image = image.reshape(*image.shape[:2], -1).transpose(2, 0, 1)
-    rows, columns = height - image.shape[1], width - image.shape[2]
-    return np.ascontiguousarray(np.pad(image, ((0, 0), (0, rows), (0, columns))))
-
-
-def with_input(pair: Pair, given: np.ndarray) -> Pair:
-    """Return a pair whose target carries the network's input behind it, so that both are cut and mirrored together."""
-    return pair._replace(target=np.concatenate([pair.target, given], axis=2))
-
-
-def training_sample(pair: Pair) -> dict[str, np.ndarray]:
-    """Return the sample of a pair with input: truth and input apart again."""
-    truth, given = np.split(pair.target, 2, axis=2)
-    return {"guidance": pair.guidance, "input": given, "truth": truth, "valid": pair.valid}

@@ -19,7 +19,7 @@ from modeling.decoder.modeling_periln import PeriLNForCausalLM, PeriLNModel
 from train.config.language_model import LanguageModelConfig
 from train.config.run import OptimConfig
 from train.data.text import cache
-from train.tasks.task import Batch, Gallery, ModelCard, ParameterGroup, SampleCost, Split, StepOutput, Sums
+from train.tasks.task import Batch, ModelCard, ParameterGroup, SampleCost, Split, StepOutput, Sums, Task
 
 _USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,7 +28,7 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)"""
 
 
-class LanguageModel:
+class LanguageModel(Task):
     """The task `language_model`; `weight` counts predicted tokens."""
 
     supports_bf16 = True
@@ -74,14 +74,6 @@ class LanguageModel:
             f"{data.num_training_samples:,} training and {data.num_validation_samples:,} validation windows of "
             f"{self.config.data.sequence_length} tokens are ready (fingerprint {data.fingerprint})"
         )
-
-    def open_data(self) -> None:
-        """Open the windows."""
-        _ = self.data
-
-    def open_validation(self) -> None:
-        """Open the windows: one cache holds both splits."""
-        self.open_data()
 
     def outline(self) -> PeriLNForCausalLM:
         """Return the decoder for its shapes."""
@@ -155,9 +147,6 @@ class LanguageModel:
         """Return cross-entropy per token and, for bits per byte, per byte of the predicted text."""
         loss_sum, weight = self.step(model, batch).metrics["loss"]
         return {"loss": (loss_sum, weight), "loss_per_byte": (loss_sum, batch["target_bytes"].sum().float())}
-
-    def illustrate(self, model: nn.Module, gallery: Gallery) -> None:
-        """Show nothing: its figures say it all."""
 
     def card(self) -> ModelCard:
         """Return the README's text of an exported decoder."""

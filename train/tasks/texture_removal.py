@@ -19,20 +19,9 @@ from train.data.drawn.draws import Draws
 from train.data.images.baselines import baselines
 from train.data.images.pairs import Pair, Pairs
 from train.data.images.patches import min_max, patch
-from train.tasks.exhibits import Exhibit, show
-from train.tasks.joint_filtering import (
-    SECTIONS,
-    Images,
-    JointFiltering,
-    absolute_error,
-    add,
-    add_judged,
-    as_batch,
-    images_of,
-    training_sample,
-    with_input,
-)
-from train.tasks.task import Batch, Gallery, ModelCard, Split, Sums
+from train.tasks.image_batch import Images, images_of, training_sample, with_input
+from train.tasks.joint_filtering import SECTIONS, JointFiltering, absolute_error, add, add_judged
+from train.tasks.task import Batch, ModelCard, Split, Sums
 
 METHODS = ("input", "joint_bilateral", "guided_filter")  # what ours is compared with; input: nothing is done
 EDGE_SLOPE = 0.1  # change of brightness per pixel that makes an edge
@@ -48,12 +37,6 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
     """
 
     figures = ("loss", "psnr", "edge_psnr")  # the loss is of colours from 0 to 1, the ratios are in dB
-
-    def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
-        """Read pairs; crops, flips and noise of training are a function of (seed, step, id)."""
-        if split == "validation":
-            return as_batch([self._validation_sample(int(i)) for i in sample_ids])
-        return as_batch([self._training_sample(int(i), step) for i in sample_ids])
 
     def _training_sample(self, index: int, step: int) -> dict[str, np.ndarray]:
         data = self.config.data
@@ -129,25 +112,11 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
             filtered = found.output
         return filtered.transpose(0, 1), found
 
-    def illustrate(self, model: nn.Module, gallery: Gallery) -> None:
-        """Show the first validation images."""
-        device = next(model.parameters()).device
-        for index in range(min(self.config.shown_images, self.num_validation_samples)):
-            batch = as_batch([self._validation_sample(index)])
-            image = next(images_of({key: value.to(device) for key, value in batch.items()}))
-            output, found = self._filtered(model, image)
-            exhibit = Exhibit(
-                name=self.validation.name(index), image=image, output=output, kernels=found, units=1.0, unit=None
-            )
-            show(exhibit, model, gallery, pixel=self.config.shown_pixel)
-
     def card(self) -> ModelCard:
         """Return the README's text of an exported filter."""
-        model, data = self.config.model, self.config.data
         return self._card(
-            f"{model.architecture.upper()}, a joint image filter ({model.kernel_size} x {model.kernel_size} samples in "
-            f"a window of {model.window_size} pixels), trained to free depth maps of noise with a deviation of "
-            f"{data.noise:g} of their range. Applied to an image that is its own guidance, it removes texture.",
+            purpose=f"free depth maps of noise with a deviation of {self.config.data.noise:g} of their range. Applied "
+            f"to an image that is its own guidance, it removes texture.",
             usage='image = Image.open("image.png")\n'
             f"smooth = model.filter(image, image, iterations={self.config.iterations})",
         )

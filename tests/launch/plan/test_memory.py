@@ -59,7 +59,7 @@ def run_config(
 
 
 def case(config: RunConfig, gpus: int) -> planned.Case:
-    return planned.case_of(config.engine, gpus=gpus, micro_batch_size=config.micro_batch_size)
+    return planned.case_of(config, gpus=gpus, micro_batch_size=config.micro_batch_size)
 
 
 def start(config: RunConfig, accumulation: int) -> Engine:

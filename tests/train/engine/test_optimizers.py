@@ -1,52 +1,54 @@
-"""Schedules against their closed forms; parameter groups by role."""
+"""Both sides of each optimizer's record, and parameter groups by role."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+import torch
 
 from tests.tiny import tiny_run
+from train.config.optimizers import OPTIMIZERS as FACTS
 from train.config.run import OptimConfig
-from train.engine.optimizers import as_steps, learning_rate
-
-STEPS = 100
-
-
-def rates(**settings: object) -> list[float]:
-    optim = OptimConfig(lr=2.0, **settings)  # type: ignore[arg-type]
-    return [learning_rate(step, optim=optim, steps=STEPS) for step in range(1, STEPS + 1)]
+from train.engine.optimizers import OPTIMIZERS, build_optimizer
+from train.tasks.task import ParameterGroup
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "warmup_stable_decay", "constant"])
-def test_warm_up_is_linear_to_the_peak(schedule: str) -> None:
-    found = rates(schedule=schedule, warmup=10)
-    assert found[:10] == pytest.approx([0.2 * n for n in range(1, 11)])
-    assert max(found) == 2.0
+def test_facts_torch_side_and_setting_have_the_same_names() -> None:
+    assert OPTIMIZERS.keys() == FACTS.keys() == set(get_args(get_type_hints(OptimConfig)["optimizer"]))
+    assert all(optimizer.facts is FACTS[name] for name, optimizer in OPTIMIZERS.items())
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "warmup_stable_decay"])
-def test_the_floor_is_reached_at_the_last_step(schedule: str) -> None:
-    assert rates(schedule=schedule, warmup=0.1, final_lr_fraction=0.25)[-1] == pytest.approx(0.5)
-    assert rates(schedule=schedule, warmup=0)[-1] == pytest.approx(0.0, abs=1e-12)
+@pytest.mark.parametrize("name", FACTS)
+def test_state_is_what_the_facts_name(name: str) -> None:
+    """As torch makes it in a step: names, and fp32 tensors of the weight's shape but for counts of steps."""
+    weight = torch.nn.Parameter(torch.ones(3, 4))
+    optim = OptimConfig(lr=0.1, optimizer=name)  # type: ignore[arg-type]
+    optimizer = build_optimizer([ParameterGroup("matrix", {"w": weight}, 0.1)], optim=optim)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    made, ours = optimizer.state[weight], OPTIMIZERS[name].new_state(weight, 1)
+    assert ours.keys() == made.keys()
+    assert {key for key, tensor in made.items() if tensor.shape == weight.shape} == set(FACTS[name].state)
+    assert all(ours[key].dtype == tensor.dtype == torch.float32 for key, tensor in made.items())
+    assert sum(made[key].nbytes for key in FACTS[name].state) == FACTS[name].state_bytes * weight.numel()
 
 
-def test_cosine_is_the_half_period() -> None:
-    found = rates(schedule="cosine", warmup=20)
-    for step in range(20, STEPS + 1):
-        assert found[step - 1] == pytest.approx(1 + math.cos(math.pi * (step - 20) / 80))
-
-
-def test_warmup_stable_decay_holds_and_then_falls() -> None:
-    found = rates(schedule="warmup_stable_decay", warmup=0.1, decay=0.25)
-    assert set(found[9:75]) == {2.0}
-    assert found[74:] == pytest.approx([2.0 * (100 - n) / 25 for n in range(75, 101)])
-
-
-def test_spans_are_fractions_or_steps() -> None:
-    assert as_steps(0.1, 250) == 25
-    assert as_steps(7, 250) == 7
+@pytest.mark.parametrize("name", FACTS)
+def test_the_update_follows_from_the_state_after_the_step(name: str) -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(50, dtype=torch.float64))
+    optim = OptimConfig(lr=0.01, optimizer=name)  # type: ignore[arg-type]
+    optimizer = build_optimizer([ParameterGroup("matrix", {"w": weight}, 0.1)], optim=optim)
+    for updates in range(1, 4):
+        before = weight.detach().clone()
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        state = {"weight": weight.detach()} | {key: optimizer.state[weight][key] for key in FACTS[name].state}
+        squared = OPTIMIZERS[name].squared_update(state, lr=0.01, weight_decay=0.1, updates=updates, optim=optim)
+        expected = (weight.detach() - before).square().sum()
+        assert squared.item() == pytest.approx(expected.item(), rel=1e-9)  # measured: 5e-15
 
 
 def test_every_parameter_is_in_one_group_with_its_own_decay(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import torch
 
 from tests.ranks import Ranks
 from tests.tiny import tiny_file
-from train import __main__ as entry
 from train.config.load import load
+from train.rank import train_rank
 
 
 def train(config_file: str, overrides: list[str]) -> None:
-    assert entry.train_rank(load(config_file, overrides)) == 0
+    assert train_rank(load(config_file, overrides)) == 0
 
 
 def losses(folder: Path, name: str) -> list[float]:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from tests.ranks import Ranks
 from tests.tiny import tiny_file
-from train import __main__ as entry
 from train.checkpoint.checkpoint import CheckpointReader
 from train.config.language_model import LanguageModelConfig
 from train.config.load import load
 from train.config.run import RunConfig
 from train.config.run_layout import step_name
 from train.data.order import SampleOrder
+from train.rank import train_rank
 from train.tasks.language_model import LanguageModel
 
 PROBES = ["probes.activations_every=1", "probes.gradients_every=1"]
@@ -27,7 +27,7 @@ SHORT = ["steps=3", "checkpoint.every=1", "evaluate_every=3"]
 
 
 def train(config_file: str, overrides: list[str]) -> None:
-    assert entry.train_rank(load(config_file, overrides)) == 0
+    assert train_rank(load(config_file, overrides)) == 0
 
 
 def rows(folder: Path, name: str, file: str) -> list[dict[str, Any]]:

@@ -23,11 +23,13 @@ from train import export
 from train.config.errors import ConfigError
 from train.config.load import load
 from train.data.images.pairs import Pair
-from train.observe.run_log import Accumulator, console_line, strict
+from train.observe.accumulator import Accumulator
+from train.observe.console import console_line
+from train.observe.jsonl import strict
 from train.tasks import build_task
 from train.tasks.depth_upsampling import DepthUpsampling
 from train.tasks.exhibits import shifted, steepest
-from train.tasks.joint_filtering import Images, as_batch, images_of
+from train.tasks.image_batch import Images, as_batch, images_of
 from train.tasks.texture_removal import TextureRemoval, edges
 
 
@@ -331,7 +333,7 @@ def test_the_processor_takes_for_holes_what_the_training_data_have_so(
 ) -> None:
     """Without a look at the data, which are not needed to export; written over what the model itself writes."""
     task = depth_task(tmp_path, f"task.data.sources={sources}")
-    task.outline().save_pretrained(tmp_path / "out")
+    task.build_model().save_pretrained(tmp_path / "out")
     task.save_assets(tmp_path / "out")
     assert DKNImageProcessor.from_pretrained(tmp_path / "out").invalid == invalid
 

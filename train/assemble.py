@@ -1,0 +1,171 @@
+"""The assembly of a run on one rank: data, process group, engine, the state to resume from, log."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from train import run_folder
+from train.checkpoint.checkpoint import (
+    CheckpointReader,
+    Progress,
+    Saver,
+    damage,
+    load_folder,
+    newest_intact,
+    restore,
+)
+from train.config.batch import micro_batches
+from train.config.errors import ConfigError
+from train.config.load import to_dict
+from train.config.run import RunConfig
+from train.config.run_layout import CHECKPOINTS, complete_steps, step_name
+from train.engine.engine import BatchPlan, Engine, resolve_precision, wrap
+from train.loop import Run
+from train.observe.probes import Probes
+from train.observe.run_log import RunLog
+from train.observe.spikes import SpikeWatch
+from train.ranks import distributed
+from train.ranks.distributed import World
+from train.ranks.stopping import StopSignal, forget_stopped
+from train.tasks import build_task
+from train.tasks.task import Task
+from train.watchdog.watchdog import Watchdog, process_group_timeout, record_flights
+
+logger = logging.getLogger(__name__)
+
+
+def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
+    """Bring together everything that this rank trains with, at the step where it is to go on."""
+    task = build_task(config)
+    task.open_data()  # before the process group: its deadline does not run while one rank tokenises
+    watchdog.announce()
+    folder = config.folder
+    record_flights(folder)
+    world = distributed.start(threads=config.engine.threads, timeout=process_group_timeout(config.watchdog))
+    if config.engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    engine = _build_engine(config, task, world)
+    torch.manual_seed(config.seed + 1 + world.rank)  # whatever is drawn while training differs between ranks
+    progress, notes = _resume(config, folder, engine, task, world)
+    if world.is_main:
+        _describe_run(config, folder, engine, task, world)
+    log = RunLog(folder, world=world, steps=config.steps, done=progress.step, hyperparameters=to_dict(config))
+    for note in notes:
+        log.event("pass_over", step=progress.step, reason=note)
+    _announce(config, log, task, engine, world, progress)
+    return Run(
+        config=config,
+        folder=folder,
+        task=task,
+        engine=engine,
+        world=world,
+        log=log,
+        probes=Probes(config, sites=task.probe_sites(engine.module), engine=engine, log=log),
+        spikes=SpikeWatch(
+            window=config.probes.spike_window, threshold=config.probes.spike_threshold, recent=progress.recent
+        ),
+        saver=Saver(
+            folder / CHECKPOINTS,
+            engine,
+            world=world,
+            data_fingerprint=task.data_fingerprint,
+            keep=config.checkpoint.keep,
+        ),
+        stop=stop,
+        channel=distributed.SideChannel(),
+        progress=progress,
+        watchdog=watchdog,
+    )
+
+
+def _build_engine(config: RunConfig, task: Task, world: World) -> Engine:
+    """Hand the task's model, with the weights that it is to start from, to DeepSpeed."""
+    model = task.build_model()
+    start = config.checkpoint.start_from
+    if start is not None and "@" not in start:
+        load_folder(model, Path(start))
+    return wrap(
+        model,
+        task.parameter_groups(model),
+        engine=replace(config.engine, precision=resolve_precision(config.engine, task, world.device)),
+        optim=config.optim,
+        world=world,
+        plan=BatchPlan(*micro_batches(config, world.size)),
+    )
+
+
+def _resume(config: RunConfig, folder: Path, engine: Engine, task: Task, world: World) -> tuple[Progress, list[str]]:
+    """Go on from this run's newest intact checkpoint; else from another run's, where asked; else from the start."""
+    found, passed_over = newest_intact(folder / CHECKPOINTS, world=world)
+    for note in passed_over if world.is_main else []:
+        logger.warning("%s", note)
+    start = config.checkpoint.start_from
+    if found is not None:
+        _require_same_data(found, task)
+    elif start is not None and "@" in start:
+        found = _checkpoint_of_another_run(config, start, world)
+    if found is None:
+        return Progress(), passed_over
+    return restore(found, engine, world=world), passed_over
+
+
+def _require_same_data(found: Path, task: Task) -> None:
+    saved = CheckpointReader(found).manifest["data_fingerprint"]
+    if saved != task.data_fingerprint:
+        raise ConfigError(
+            [
+                f"task.data: the data has changed since {found} was saved (fingerprint {saved}, now "
+                f"{task.data_fingerprint}); restore the data, or start a new run (name=...)"
+            ]
+        )
+
+
+def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> Path:
+    run, _, step = start.rpartition("@")
+    folder = Path(run) if (Path(run) / CHECKPOINTS).is_dir() else Path(config.output_dir) / run
+    steps = complete_steps(folder / CHECKPOINTS)
+    if int(step) not in steps:
+        known = f"it has steps {', '.join(map(str, steps))}" if steps else "it has none"
+        raise ConfigError([f"checkpoint.start_from: {folder} has no checkpoint of step {step}; {known}"])
+    if int(step) >= config.steps:
+        raise ConfigError(
+            [f"checkpoint.start_from: step {step} is not before the last step; raise steps ({config.steps})"]
+        )
+    found = folder / CHECKPOINTS / step_name(int(step))
+    faults = damage(found, world=world)
+    if faults:
+        raise ConfigError([f"checkpoint.start_from: {found} is damaged: {'; '.join(faults)}"])
+    return found
+
+
+def _describe_run(config: RunConfig, folder: Path, engine: Engine, task: Task, world: World) -> None:
+    """Write into the run folder what the run is: configuration, environment, DeepSpeed's configuration, assets."""
+    run_folder.write_config(config)
+    forget_stopped(folder)
+    run_folder.write_environment(folder, world=world, precision=engine.precision, facts=task.data_facts)
+    run_folder.write_deepspeed_config(folder, engine.config)
+    assets = folder / "assets"
+    assets.mkdir(exist_ok=True)
+    task.save_assets(assets)
+
+
+def _announce(config: RunConfig, log: RunLog, task: Task, engine: Engine, world: World, progress: Progress) -> None:
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+    plan = engine.plan
+    where = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}"
+    batch = f"{world.size} x {plan.accumulation_steps} x {plan.micro_batch_size} samples a step"
+    logger.info(
+        "%s: %s parameters, %s, ZeRO %d, %s", config.name, f"{parameters:,}", where, config.engine.zero_stage, batch
+    )
+    counts = {"training_samples": task.num_training_samples, "validation_samples": task.num_validation_samples}
+    if progress.step:
+        logger.info("resuming after step %d", progress.step)
+        log.event("resume", step=progress.step, world_size=world.size, zero_stage=config.engine.zero_stage)
+    else:
+        log.event("start", step=0, world_size=world.size, zero_stage=config.engine.zero_stage, **counts)
