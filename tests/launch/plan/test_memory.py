@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from launch.plan import memory as planned
 from launch.plan import shape
-from modeling.decoder import modeling_periln
+from modeling.decoder import head_periln
 from tests.ranks import Ranks
 from tests.train.engine.test_engine import here
 from train.config.run import (
@@ -102,7 +102,7 @@ def allocated_peak(recorded: profile) -> int:
 
 def measure(engine_settings: dict[str, Any]) -> dict[str, float]:
     """Take steps of two passes; returns what is held before the last pass, and the peak of a step."""
-    modeling_periln.LOSS_CHUNK_ELEMENTS["cpu"] = planned.LOSS_CHUNK_ELEMENTS  # as on a GPU
+    head_periln.LOSS_CHUNK_ELEMENTS["cpu"] = planned.LOSS_CHUNK_ELEMENTS  # as on a GPU
     config = run_config(engine_settings)
     engine = start(config, 2)
     for _ in range(2):
@@ -272,4 +272,4 @@ def test_deepspeed_reduces_groups_in_the_buckets_that_are_planned(size: str) -> 
 
 
 def test_the_logits_of_a_chunk_are_as_many_as_the_model_makes_on_a_gpu() -> None:
-    assert modeling_periln.LOSS_CHUNK_ELEMENTS["cuda"] == planned.LOSS_CHUNK_ELEMENTS
+    assert head_periln.LOSS_CHUNK_ELEMENTS["cuda"] == planned.LOSS_CHUNK_ELEMENTS
