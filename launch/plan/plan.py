@@ -1,7 +1,7 @@
 """`python -m launch plan CONFIG [key=value ...] [--gpus N] [--gpu-memory GiB]`: what a run will need, without a GPU.
 
 Parameters, operations, memory of a GPU by part for every ZeRO stage and micro-batch, hours, sizes of checkpoints, and
-one setting that it recommends. All in closed form: launch/plan/shape.py counts, launch/plan/memory.py adds up.
+one setting that it recommends. All in closed form: the decoder's facts give the counts, launch/plan/memory.py adds up.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from launch.plan import shape
 from launch.plan.memory import GIB, Case, Memory, at_stage, case_of, memory
+from modeling.decoder.facts_counts_periln import count_frozen_scales, count_parameters, flops_per_token
 from train.config.run import ConfigError, RunConfig, load, micro_batches
 
 # Dense bf16 peaks in FLOP/s: train/observe/run_log.py's, held equal by a test.
@@ -208,13 +209,13 @@ def _yaml(value: bool) -> str:
 
 
 def _counts(config: RunConfig) -> Iterator[str]:
-    counts, length = shape.parameters(shape.decoder_task(config).model), shape.decoder_task(config).data.sequence_length
+    counts, length = count_parameters(shape.decoder_shape(config)), shape.decoder_task(config).data.sequence_length
     for name in ("embedding", "head", "attention", "mlp", "norms"):
         note = "  (tied to the embedding)" if name == "head" and not counts.head else ""
         yield f"{name:30}{getattr(counts, name):>16,}{note}"
     yield f"{'parameters':30}{counts.total:>16,}"
     yield f"{'  without embedding and head':30}{counts.without_vocabulary:>16,}"
-    flops = shape.flops_per_token(shape.decoder_task(config).model, length)
+    flops = flops_per_token(shape.decoder_shape(config), length)
     yield f"{'training FLOPs per token':30}{flops:>16,.0f}  (6 N + 6 L H K T, attention counted once)"
     tokens = config.global_batch_size * length
     yield f"{'tokens a step':30}{tokens:>16,}  ({config.global_batch_size:,} windows)"
@@ -284,7 +285,7 @@ def _recommended(best: Plan | None, config: RunConfig, machine: Machine) -> Iter
     yield f"Recommended: {words}: {best.memory.peak / GIB:.1f} of {machine.memory_gib:g} GiB."
     yield f"  {_passes(best.case, config)}; {_hours(best.case, config, machine)}"
     if best.case.offload:
-        state = 12 * shape.parameters(shape.decoder_task(config).model).total / GIB
+        state = 12 * count_parameters(shape.decoder_shape(config)).total / GIB
         yield f"  Host memory for the optimizer state of all GPUs: {state:.1f} GiB."
 
 
@@ -296,12 +297,7 @@ def _passes(case: Case, config: RunConfig) -> str:
 
 def _hours(case: Case, config: RunConfig, machine: Machine) -> str:
     length = shape.decoder_task(config).data.sequence_length
-    work = (
-        config.steps
-        * config.global_batch_size
-        * length
-        * shape.flops_per_token(shape.decoder_task(config).model, length)
-    )
+    work = config.steps * config.global_batch_size * length * flops_per_token(shape.decoder_shape(config), length)
     mfu = machine.mfu if machine.mfu is not None else DEFAULT_MFU * (0.75 if case.checkpointing else 1)
     hours = work / (machine.gpus * PEAK_FLOPS[machine.kind] * mfu) / 3600
     told = "as given" if machine.mfu is not None else "a guess; give yours with --mfu"
@@ -310,8 +306,8 @@ def _hours(case: Case, config: RunConfig, machine: Machine) -> str:
 
 
 def _sizes(config: RunConfig) -> Iterator[str]:
-    model = shape.decoder_task(config).model
-    counts, frozen = shape.parameters(model).total, shape.frozen_scales(model)
+    model = shape.decoder_shape(config)
+    counts, frozen = count_parameters(model).total, count_frozen_scales(model)
     state, exported = 12 * counts + 4 * frozen, 2 * (counts + frozen)
     kept = config.checkpoint.keep
     saves = -(-config.steps // config.checkpoint.every)

@@ -22,6 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_periln import RotaryEmbedding, SelfAttention
 from .configuration_periln import PeriLNConfig
+from .facts_counts_periln import flops_per_token
 from .head_periln import IGNORE_INDEX, LanguageModelHead, chunk_loss
 from .mlp_periln import GatedMLP
 from .norms_periln import ScaleNorm
@@ -243,16 +244,8 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
         return {name: parameter_role(name) for name, _ in self.named_parameters()}
 
     def flops_per_token(self, sequence_length: int) -> float:
-        """Count the operations of a training step per token: 6 N + 6 L H K T.
-
-        N are the parameters in matrix products: the head's rows without padding count, the embedding look-up does
-        not. Causal attention is counted once, by the width H K of the queries, whatever the key and value heads.
-        """
-        modules = list(self.model.modules())  # their sizes hold under ZeRO-3 too, those of parameters do not
-        in_blocks = sum(module.in_features * module.out_features for module in modules if isinstance(module, nn.Linear))
-        in_head = self.config.vocab_size * self.config.hidden_size
-        widths = sum(module.q_proj.out_features for module in modules if isinstance(module, SelfAttention))  # L H K
-        return 6.0 * (in_blocks + in_head + widths * sequence_length)
+        """Count the operations of a training step per token: 6 N + 6 L H K T (facts_counts_periln.py)."""
+        return flops_per_token(self.config.shape, sequence_length)
 
     def compile_blocks(self) -> None:
         """Compile each layer and the loss's elementwise part in place, for fixed shapes; names stay as they are."""

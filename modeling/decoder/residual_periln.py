@@ -1,4 +1,8 @@
-"""Sub-layers on the residual stream: the placements' equations, one under the other."""
+"""Sub-layers on the residual stream: the equation of each norm placement.
+
+Every placement is a case of x' = n_stream(x + n_output(f(n_input(x)))), where norms that it lacks are left out.
+facts_periln.py says which norms each has.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .configuration_periln import NormPlacement, PeriLNConfig
+from .configuration_periln import PeriLNConfig
+from .facts_periln import PLACEMENTS, NormPlacement
 from .norms_periln import ScaleNorm
 
 
@@ -21,11 +26,12 @@ class Residual(nn.Module):
         super().__init__()
         self.placement: NormPlacement = placement
         self.branch = branch
-        if placement in ("pre", "peri"):
+        norms = PLACEMENTS[placement]
+        if norms.input_norm:
             self.input_norm = ScaleNorm(config, config.hidden_size)
-        if placement in ("peri", "output"):
+        if norms.output_norm:
             self.output_norm = ScaleNorm(config, config.hidden_size, frozen=config.frozen_norm_scales != "none")
-        if placement == "post":
+        if norms.stream_norm:
             self.stream_norm = ScaleNorm(config, config.hidden_size)
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modeling.decoder.configuration_periln import NormPlacement
+from modeling.decoder.facts_periln import NormPlacement
 from modeling.decoder.mlp_periln import GatedMLP
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
 from modeling.decoder.norms_periln import ScaleNorm
