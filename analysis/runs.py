@@ -20,6 +20,7 @@ import pandas as pd
 import yaml
 
 from analysis.setting_facts import SettingFacts, read_setting_facts
+from modeling.decoder.facts_periln import PLACEMENTS
 
 METRICS = ("step", "samples", "tokens", "loss", "grad_norm", "lr", "samples_per_second", "tokens_per_second", "mfu",
            "step_seconds", "step_seconds_min", "step_seconds_max", "peak_memory_gib", "skipped", "spikes",
@@ -29,7 +30,6 @@ ACTIVATIONS = ("step", "layer", "site", "numel", "variance", "mean_abs", "max_ab
 GRADIENTS = ("step", "layer", "parameter", "numel", "norm", "parameter_norm", "update_ratio", "scale_min",
              "scale_mean", "scale_max", "norm_role")  # fmt: skip
 _WORDS = ("site", "parameter", "samples_hash", "norm_role", "is_validation")
-PLACEMENTS = ("pre", "post", "peri", "output")
 
 
 class InputError(ValueError):
@@ -50,7 +50,7 @@ class Record:
         gradients: A row per (step, layer, parameter). `norm_role` is what a norm's scale does: "input_norm",
             "output_norm", "stream_norm" with "attention." or "mlp." before it; None for all else.
         events: events.jsonl in order.
-        placement: "pre", "post", "peri", "output", "mixed" or "unknown".
+        placement: A name of PLACEMENTS, "mixed" or "unknown".
         setting_facts: settings.json; None where there is none.
         notes: What the reader should know: a half-written line, a file that is missing, a run that goes on.
     """

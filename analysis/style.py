@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from modeling.decoder.facts_periln import PLACEMENTS
+
 DEPTH, LAYER = "depth (blocks)", "layer"  # axes that count blocks
 
 PAPER: dict[Any, Any] = {
@@ -61,11 +63,7 @@ _OTHERS = (
     ("#332288", "D", (0, (6, 2))),
     ("#DDAA77", "v", "-"),
 )
-NAMES = {
-    "pre": "Pre-LN",
-    "post": "Post-LN",
-    "peri": "Peri-LN",
-    "output": "Output-LN",
+NAMES = {name: placement.title for name, placement in PLACEMENTS.items()} | {
     "mixed": "mixed placements",
     "unknown": "unknown placement",
 }

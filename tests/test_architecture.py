@@ -12,11 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OURS = ("launch", "train", "modeling", "analysis")
+# modeling/<family>/facts_*.py: standard library only, so that programs without torch read them
+FACTS = {f"modeling.{path.parent.name}.{path.stem}" for path in (ROOT / "modeling").glob("*/facts_*.py")}
 MAY_IMPORT = {
-    "launch": {"train.config"},
+    "launch": {"train.config"} | FACTS,
     "train": {"train", "modeling", "analysis"},
     "modeling": set(),
-    "analysis": {"analysis"},
+    "analysis": {"analysis"} | FACTS,
 }
 # third-party package -> the places that may import it
 FENCES = {
@@ -68,6 +70,8 @@ def faults(path: str, source: str) -> list[str]:
             found.append(where)
         if home == "modeling" and name == module.rpartition(".")[0]:  # `from . import x` breaks an exported folder
             found.append(where)
+        if module in FACTS and top not in sys.stdlib_module_names and not _allowed(name, FACTS):
+            found.append(where)
         if home == "train" and name.startswith("analysis.") and not name.startswith("analysis.measure"):
             found.append(where)
         if top in FENCES and home in OURS and not path.startswith(FENCES[top]):
@@ -105,6 +109,9 @@ def test_imports_keep_the_rule(path: str) -> None:
         ("modeling/decoder/modeling_periln.py", "from . import configuration_periln"),
         ("modeling/decoder/modeling_periln.py", "if TYPE_CHECKING:\n    import deepspeed"),
         ("analysis/runs.py", "from modeling.decoder import modeling_periln"),
+        ("launch/plan/shape.py", "from modeling.decoder.configuration_periln import PeriLNConfig"),
+        ("modeling/decoder/facts_periln.py", "import torch"),
+        ("modeling/decoder/facts_periln.py", "from .configuration_periln import PeriLNConfig"),
         ("train/loop.py", "from tests.tiny import tiny_run"),
     ],
 )

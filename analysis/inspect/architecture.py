@@ -15,10 +15,14 @@ from torch import nn
 
 from analysis.inspect.dataflow import ZERO, ArchitectureError, Combination, Flow, Parts, Trace, blocks_of, norms_outside
 from analysis.measure.activations import Site
+from modeling.decoder.facts_periln import PLACEMENTS
 
-PLACEMENTS = ("pre", "post", "peri", "output")
+# A placement by its norms: on the input, the output, the stream.
+_BY_NORMS: dict[tuple[bool, bool, bool], str] = {
+    (placement.input_norm, placement.output_norm, placement.stream_norm): name for name, placement in PLACEMENTS.items()
+}
 
-__all__ = ["PLACEMENTS", "Architecture", "ArchitectureError", "Layer", "SubLayer", "recognise"]
+__all__ = ["Architecture", "ArchitectureError", "Layer", "SubLayer", "recognise"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class SubLayer:
         last: The module that gives the output; `first`, unless the MLP is two bare projections.
         module: Name of the module in its block.
         scale: alpha of x + alpha * output.
-        placement: pre, post, peri, output, or `none` where it has no norm.
+        placement: A name of PLACEMENTS, `none` where it has no norm, or `mixed` where none has its norms.
         input_norm: Name, in its block, of the norm before it.
         output_norm: Name of the norm on its output.
         stream_norm: Name of the norm on the stream after it.
@@ -59,7 +63,7 @@ class Layer:
         index: From 0.
         block: The module.
         name: Its name in the model.
-        placement: pre, post, peri, output, none; `parallel ...` where attention and MLP read the same stream;
+        placement: A name of PLACEMENTS, none; `parallel ...` where attention and MLP read the same stream;
             `mixed` where the two differ; `unknown`.
         attention: None where unknown.
         mlp: None where unknown.
@@ -229,11 +233,8 @@ class _Branch(NamedTuple):
     stream_norm: str | None
 
     def sub_layer(self, name: str, first: nn.Module, last: nn.Module) -> SubLayer:
-        if self.stream_norm is not None:
-            placement = "post" if self.input_norm is None and self.output_norm is None else "mixed"
-        else:
-            kinds = {(True, True): "peri", (True, False): "pre", (False, True): "output", (False, False): "none"}
-            placement = kinds[self.input_norm is not None, self.output_norm is not None]
+        norms = (self.input_norm is not None, self.output_norm is not None, self.stream_norm is not None)
+        placement = _BY_NORMS.get(norms, "mixed") if any(norms) else "none"
         return SubLayer(first, last, name, self.scale, placement, self.input_norm, self.output_norm, self.stream_norm)
 
 

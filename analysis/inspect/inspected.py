@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.inspect.architecture import PLACEMENTS, Architecture
+from analysis.inspect.architecture import Architecture
 from analysis.inspect.massive import Largest
 from analysis.inspect.measurement import Measurement
 from analysis.inspect.models import Subject
 from analysis.runs import Record, activation_table, gradient_table
+from modeling.decoder.facts_periln import PLACEMENTS
 
 _PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from launch.plan import shape
+from modeling.decoder.facts_counts_periln import count_parameters
+from modeling.decoder.facts_periln import loss_chunk_tokens
 from train.config.optimizers import OPTIMIZERS, OptimizerFacts
 from train.config.run import RunConfig
 
 GIB = 2**30
-LOSS_CHUNK_ELEMENTS = 2**28  # of logits at a time: modeling_periln's value for CUDA, held equal by a test
 CONTEXT = round(1.5 * GIB)  # CUDA context, cuBLAS workspaces, NCCL's channels; what an "80 GB" card lacks of 80 GiB
 FRAGMENTATION = 0.05  # of all that comes and goes: activations, loss, buffers
 
@@ -119,7 +120,7 @@ def at_stage(case: Case, zero_stage: int) -> Case:
 
 def memory(config: RunConfig, case: Case) -> Memory:
     """Reckon the memory of one GPU while training."""
-    counts = shape.parameters(shape.decoder_task(config).model)
+    counts = count_parameters(shape.decoder_shape(config))
     weights, gradients, optimizer = held(counts.total, case)
     fullest = max(moments(config, case), key=sum)
     update = update_bytes(counts.groups, case)
@@ -133,7 +134,7 @@ def moments(config: RunConfig, case: Case) -> list[Moment]:
     The loss; the first layer of the backward pass, when the head's gradient already lies in the bucket; and the
     moment when the bucket is full and on its way, but the layers above have given their activations back.
     """
-    counts = shape.parameters(shape.decoder_task(config).model)
+    counts = count_parameters(shape.decoder_shape(config))
     parameters, vocabulary = counts.total, counts.head or counts.embedding
     activations, layer = activation_bytes(config, case), layer_backward_bytes(config, case)
     bucket = case.gradient_size * min(case.bucket, parameters)
@@ -219,21 +220,18 @@ def _largest_copy(groups: Sequence[int]) -> int:
 
 def activation_bytes(config: RunConfig, case: Case) -> float:
     """Return the bytes of all that the forward pass keeps; with checkpointing each layer keeps its input alone."""
-    model, tokens = (
-        shape.decoder_task(config).model,
-        case.micro_batch_size * shape.decoder_task(config).data.sequence_length,
-    )
+    model, tokens = shape.decoder_shape(config), _tokens(config, case)
     outside = (3 + model.embedding_norm) * model.hidden_size * case.itemsize  # final norm, its output and its gradient
     if case.checkpointing:
         layers = model.num_hidden_layers * model.hidden_size * case.itemsize
     else:
-        layers = sum(_kept(config, case, placement) for placement in shape.placements(model))
+        layers = sum(_kept(config, case, placement) for placement in model.layer_norm_placements)
     return float(tokens * (layers + outside))
 
 
 def _kept(config: RunConfig, case: Case, placement: str) -> int:
     return shape.kept_per_token(
-        shape.decoder_task(config).model,
+        shape.decoder_shape(config),
         placement,
         itemsize=case.itemsize,
         compiled=case.compiled,
@@ -244,13 +242,10 @@ def _kept(config: RunConfig, case: Case, placement: str) -> int:
 
 def head_bytes(config: RunConfig, case: Case) -> float:
     """Return the bytes of the chunked loss: logits of a chunk in several forms, and the fp32 gradient of the head."""
-    model, tokens = (
-        shape.decoder_task(config).model,
-        case.micro_batch_size * shape.decoder_task(config).data.sequence_length,
-    )
+    model, tokens = shape.decoder_shape(config), _tokens(config, case)
     size = case.itemsize
-    chunk = min(tokens, 1 << max(0, (LOSS_CHUNK_ELEMENTS // model.vocab_size).bit_length() - 1)) * model.vocab_size
-    weight = shape.padded_vocabulary(model) * model.hidden_size
+    chunk = min(tokens, loss_chunk_tokens(model.vocab_size, "cuda")) * model.vocab_size
+    weight = model.padded_vocab_size * model.hidden_size
     # Compiled: logits and their gradient. Else: logits, an fp32 copy where they are none, logsumexp's exponentials.
     forms = 2 * size if case.compiled else size + _FLOAT + (_FLOAT if case.bf16 else 0)
     hidden = tokens * model.hidden_size * size
@@ -265,18 +260,18 @@ def layer_backward_bytes(config: RunConfig, case: Case) -> float:
     The MLP comes first, when all that the layer keeps is still there; the attention when the MLP's is gone. Its kernel
     sums the queries' gradient in fp32 and, with grouped queries, widens those of keys and values.
     """
-    model, tokens = (
-        shape.decoder_task(config).model,
-        case.micro_batch_size * shape.decoder_task(config).data.sequence_length,
-    )
-    width = shape.widths(model)
-    in_mlp = (width.stream + width.mlp) * case.itemsize
-    in_attention = (2 * width.stream + 3 * width.query + 2 * width.key - 3 * width.mlp) * case.itemsize
-    in_attention += _FLOAT * (
-        width.query + (2 * width.heads * shape.decoder_task(config).data.sequence_length if _eager(config) else 0)
-    )
-    again = max(_kept(config, case, name) for name in shape.placements(model)) if case.checkpointing else 0
+    model, tokens = shape.decoder_shape(config), _tokens(config, case)
+    query, key, mlp = model.query_width, model.key_width, model.intermediate_size
+    in_mlp = (model.hidden_size + mlp) * case.itemsize
+    in_attention = (2 * model.hidden_size + 3 * query + 2 * key - 3 * mlp) * case.itemsize
+    weights = 2 * model.num_attention_heads * shape.decoder_task(config).data.sequence_length if _eager(config) else 0
+    in_attention += _FLOAT * (query + weights)
+    again = max(_kept(config, case, name) for name in model.layer_norm_placements) if case.checkpointing else 0
     return float(tokens * (max(in_mlp, in_attention) + again))
+
+
+def _tokens(config: RunConfig, case: Case) -> int:
+    return case.micro_batch_size * shape.decoder_task(config).data.sequence_length
 
 
 def _eager(config: RunConfig) -> bool:

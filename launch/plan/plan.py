@@ -1,7 +1,7 @@
 """`python -m launch plan CONFIG [key=value ...] [--gpus N] [--gpu-memory GiB]`: what a run will need, without a GPU.
 
 Parameters, operations, memory of a GPU by part for every ZeRO stage and micro-batch, hours, sizes of checkpoints, and
-one setting that it recommends. All in closed form: launch/plan/shape.py counts, launch/plan/memory.py adds up.
+one setting that it recommends. All in closed form: the decoder's facts give the counts, launch/plan/memory.py adds up.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from launch.plan import shape
 from launch.plan.memory import GIB, Case, Memory, at_stage, case_of, memory
+from modeling.decoder.facts_counts_periln import count_frozen_scales, count_parameters, flops_per_token
 from train.config.batch import micro_batches
 from train.config.errors import ConfigError
 from train.config.hardware import PEAK_FLOPS
@@ -200,13 +201,13 @@ def _yaml(value: bool) -> str:
 
 
 def _counts(config: RunConfig) -> Iterator[str]:
-    counts, length = shape.parameters(shape.decoder_task(config).model), shape.decoder_task(config).data.sequence_length
+    counts, length = count_parameters(shape.decoder_shape(config)), shape.decoder_task(config).data.sequence_length
     for name in ("embedding", "head", "attention", "mlp", "norms"):
         note = "  (tied to the embedding)" if name == "head" and not counts.head else ""
         yield f"{name:30}{getattr(counts, name):>16,}{note}"
     yield f"{'parameters':30}{counts.total:>16,}"
     yield f"{'  without embedding and head':30}{counts.without_vocabulary:>16,}"
-    flops = shape.flops_per_token(shape.decoder_task(config).model, length)
+    flops = flops_per_token(shape.decoder_shape(config), length)
     yield f"{'training FLOPs per token':30}{flops:>16,.0f}  (6 N + 6 L H K T, attention counted once)"
     tokens = config.global_batch_size * length
     yield f"{'tokens a step':30}{tokens:>16,}  ({config.global_batch_size:,} windows)"
@@ -277,7 +278,7 @@ def _recommended(best: Plan | None, config: RunConfig, machine: Machine) -> Iter
     yield f"  {_passes(best.case, config)}; {_hours(best.case, config, machine)}"
     if best.case.offload:
         held = best.case.optimizer.checkpoint_bytes
-        state = held * shape.parameters(shape.decoder_task(config).model).total / GIB
+        state = held * count_parameters(shape.decoder_shape(config)).total / GIB
         yield f"  Host memory for the optimizer state of all GPUs: {state:.1f} GiB."
 
 
@@ -289,12 +290,7 @@ def _passes(case: Case, config: RunConfig) -> str:
 
 def _hours(case: Case, config: RunConfig, machine: Machine) -> str:
     length = shape.decoder_task(config).data.sequence_length
-    work = (
-        config.steps
-        * config.global_batch_size
-        * length
-        * shape.flops_per_token(shape.decoder_task(config).model, length)
-    )
+    work = config.steps * config.global_batch_size * length * flops_per_token(shape.decoder_shape(config), length)
     mfu = machine.mfu if machine.mfu is not None else DEFAULT_MFU * (0.75 if case.checkpointing else 1)
     hours = work / (machine.gpus * PEAK_FLOPS[machine.kind] * mfu) / 3600
     told = "as given" if machine.mfu is not None else "a guess; give yours with --mfu"
@@ -303,8 +299,8 @@ def _hours(case: Case, config: RunConfig, machine: Machine) -> str:
 
 
 def _sizes(config: RunConfig) -> Iterator[str]:
-    model = shape.decoder_task(config).model
-    counts, frozen = shape.parameters(model).total, shape.frozen_scales(model)
+    model = shape.decoder_shape(config)
+    counts, frozen = count_parameters(model).total, count_frozen_scales(model)
     optimizer = OPTIMIZERS[config.optim.optimizer]
     state, exported = optimizer.checkpoint_bytes * counts + 4 * frozen, 2 * (counts + frozen)
     kept = config.checkpoint.keep

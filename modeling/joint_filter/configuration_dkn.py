@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from transformers import PreTrainedConfig
+
+from .facts_dkn import Fault, FilterShape, shape_faults
+
+_FIELDS = tuple(each.name for each in fields(FilterShape))
+_COUNTS = tuple(each.name for each in fields(FilterShape) if each.type is int)
+_CHOICES: dict[str, tuple[object, ...]] = {
+    each.name: (True, False) if each.type is bool else get_args(each.type)
+    for each in fields(FilterShape)
+    if each.type is bool or get_origin(each.type) is Literal
+}
 
 
 class DKNConfig(PreTrainedConfig):
@@ -29,66 +41,39 @@ class DKNConfig(PreTrainedConfig):
     model_type = "dkn"
     _auto_class: ClassVar[str | None] = "AutoConfig"  # save_pretrained copies this file and names it in config.json
 
-    architecture: Literal["fdkn", "dkn"] = "fdkn"
-    residual: bool = True
-    kernel_size: int = 3
-    window_size: int = 15
-    sampling: Literal["centered", "compat"] = "centered"
-    guidance: bool = True
-    guidance_channels: int = 3
-    target_channels: int = 1
+    architecture: Literal["fdkn", "dkn"] = FilterShape.architecture
+    residual: bool = FilterShape.residual
+    kernel_size: int = FilterShape.kernel_size
+    window_size: int = FilterShape.window_size
+    sampling: Literal["centered", "compat"] = FilterShape.sampling
+    guidance: bool = FilterShape.guidance
+    guidance_channels: int = FilterShape.guidance_channels
+    target_channels: int = FilterShape.target_channels
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if faults := [*self._choice_faults(), *self._size_faults()]:
-            raise ValueError("\n".join(faults))
+        if faults := self._faults():
+            raise ValueError("\n".join(f"{key}: {message}" for key, message in faults))
         super().__post_init__(**kwargs)
 
-    def _choice_faults(self) -> list[str]:
-        """Say which values are not among the allowed ones."""
-        choices: dict[str, tuple[object, ...]] = {
-            "architecture": ("fdkn", "dkn"),
-            "sampling": ("centered", "compat"),
-            "residual": (True, False),
-            "guidance": (True, False),
-        }
-        return [
-            f"{name}: {getattr(self, name)!r} is none of {', '.join(map(str, allowed))}"
-            for name, allowed in choices.items()
-            if not any(type(getattr(self, name)) is type(value) and getattr(self, name) == value for value in allowed)
-        ]
+    def _faults(self) -> list[Fault]:
+        """Return all faults in the order of the fields: of each value by itself, then of values together."""
+        faults = [*self._choice_faults(), *self._count_faults()]
+        valid = {name: getattr(self, name) for name in _FIELDS}
+        for fault in faults:
+            del valid[fault.key]
+        faults += shape_faults(valid)
+        return sorted(faults, key=lambda fault: _FIELDS.index(fault.key))
 
-    def _size_faults(self) -> list[str]:
-        """Say which counts can not be, and whether the kernel fits its window."""
-        counts = ("kernel_size", "window_size", "guidance_channels", "target_channels")
-        if faults := [
-            f"{name}: {getattr(self, name)!r} is not a whole number of at least 1"
-            for name in counts
-            if not _is_count(getattr(self, name))
-        ]:
-            return faults
-        faults = [
-            f"{name}: {value} is even, so that no pixel is in the middle; write {_odd_near(value)}"
-            for name, value in (("kernel_size", self.kernel_size), ("window_size", self.window_size))
-            if value % 2 == 0
-        ]
-        if self.kernel_size == 1 and self.residual:
-            faults.append(
-                "kernel_size: 1 can not learn in the residual form, where a kernel sums to 0: its only weight stays 0; "
-                "write 3, or residual=False"
-            )
-        if self.window_size == 1:
-            faults.append("window_size: 1 leaves nothing to sample but the pixel itself; write 3 or more")
-        elif self.kernel_size > self.window_size:
-            faults.append(
-                f"kernel_size: {self.kernel_size} is more than window_size {self.window_size}; "
-                f"write at most that, or a larger window"
-            )
-        return faults
+    def _choice_faults(self) -> Iterator[Fault]:
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if not any(type(value) is type(each) and value == each for each in allowed):
+                yield Fault(name, f"{value!r} is none of {', '.join(map(str, allowed))}")
 
-
-def _odd_near(even: int) -> str:
-    """Return the sizes to write instead; a side of 1 is a single pixel."""
-    return "3" if even == 2 else f"{even - 1} or {even + 1}"
+    def _count_faults(self) -> Iterator[Fault]:
+        for name in _COUNTS:
+            if not _is_count(value := getattr(self, name)):
+                yield Fault(name, f"{value!r} is not a whole number of at least 1")
 
 
 def _is_count(value: object) -> bool:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from modeling.decoder.facts_periln import NormPlacement, default_rope_parameters
 from train.config.setting import section, setting
 
-NormPlacement = Literal["pre", "post", "peri", "output"]
 DEFAULT_VALIDATION_FRACTION = 0.01
-
-
-def _default_rope() -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": 10_000.0}
 
 
 @section
@@ -51,7 +47,7 @@ class DecoderConfig:
     )
     rope_parameters: dict[str, Any] = setting(
         "Rotary positions, in the format of transformers: rope_type, rope_theta, and what the type needs",
-        factory=_default_rope,
+        factory=default_rope_parameters,
     )
     tie_word_embeddings: bool = setting("Use the embedding matrix as the head", default=False)
     initializer_range: float = setting("Standard deviation of initial weights", default=0.02, above=0)

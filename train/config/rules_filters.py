@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from modeling.joint_filter.facts_dkn import shape_faults
 from train.config.values import Rule, Values
 
 
-def _window_has_a_middle(values: Values) -> Iterator[str]:
-    kernel, window = values["task.model.kernel_size"], values["task.model.window_size"]
-    for key, size in (("kernel_size", kernel), ("window_size", window)):
-        if size % 2 == 0:
-            odd = "3" if size == 2 else f"{size - 1} or {size + 1}"
-            yield f"task.model.{key}: {size} has no pixel in the middle; write {odd}"
-    if window == 1:
-        yield "task.model.window_size: 1 leaves nothing to sample but the pixel itself; write 3 or more"
-    elif kernel > window:
-        yield f"task.model.kernel_size: {kernel} is more than task.model.window_size {window}; lower it"
-
-
-def _kernel_can_learn(values: Values) -> Iterator[str]:
-    if values["task.model.kernel_size"] == 1 and values["task.model.residual"]:
-        yield (
-            "task.model.kernel_size: 1 can not learn with task.model.residual, where a kernel sums to 0: its only "
-            "weight stays 0; write 3, or task.model.residual=false"
-        )
+def _shape_goes_together(values: Values) -> Iterator[str]:
+    """What the filter itself refuses."""
+    for fault in shape_faults(values.below("task.model.")):
+        yield f"task.model.{fault.key}: {fault.message}"
 
 
 def _channels_are_the_images(values: Values) -> Iterator[str]:
@@ -99,8 +86,7 @@ def _there_are_no_such_weights(values: Values) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    _window_has_a_middle,
-    _kernel_can_learn,
+    _shape_goes_together,
     _channels_are_the_images,
     _there_are_images,
     _a_crop_holds_two_pixels,

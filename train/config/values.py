@@ -16,5 +16,9 @@ class Values(dict[str, Any]):
     def __missing__(self, path: str) -> Any:
         raise AbsentError(path)
 
+    def below(self, section: str) -> dict[str, Any]:
+        """Return the values of a section, given with its final dot, by the rest of their paths."""
+        return {path.removeprefix(section): value for path, value in self.items() if path.startswith(section)}
+
 
 Rule = Callable[[Values], Iterator[str]]  # yields faults, each opening with the path of the key

@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from launch.plan import memory as planned
 from launch.plan import shape
-from modeling.decoder import modeling_periln
+from modeling.decoder.facts_counts_periln import count_parameters
+from modeling.decoder.facts_periln import LOSS_CHUNK_ELEMENTS
 from tests.ranks import Ranks
 from tests.train.engine.test_engine import here
 from train.config.language_model import DecoderConfig, LanguageModelConfig, TextDataConfig
@@ -96,7 +97,7 @@ def allocated_peak(recorded: profile) -> int:
 
 def measure(engine_settings: dict[str, Any]) -> dict[str, float]:
     """Take steps of two passes; returns what is held before the last pass, and the peak of a step."""
-    modeling_periln.LOSS_CHUNK_ELEMENTS["cpu"] = planned.LOSS_CHUNK_ELEMENTS  # as on a GPU
+    LOSS_CHUNK_ELEMENTS["cpu"] = LOSS_CHUNK_ELEMENTS["cuda"]  # as on a GPU
     config = run_config(engine_settings)
     engine = start(config, 2)
     for _ in range(2):
@@ -148,9 +149,7 @@ def test_the_plan_meets_what_is_held_and_the_peak(
     config = run_config(engine)
     real = ranks(gpus, measure, engine)[0]
     plan = planned.memory(config, case(config, gpus))
-    own_masters = (
-        4 * shape.parameters(shape.decoder_task(config).model).total if (stage, precision) == (0, "fp32") else 0
-    )
+    own_masters = 4 * count_parameters(shape.decoder_shape(config)).total if (stage, precision) == (0, "fp32") else 0
     # At stage 3 small matrices stay whole, at stage 2 a gradient that touches a rank's share does.
     assert real["parameters"] == pytest.approx(plan.weights, rel=0.4 if stage == 3 else 0.01)
     assert real["gradients"] == pytest.approx(plan.gradients, rel=0.2 if stage == 2 else 0.01)
@@ -193,7 +192,7 @@ def kept_by_a_layer(engine: dict[str, Any], attention: str = "sdpa", **options: 
         run_config(engine, micro_batch_size=2, attention=attention, num_hidden_layers=n, **options) for n in (2, 3)
     )
     measured = (saved_bytes(three, **how) - saved_bytes(two, **how)) / (2 * LENGTH)
-    model = shape.decoder_task(three).model
+    model = shape.decoder_shape(three)
     reckoned = shape.kept_per_token(
         model,
         str(model.norm_placement),
@@ -255,15 +254,10 @@ class Reducer:
 def test_deepspeed_reduces_groups_in_the_buckets_that_are_planned(size: str) -> None:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    model = shape.decoder_task(load(f"configs/language_model/{size}.yaml")).model
-    groups = shape.parameters(model).groups
+    groups = count_parameters(shape.decoder_shape(load(f"configs/language_model/{size}.yaml"))).groups
     reducer = Reducer()
     tensors = [torch.empty(group, device="meta") for group in groups]
     DeepSpeedEngine.allreduce_no_retain(reducer, tensors, None)  # type: ignore[arg-type]
     assert max(reducer.copied) == planned._largest_copy(groups)
     alone = torch.zeros(8)
     assert _flatten_dense_tensors([alone]).data_ptr() == alone.data_ptr()  # in place, no copy
-
-
-def test_the_logits_of_a_chunk_are_as_many_as_the_model_makes_on_a_gpu() -> None:
-    assert modeling_periln.LOSS_CHUNK_ELEMENTS["cuda"] == planned.LOSS_CHUNK_ELEMENTS

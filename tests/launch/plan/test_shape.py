@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from launch.plan import shape
+from modeling.decoder.facts_counts_periln import count_frozen_scales, count_parameters, flops_per_token
+from modeling.decoder.facts_periln import PLACEMENTS, DecoderShape
 from train.__main__ import describe
 from train.config.language_model import DecoderConfig
 from train.config.load import load
@@ -25,7 +27,7 @@ SMALL = DecoderConfig(
     num_key_value_heads=6,
     max_position_embeddings=64,
 )
-MIXED = ("pre", "post", "peri", "output")
+MIXED = tuple(PLACEMENTS)
 VARIANTS: list[dict[str, Any]] = [
     *({"norm_placement": name} for name in MIXED),
     {"norm_placement": MIXED},
@@ -53,8 +55,9 @@ def described(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> tuple[in
 
 
 def counted(config: RunConfig) -> tuple[int, int, int]:
-    counts = shape.parameters(shape.decoder_task(config).model)
-    flops = shape.flops_per_token(shape.decoder_task(config).model, shape.decoder_task(config).data.sequence_length)
+    decoder = shape.decoder_shape(config)
+    counts = count_parameters(decoder)
+    flops = flops_per_token(decoder, shape.decoder_task(config).data.sequence_length)
     return counts.total, counts.without_vocabulary, round(flops)
 
 
@@ -80,7 +83,11 @@ def test_groups_and_frozen_scales_are_those_of_the_model(variant: dict[str, Any]
     by_role = {role: 0 for role in ("matrix", "embedding", "output_norm", "norm_or_bias")}
     for name, parameter in model.named_parameters():
         by_role[roles[name]] += parameter.numel()
-    assert tuple(by_role.values()) == shape.parameters(task.model).groups
+    assert tuple(by_role.values()) == count_parameters(DecoderShape.of(task.model)).groups
     saved = {name: tensor for name, tensor in model.state_dict().items() if name not in dict(model.named_parameters())}
     saved.pop("lm_head.weight", None)  # tied: the embedding's
-    assert sum(tensor.numel() for tensor in saved.values()) == shape.frozen_scales(task.model)
+    assert sum(tensor.numel() for tensor in saved.values()) == count_frozen_scales(DecoderShape.of(task.model))
+
+
+def test_every_placement_is_planned() -> None:
+    assert shape.KEPT_STREAMS.keys() == shape.KEPT_STREAMS_COMPILED.keys() == PLACEMENTS.keys()

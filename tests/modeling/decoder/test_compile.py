@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from modeling.decoder.modeling_periln import LOSS_CHUNK_ELEMENTS, PeriLNForCausalLM
+from modeling.decoder.facts_periln import LOSS_CHUNK_ELEMENTS
+from modeling.decoder.modeling_periln import PeriLNForCausalLM
 
 from .tiny_decoder import VOCAB_SIZE, loss_and_gradients, tiny_decoder
 

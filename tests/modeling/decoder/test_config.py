@@ -33,8 +33,8 @@ def test_every_fault_is_told_at_once() -> None:
         tiny_config(num_key_value_heads=3, norm_kind="batchnorm", norm_placement="sandwich")
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
         "num_key_value_heads",
-        "norm_kind",
         "norm_placement",
+        "norm_kind",
     ]
 
 

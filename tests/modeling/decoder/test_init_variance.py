@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from modeling.decoder.configuration_periln import PeriLNConfig
-from modeling.decoder.modeling_periln import PeriLNModel, Residual, ScaleNorm
+from modeling.decoder.modeling_periln import PeriLNModel
+from modeling.decoder.norms_periln import ScaleNorm
+from modeling.decoder.residual_periln import Residual
 
 NUM_TOKENS = 256
 STD, WIDTH, MLP_WIDTH = 0.02, 512, 2048

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modeling.decoder.modeling_periln import IGNORE_INDEX, LOSS_CHUNK_ELEMENTS, LanguageModelHead, PeriLNForCausalLM
+from modeling.decoder.facts_periln import LOSS_CHUNK_ELEMENTS
+from modeling.decoder.head_periln import IGNORE_INDEX, LanguageModelHead
+from modeling.decoder.modeling_periln import PeriLNForCausalLM
 
 from .tiny_decoder import VOCAB_SIZE, tiny_config, tiny_decoder, tiny_tokens
 

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modeling.decoder.configuration_periln import NormPlacement
-from modeling.decoder.modeling_periln import GatedMLP, PeriLNForCausalLM, Residual, ScaleNorm
+from modeling.decoder.facts_periln import NormPlacement
+from modeling.decoder.mlp_periln import GatedMLP
+from modeling.decoder.modeling_periln import PeriLNForCausalLM
+from modeling.decoder.norms_periln import ScaleNorm
+from modeling.decoder.residual_periln import Residual
 
 from .tiny_decoder import tiny_config, tiny_decoder, tiny_tokens
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from modeling.decoder.modeling_periln import DecoderLayer, PeriLNForCausalLM, SelfAttention
+from modeling.decoder.attention_periln import SelfAttention
+from modeling.decoder.modeling_periln import DecoderLayer, PeriLNForCausalLM
 
 from .tiny_decoder import loss_and_gradients, tiny_decoder, tiny_tokens
 

@@ -1,12 +1,16 @@
 """DKNConfig: its fields are the run configuration's, and what cannot work is refused with a way out."""
 
 import re
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modeling.joint_filter.configuration_dkn import DKNConfig
+from modeling.joint_filter.facts_dkn import FilterShape, shape_faults
 from tests.modeling.decoder.test_config import own_fields
 from train.config.joint_filter import FilterConfig
 
@@ -15,13 +19,23 @@ def test_fields_are_those_of_the_run_configuration() -> None:
     assert own_fields(DKNConfig) == own_fields(FilterConfig)
 
 
+def test_facts_are_read_without_torch() -> None:
+    code = "import modeling.joint_filter.facts_dkn, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
+
+
+def test_a_rule_without_its_values_is_skipped() -> None:
+    assert [fault.key for fault in shape_faults({"kernel_size": 1, "window_size": 1})] == ["window_size"]
+    assert not list(shape_faults(asdict(FilterShape())))
+
+
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(ValueError, match="architecture") as caught:
         DKNConfig(architecture="djf", sampling="nearest", kernel_size=4)  # type: ignore[arg-type]
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
         "architecture",
-        "sampling",
         "kernel_size",
+        "sampling",
     ]
 
 
@@ -35,10 +49,10 @@ def test_every_fault_is_told_at_once() -> None:
         ({"kernel_size": 0}, "kernel_size: 0 is not a whole number of at least 1"),
         ({"kernel_size": 3.0}, "kernel_size: 3.0 is not a whole number"),
         ({"kernel_size": True}, "kernel_size: True is not a whole number"),
-        ({"kernel_size": 4}, "kernel_size: 4 is even, so that no pixel is in the middle; write 3 or 5"),
-        ({"kernel_size": 2}, "kernel_size: 2 is even, so that no pixel is in the middle; write 3"),
+        ({"kernel_size": 4}, "kernel_size: 4 has no pixel in the middle; write 3 or 5"),
+        ({"kernel_size": 2}, "kernel_size: 2 has no pixel in the middle; write 3"),
         ({"kernel_size": 1}, "kernel_size: 1 can not learn in the residual form"),
-        ({"window_size": 14}, "window_size: 14 is even, so that no pixel is in the middle; write 13 or 15"),
+        ({"window_size": 14}, "window_size: 14 has no pixel in the middle; write 13 or 15"),
         ({"kernel_size": 5, "window_size": 3}, "kernel_size: 5 is more than window_size 3"),
         ({"kernel_size": 1, "window_size": 1, "residual": False}, "window_size: 1 leaves nothing to sample"),
         ({"target_channels": -1}, "target_channels: -1 is not a whole number of at least 1"),

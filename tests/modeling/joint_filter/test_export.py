@@ -18,6 +18,7 @@ from .plain_filter import random_filter, random_pair
 
 FILES = {
     "configuration_dkn.py",
+    "facts_dkn.py",
     "image_processing_dkn.py",
     "kernels_dkn.py",
     "modeling_dkn.py",

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
+from modeling.decoder.facts_periln import ACTIVATIONS
 from tests.tiny import tiny_file
 from tests.tiny_filter import tiny_filter_file
 from train.config import yaml_text
@@ -18,7 +19,6 @@ from train.config.language_model import LanguageModelConfig, SourceConfig
 from train.config.load import load, to_dict, to_yaml
 from train.config.resume import differences
 from train.config.rules import RULES
-from train.config.rules_decoder import _ACTIVATIONS
 from train.config.run import RunConfig
 from train.config.schema import check, key_paths
 from train.config.tasks import TASK_RULES, TaskConfig
@@ -174,7 +174,7 @@ def test_a_key_of_another_task_is_not_recommended(tmp_path: Path) -> None:
 
 def test_the_activations_are_those_of_transformers() -> None:
     activations = pytest.importorskip("transformers.activations")
-    assert set(_ACTIVATIONS) <= set(activations.ACT2FN)
+    assert set(ACTIVATIONS) <= set(activations.ACT2FN)
 
 
 def test_differences_name_what_may_not_change(path: Path) -> None:

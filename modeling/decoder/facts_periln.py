@@ -1,0 +1,210 @@
+"""Facts of the PeriLN decoder: norm placements, shape and defaults.
+
+Standard library only: the configuration of runs, the launcher and the analysis read these facts without torch, and an
+exported folder takes them along. facts_rules_periln.py has the rules of a shape, facts_counts_periln.py its counts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self
+
+# ---------------------------------------------------------------------------------------------------- norm placements
+
+NormPlacement = Literal["pre", "post", "peri", "output"]  # the keys of PLACEMENTS, for type checkers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Norms of one sub-layer f (attention or MLP) on the residual stream x.
+
+    Every placement is a case of x' = n_stream(x + n_output(f(n_input(x)))), where norms that it lacks are left out.
+
+    Attributes:
+        name: Value of `norm_placement`.
+        title: Name in print.
+        equation: The new stream, with the norm called `norm` wherever it stands.
+        source: Paper and equation.
+        input_norm: Whether the sub-layer reads a normalized stream.
+        output_norm: Whether the sub-layer's output is normalized before it is added.
+        stream_norm: Whether the stream itself is normalized after the addition.
+    """
+
+    name: NormPlacement
+    title: str
+    equation: str
+    source: str
+    input_norm: bool = False
+    output_norm: bool = False
+    stream_norm: bool = False
+
+    @property
+    def num_norms(self) -> int:
+        """Norms of one sub-layer."""
+        return self.input_norm + self.output_norm + self.stream_norm
+
+
+PLACEMENTS: dict[str, Placement] = {
+    placement.name: placement
+    for placement in (
+        Placement(
+            name="pre",
+            title="Pre-LN",
+            equation="x + f(norm(x))",
+            source="Peri-LN (arXiv 2502.02732), eq. 1-3",
+            input_norm=True,
+        ),
+        Placement(
+            name="post",
+            title="Post-LN",
+            equation="norm(x + f(x))",
+            source="Peri-LN (arXiv 2502.02732), eq. 1-3",
+            stream_norm=True,
+        ),
+        Placement(
+            name="peri",
+            title="Peri-LN",
+            equation="x + norm(f(norm(x)))",
+            source="Peri-LN (arXiv 2502.02732), eq. 1-3",
+            input_norm=True,
+            output_norm=True,
+        ),
+        Placement(
+            name="output",
+            title="Output-LN",
+            equation="x + norm(f(x))",
+            source="OLMo 2 (arXiv 2501.00656)",
+            output_norm=True,
+        ),
+    )
+}
+
+
+def placements_per_layer(
+    norm_placement: NormPlacement | Sequence[NormPlacement], num_hidden_layers: int
+) -> tuple[NormPlacement, ...]:
+    """Return the placement of each layer: one name stands for all layers, a sequence has one name per layer."""
+    if isinstance(norm_placement, str):
+        return (norm_placement,) * num_hidden_layers
+    return tuple(norm_placement)
+
+
+# ------------------------------------------------------------------------------------------ RoPE, activations, the loss
+
+# Keys that each kind of RoPE scaling needs, and may have, beside `rope_type` and `rope_theta`
+# (transformers.modeling_rope_utils).
+ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ("original_max_position_embeddings",)),
+    "yarn": (
+        ("factor",),
+        (
+            "original_max_position_embeddings",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "truncate",
+            "mscale",
+            "mscale_all_dim",
+        ),
+    ),
+}
+
+# transformers knows more (ACT2FN); these are differentiable elementwise functions without parameters that make a gate.
+ACTIVATIONS: tuple[str, ...] = (
+    "gelu",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_pytorch_tanh",
+    "mish",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "swish",
+    "tanh",
+)
+
+# Elements of [tokens, V] that exist at a time. CPU: 16 MiB in fp32 stay near the cache (V 8192: 162 ms against 193 for
+# 64 MiB). CUDA: 1 GiB, because each chunk reads and writes the whole gradient of the weight (reckoned, not measured).
+LOSS_CHUNK_ELEMENTS: dict[str, int] = {"cpu": 2**22, "cuda": 2**28}
+
+
+def loss_chunk_tokens(vocab_size: int, device_type: str) -> int:
+    """Return the tokens of one chunk of the loss: the power of two whose logits keep to LOSS_CHUNK_ELEMENTS.
+
+    Args:
+        vocab_size: Columns of the logits, without padding.
+        device_type: As torch names it; all but `cpu` count as `cuda`.
+    """
+    elements = LOSS_CHUNK_ELEMENTS["cpu" if device_type == "cpu" else "cuda"]
+    return 1 << max(0, (elements // vocab_size).bit_length() - 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- shape
+
+
+def default_rope_parameters() -> dict[str, Any]:
+    """Return a fresh copy of the default `rope_parameters`: RoFormer's base (arXiv 2104.09864, section 3.2.2)."""
+    return {"rope_type": "default", "rope_theta": 10_000.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderShape:
+    """Shape and normalization of a decoder, with its defaults; PeriLNConfig says what each field means."""
+
+    vocab_size: int = 32_000
+    vocab_size_multiple: int = 64
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 8
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 8192
+    norm_placement: NormPlacement | tuple[NormPlacement, ...] = "peri"
+    norm_kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = 1e-6
+    frozen_norm_scales: Literal["none", "output", "all"] = "none"
+    embedding_norm: bool = False
+    final_norm: bool = True
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    rope_parameters: dict[str, Any] = field(default_factory=default_rope_parameters)
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    initializer_scheme: Literal["normal", "depth_scaled"] = "normal"
+    z_loss_coefficient: float = 0.0
+
+    @classmethod
+    def of(cls, config: object) -> Self:
+        """Return the shape that a PeriLNConfig, or a run's settings of its decoder, describes."""
+        return cls(**{each.name: getattr(config, each.name) for each in fields(cls)})
+
+    @property
+    def layer_norm_placements(self) -> tuple[NormPlacement, ...]:
+        """The placement of each layer."""
+        return placements_per_layer(self.norm_placement, self.num_hidden_layers)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of embedding and head: `vocab_size`, rounded up to `vocab_size_multiple`."""
+        return -(-self.vocab_size // self.vocab_size_multiple) * self.vocab_size_multiple
+
+    @property
+    def head_width(self) -> int:
+        """Width K of a head: `head_dim`, or hidden_size / num_attention_heads where that is None."""
+        return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def query_width(self) -> int:
+        """Width H K of the queries of a token."""
+        return self.num_attention_heads * self.head_width
+
+    @property
+    def key_width(self) -> int:
+        """Width G K of the keys of a token, and of its values."""
+        return self.num_key_value_heads * self.head_width
