@@ -13,17 +13,16 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import nn
+from train.config.run import ConfigError, LanguageModelConfig, RunConfig, TaskConfig, load
+from train.run_folder import read_run
 
-from train.checkpoint.checkpoint import CheckpointError, CheckpointReader
-from train.config.run import ConfigError, LanguageModelConfig, TaskConfig, load
-from train.export import chosen_checkpoint, load_model, read_run
-from train.observe.run_log import Accumulator, strict
-from train.tasks import build_task
-from train.tasks.task import Task
+if TYPE_CHECKING:  # the real imports take seconds: --help and mistakes on the command line are answered before them
+    import torch
+    from torch import nn
+
+    from train.tasks.task import Task
 
 # What may be another than when the run was trained: where and how it is judged, by keys that an evaluation reads. Those
 # below a key are meant with it.
@@ -60,18 +59,20 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
             read; or there is no such data.
         CheckpointError: The checkpoint is damaged.
     """
+    return _evaluate(evaluation_config(run, overrides), run, step)
+
+
+def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
+    """Return a run's configuration with other settings of its evaluation; needs no torch.
+
+    Raises:
+        ConfigError: RUN is no run, or an override is wrong, changes the model, or would not be read.
+    """
     trained = read_run(run).task
     faults = list(_out_of_place(overrides, ("micro_batch_size", *_MAY_DIFFER[trained.kind])))
     if faults:
         raise ConfigError(faults)
-    config = load(run / "config.yaml", [*_as_trained(run, trained, overrides), *overrides])
-    source, task = chosen_checkpoint(run, step), build_task(config)
-    task.open_validation()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(task, source).eval()
-    nn.Module.to(model, device)
-    means = _means(task, model, size=config.micro_batch_size, device=device)
-    return CheckpointReader(source).progress.step, task.validation_report(means)
+    return load(run / "config.yaml", [*_as_trained(run, trained, overrides), *overrides])
 
 
 def _as_trained(run: Path, trained: TaskConfig, overrides: Sequence[str]) -> Iterator[str]:
@@ -96,7 +97,29 @@ def _out_of_place(overrides: Sequence[str], allowed: Sequence[str]) -> Iterator[
             )
 
 
+def _evaluate(config: RunConfig, run: Path, step: int | None) -> tuple[int, dict[str, float]]:
+    import torch
+    from torch import nn
+
+    from train.checkpoint.checkpoint import CheckpointReader
+    from train.model_folder import chosen_checkpoint, load_model
+    from train.tasks import build_task
+
+    source, task = chosen_checkpoint(run, step), build_task(config)
+    task.open_validation()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(task, source).eval()
+    nn.Module.to(model, device)
+    means = _means(task, model, size=config.micro_batch_size, device=device)
+    return CheckpointReader(source).progress.step, task.validation_report(means)
+
+
 def _means(task: Task, model: nn.Module, *, size: int, device: torch.device) -> dict[str, float]:
+    import numpy as np
+    import torch
+
+    from train.observe.run_log import Accumulator
+
     means = Accumulator()
     with torch.no_grad():
         for first in range(0, task.num_validation_samples, size):
@@ -108,6 +131,15 @@ def _means(task: Task, model: nn.Module, *, size: int, device: torch.device) -> 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    given = _parse(arguments)
+    try:
+        return _print_metrics(given)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m train.evaluate", description="Judge a checkpoint again.")
     parser.add_argument("run", type=Path, help="a run folder, like runs/NAME")
     parser.add_argument(
@@ -115,20 +147,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
-    given = parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(arguments)
+
+
+def _print_metrics(given: argparse.Namespace) -> int:
+    config = evaluation_config(given.run, given.overrides)
+    from train.checkpoint.checkpoint import CheckpointError
+    from train.observe.run_log import strict
+
     try:
-        step, figures = evaluate(given.run, given.overrides, step=given.step)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+        step, metrics = _evaluate(config, given.run, given.step)
     except (CheckpointError, OSError) as error:
         print(f"evaluation failed: {error}", file=sys.stderr)
         return 1
     if given.json:
-        print(json.dumps(strict({"step": step, **figures})))
+        print(json.dumps(strict({"step": step, **metrics})))
         return 0
     print(f"step {step} of {given.run}")
-    for name, value in figures.items():
+    for name, value in metrics.items():
         print(f"  {name.removeprefix('validation_').replace('_', ' '):28}{value:12.6g}")
     return 0
 

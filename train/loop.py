@@ -18,7 +18,7 @@ from train.config.run import RunConfig
 from train.data.order import SampleOrder, combined_hash, content_hashes, rank_share
 from train.engine.engine import Engine, StepResult
 from train.engine.optimizers import learning_rate
-from train.export import write_model_folder
+from train.model_folder import write_model_folder
 from train.observe.probes import Probes
 from train.observe.run_log import Accumulator, RunLog, Stopwatch, speed
 from train.observe.spikes import SpikeWatch

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from train.config.run import ConfigError, RunConfig, differences, to_yaml
+from train.config.run import ConfigError, RunConfig, differences, load, to_yaml
 
 if TYPE_CHECKING:  # a finished run is recognised before torch is imported
     from train.ranks.distributed import World
@@ -25,6 +25,17 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "nu
 def run_folder(config: RunConfig) -> Path:
     """Return where a run lives."""
     return Path(config.output_dir) / config.name
+
+
+def read_run(folder: Path) -> RunConfig:
+    """Return the configuration of a run folder.
+
+    Raises:
+        ConfigError: It is no run folder.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError([f"{folder}: not a run folder (it has no config.yaml); give one like runs/NAME"])
+    return load(folder / "config.yaml")
 
 
 def is_finished(config: RunConfig) -> bool:

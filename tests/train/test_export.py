@@ -17,6 +17,7 @@ from tests.tiny import tiny_file
 from train import __main__ as entry
 from train import export
 from train.config.run import ConfigError, load
+from train.run_folder import read_run
 
 ELSEWHERE = """
 import json, math, sys
@@ -45,7 +46,7 @@ def test_the_folder_gives_the_runs_validation_loss_elsewhere(ranks: Ranks, tmp_p
     assert export.main([str(run), str(out)]) == 0
     from train.tasks import build_task
 
-    task = build_task(export.read_run(run))
+    task = build_task(read_run(run))
     windows = [
         task.batch(np.array([i]), split="validation", step=0)["tokens"][0].tolist()
         for i in range(task.num_validation_samples)
