@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "datasets", "pandas", "matplotlib", "deepspeed")
+HEAVY = ("torch", "transformers", "datasets", "pandas", "matplotlib", "deepspeed", "numpy")
 COMMANDS = {  # what is asked of a command -> arguments, every one of them wrong
     "train": ["", "--nonsense", "configs/language_model/quickstart.yaml --check --describe", "no-such-file.yaml"],
     "train.evaluate": ["", "RUN --nonsense", "no-such-run", "RUN --step first"],

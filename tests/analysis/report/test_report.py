@@ -161,18 +161,6 @@ def test_an_unknown_command_is_answered_with_the_usage(
     assert "usage: python -m analysis {report|inspect}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"]])
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    program = (
-        "import sys\nfrom analysis import __main__ as entry\n"
-        f"try:\n    code = entry.main({arguments!r})\nexcept SystemExit as error:\n    code = error.code\n"
-        "heavy = {'torch', 'matplotlib', 'pandas', 'numpy'} & set(sys.modules)\nassert not heavy, heavy\nsys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout
-
-
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "-"), (float("nan"), "-"), (12, "12"), (1234567, "1,234,567"), (3.4, "3.400"), (0.003, "0.003"),
