@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "datasets", "pandas", "matplotlib", "deepspeed", "numpy")
-COMMANDS = {  # what is asked of a command -> arguments, every one of them wrong
+COMMANDS = {  # command -> arguments, each of them a mistake
     "train": ["", "--nonsense", "configs/language_model/quickstart.yaml --check --describe", "no-such-file.yaml"],
     "train.evaluate": ["", "RUN --nonsense", "no-such-run", "RUN --step first"],
     "train.export": ["", "RUN", "RUN OUT --nonsense", "no-such-run OUT", "RUN OUT --dtype fp64"],
@@ -58,4 +58,4 @@ def test_a_mistake_on_the_command_line_imports_nothing_heavy(command: str) -> No
 
 def test_the_check_finds_a_heavy_import() -> None:
     assert run("json.tool --help")[:2] == (0, "")
-    assert run("torch.version")[1] == "torch"
+    assert "torch" in run("torch.version")[1].split()
