@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import sys
 from collections.abc import Iterator
@@ -112,6 +113,7 @@ def test_the_check_finds_a_breach(path: str, source: str) -> None:
     assert faults(path, source)
 
 
+@functools.cache
 def import_graph() -> dict[str, set[str]]:
     """Return what each module of ours imports of ours, imports inside functions and under TYPE_CHECKING included."""
     modules = {p.removesuffix(".py").removesuffix("/__init__").replace("/", "."): p for p in sources()}
