@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup quickstart test slow check format bench settings
+.PHONY: setup quickstart test slow nightly check format bench settings
 
 setup: $(STAMP)
 
@@ -19,7 +19,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow -n 0
+	$(BIN)/python -m pytest -m slow --dist loadgroup
+
+nightly: $(STAMP)
+	$(BIN)/python -m pytest -m nightly --dist loadgroup
 
 check: $(STAMP)
 	$(BIN)/ruff check

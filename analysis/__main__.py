@@ -36,15 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(command: str, arguments: Sequence[str]) -> int:
-    """Import a command only when it is asked for: each takes seconds."""
-    if command == "report":
+def _run(name: str, arguments: Sequence[str]) -> int:
+    """Run a command; what it needs beyond its command line takes seconds to import, so it imports that itself."""
+    if name == "report":
         from analysis.report import report
 
         return report.main(arguments)
-    from analysis.inspect import inspection
+    from analysis.inspect import command as inspect
 
-    return inspection.main(arguments)
+    return inspect.main(arguments)
 
 
 if __name__ == "__main__":

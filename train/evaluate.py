@@ -14,22 +14,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import nn
-
-from train.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from train.config.errors import ConfigError
 from train.config.language_model import LanguageModelConfig
 from train.config.load import load
 from train.config.run import RunConfig
 from train.config.setting import nearest, settings_in
 from train.config.tasks import TaskConfig
-from train.evaluation import validation_means
-from train.export import chosen_checkpoint, load_model, read_run
-from train.observe.jsonl import strict
-from train.ranks.distributed import World
-from train.tasks import build_task
+from train.run_folder import read_run
 
 
 def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = None) -> tuple[int, dict[str, float]]:
@@ -48,22 +39,20 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
             read; or there is no such data.
         CheckpointError: The checkpoint is damaged.
     """
+    return _evaluate(evaluation_config(run, overrides), run, step)
+
+
+def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
+    """Return a run's configuration with other settings of its evaluation; needs no torch.
+
+    Raises:
+        ConfigError: RUN is no run, or an override is wrong, changes the model, or would not be read.
+    """
     as_trained = read_run(run)
     faults = list(_out_of_place(overrides, overridable(as_trained)))
     if faults:
         raise ConfigError(faults)
-    config = load(run / "config.yaml", [*_as_trained(run, as_trained.task, overrides), *overrides])
-    source, task = chosen_checkpoint(run, step), build_task(config)
-    task.open_validation()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(task, source).eval()
-    nn.Module.to(model, device)
-    samples, size = task.num_validation_samples, config.micro_batch_size
-    chunks = [np.arange(samples)[first : first + size] for first in range(0, samples, size)]
-    world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
-    means = validation_means(task, model, chunks, world=world)
-    assert means is not None, "nobody asks it to stop"
-    return CheckpointReader(source).progress.step, task.validation_report(means)
+    return load(run / "config.yaml", [*_as_trained(run, as_trained.task, overrides), *overrides])
 
 
 def overridable(config: RunConfig) -> list[str]:
@@ -94,8 +83,41 @@ def _out_of_place(overrides: Sequence[str], allowed: Sequence[str]) -> Iterator[
             )
 
 
+def _evaluate(config: RunConfig, run: Path, step: int | None) -> tuple[int, dict[str, float]]:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from train.checkpoint.checkpoint import CheckpointReader
+    from train.evaluation import validation_means
+    from train.model_folder import chosen_checkpoint, load_model
+    from train.ranks.distributed import World
+    from train.tasks import build_task
+
+    source, task = chosen_checkpoint(run, step), build_task(config)
+    task.open_validation()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(task, source).eval()
+    nn.Module.to(model, device)
+    samples, size = task.num_validation_samples, config.micro_batch_size
+    chunks = [np.arange(samples)[first : first + size] for first in range(0, samples, size)]
+    world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
+    means = validation_means(task, model, chunks, world=world)
+    assert means is not None, "nobody asks it to stop"
+    return CheckpointReader(source).progress.step, task.validation_report(means)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    given = _parse(arguments)
+    try:
+        return _print_metrics(given)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m train.evaluate", description="Judge a checkpoint again.")
     parser.add_argument("run", type=Path, help="a run folder, like runs/NAME")
     parser.add_argument(
@@ -103,20 +125,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
-    given = parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(arguments)
+
+
+def _print_metrics(given: argparse.Namespace) -> int:
+    config = evaluation_config(given.run, given.overrides)
+    from train.checkpoint.checkpoint import CheckpointError
+    from train.observe.jsonl import strict
+
     try:
-        step, figures = evaluate(given.run, given.overrides, step=given.step)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+        step, metrics = _evaluate(config, given.run, given.step)
     except (CheckpointError, OSError) as error:
         print(f"evaluation failed: {error}", file=sys.stderr)
         return 1
     if given.json:
-        print(json.dumps(strict({"step": step, **figures})))
+        print(json.dumps(strict({"step": step, **metrics})))
         return 0
     print(f"step {step} of {given.run}")
-    for name, value in figures.items():
+    for name, value in metrics.items():
         print(f"  {name.removeprefix('validation_').replace('_', ' '):28}{value:12.6g}")
     return 0
 

@@ -1,179 +1,34 @@
-"""A checkpoint becomes a self-contained Hugging Face folder: `python -m train.export RUN OUT [--step N]`.
-
-The folder loads with `AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True)` where only torch and
-transformers are installed: it holds the weights as safetensors, the model's own source files, the tokenizer, a
-generation config and a model card with the run's figures.
-"""
+"""`python -m train.export RUN OUT [--step N]`: write a checkpoint as a self-contained Hugging Face folder."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
-
-from train.checkpoint import checkpoint
-from train.checkpoint.checkpoint import CheckpointReader
 from train.config.errors import ConfigError
-from train.config.load import load
-from train.config.run import RunConfig
-from train.config.run_layout import CHECKPOINTS, CONFIG, complete_steps, step_name
-from train.tasks.task import Task
-
-logger = logging.getLogger(__name__)
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+from train.run_folder import read_run
 
 
-def write_model_folder(
-    task: Task, source: Path, out: Path, *, dtype: torch.dtype, card: str | None = None
-) -> PreTrainedModel:
-    """Write a checkpoint as a Hugging Face folder, complete or not at all.
-
-    Args:
-        task: builds the model and knows what belongs beside its weights.
-        source: a checkpoint folder.
-        out: must not exist, or be empty.
-        dtype: of the weights on disk.
-        card: text of README.md.
-
-    Returns:
-        The model in fp32, on the CPU.
-    """
-    model = load_model(task, source)
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    model.config.dtype = dtype
-    model.save_pretrained(partial, state_dict=state)
-    task.save_assets(partial)
-    if card is not None:
-        (partial / "README.md").write_text(card)
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
-    return model
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    given = _parse(arguments)
+    try:
+        _require_text(given.run, given.prompt)
+        return _export(given)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
-def load_model(task: Task, source: Path) -> PreTrainedModel:
-    """Return a task's model with the weights and buffers of a checkpoint, in fp32 on the CPU."""
-    reader = CheckpointReader(source)
-    model = task.build_model()
-    assert isinstance(model, PreTrainedModel)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(reader.whole("weight", name))
-        buffers = dict(model.named_buffers())
-        for name, value in reader.buffers().items():
-            buffers[name].copy_(value)
-    return model
-
-
-def read_run(folder: Path) -> RunConfig:
-    """Return the configuration of a run folder.
-
-    Raises:
-        ConfigError: It is no run folder.
-    """
-    if not (folder / CONFIG).is_file():
-        raise ConfigError([f"{folder}: not a run folder (it has no config.yaml); give one like runs/NAME"])
-    return load(folder / CONFIG)
-
-
-def chosen_checkpoint(run: Path, step: int | None) -> Path:
-    """Return a run's checkpoint of a step, the newest by default.
-
-    Raises:
-        ConfigError: There is no such checkpoint.
-    """
-    folder = run / CHECKPOINTS
-    steps = complete_steps(folder)
-    if not steps:
-        raise ConfigError([f"{run}: has no complete checkpoint yet"])
-    if step is not None and step not in steps:
-        raise ConfigError([f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, steps))}"])
-    return folder / step_name(steps[-1] if step is None else step)
-
-
-def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
-    """Return the README of an exported model: what it is, how to load it, the run's last figures."""
-    card = task.card()
-    head = ["library_name: transformers", *([f"pipeline_tag: {card.pipeline_tag}"] if card.pipeline_tag else [])]
-    figures = last_figures(run, step)
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:,.6g} |" for name, value in figures.items())
-    optim = config.optim
-    lines = "\n".join([*head, f"tags: [{', '.join(card.tags)}]"])
-    return f"""---
-{lines}
----
-
-# {config.name}
-
-{card.summary} Trained for {step:,} of {config.steps:,} steps of {config.global_batch_size} samples.
-
-```python
-{card.usage}
-```
-
-| figure | value |
-|---|---|
-{rows}
-
-Data: {card.data}. Peak learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}, seed {config.seed}.
-"""
-
-
-def last_figures(run: Path, step: int) -> dict[str, float]:
-    """Return the last training and validation figures of a run, up to a step."""
-    figures: dict[str, Any] = {}
-    path = run / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
-        row: Mapping[str, Any] = json.loads(line)
-        if row["step"] <= step:
-            figures |= row
-    shown = ["step", "tokens", "loss", *(name for name in figures if name.startswith("validation_"))]
-    return {name: figures[name] for name in shown if figures.get(name) is not None}
-
-
-def continuation(folder: Path, prompt: str, *, tokens: int = 80) -> str:
-    """Load an exported folder the way anyone would and return what it writes after a prompt."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    torch.manual_seed(0)
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-    written = model.generate(**inputs, max_new_tokens=tokens, do_sample=True, top_k=40, temperature=0.8)
-    return tokenizer.decode(written[0], skip_special_tokens=True)
-
-
-def export(run: Path, out: Path, *, step: int | None = None, dtype: str = "fp32") -> int:
-    """Export a run's checkpoint; returns its step.
-
-    Raises:
-        ConfigError: RUN is no run, has no such checkpoint, or OUT is in use.
-        CheckpointError: The checkpoint is damaged.
-    """
-    from train.tasks import build_task
-
-    config = read_run(run)
-    source = chosen_checkpoint(run, step)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError([f"{out}: exists and is not an empty folder; give another, or delete it"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    found, task = CheckpointReader(source).progress.step, build_task(config)
-    if dtype == "bf16" and not task.supports_bf16:
-        raise ConfigError([f"--dtype bf16: {config.task.kind} is computed in fp32; write --dtype fp32, or nothing"])
-    write_model_folder(task, source, out, dtype=DTYPES[dtype], card=model_card(task, config, run, found))
-    return found
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m train.export", description="Write a run as a Hugging Face folder.")
+    parser.add_argument("run", type=Path, help="a run folder, like runs/NAME")
+    parser.add_argument("out", type=Path, help="the folder to write; must not exist, or be empty")
+    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="fp32", help="of the weights (default: fp32)")
+    parser.add_argument("--prompt", help="afterwards load the folder and show what it writes after this text")
+    return parser.parse_args(arguments)
 
 
 def _require_text(run: Path, prompt: str | None) -> None:
@@ -182,29 +37,23 @@ def _require_text(run: Path, prompt: str | None) -> None:
         raise ConfigError([f"--prompt: a model of the task {kind} writes no text; leave it out"])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m train.export", description="Write a run as a Hugging Face folder.")
-    parser.add_argument("run", type=Path, help="a run folder, like runs/NAME")
-    parser.add_argument("out", type=Path, help="the folder to write; must not exist, or be empty")
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of the weights (default: fp32)")
-    parser.add_argument("--prompt", help="afterwards load the folder and show what it writes after this text")
-    given = parser.parse_args(arguments)
+def _export(given: argparse.Namespace) -> int:
+    # These imports take seconds: --help and mistakes on the command line are answered before them.
+    from transformers.utils import logging as transformers_logging
+
+    from train import model_folder
+    from train.checkpoint.checkpoint import CheckpointError
+
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        _require_text(given.run, given.prompt)
-        step = export(given.run, given.out, step=given.step, dtype=given.dtype)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (checkpoint.CheckpointError, OSError) as error:
+        step = model_folder.export(given.run, given.out, step=given.step, dtype=given.dtype)
+    except (CheckpointError, OSError) as error:
         print(f"export failed: {error}", file=sys.stderr)
         return 1
     print(f"step {step} of {given.run} -> {given.out}")
     if given.prompt is not None:
-        print(continuation(given.out, given.prompt))
+        print(model_folder.continuation(given.out, given.prompt))
     return 0
 
 

@@ -17,7 +17,7 @@ from train.config.run import RunConfig
 from train.data.order import SampleOrder, combined_hash, content_hashes, rank_share
 from train.engine.engine import Engine, StepResult
 from train.evaluation import validation_chunks, validation_means
-from train.export import write_model_folder
+from train.model_folder import write_model_folder
 from train.observe.accumulator import Accumulator
 from train.observe.probes import Probes
 from train.observe.run_log import RunLog

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.config import run_layout
-from train.config.load import to_yaml
+from train.config.errors import ConfigError
+from train.config.load import load, to_yaml
 from train.config.report_facts import report_facts
 from train.config.run import RunConfig
 
@@ -21,6 +22,17 @@ if TYPE_CHECKING:  # a finished run is recognised before torch is imported
     from train.ranks.distributed import World
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy")
+
+
+def read_run(folder: Path) -> RunConfig:
+    """Return the configuration of a run folder.
+
+    Raises:
+        ConfigError: It is no run folder.
+    """
+    if not (folder / run_layout.CONFIG).is_file():
+        raise ConfigError([f"{folder}: not a run folder (it has no config.yaml); give one like runs/NAME"])
+    return load(folder / run_layout.CONFIG)
 
 
 def write_config(config: RunConfig) -> None:

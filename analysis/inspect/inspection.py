@@ -11,15 +11,13 @@ statistics of the training probes; the placement of its norms is recognised. DIR
 
 from __future__ import annotations
 
-import argparse
 import gc
 import hashlib
 import json
 import math
 import re
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,49 +27,15 @@ from tqdm import tqdm
 from analysis.inspect import models, page
 from analysis.inspect.architecture import Architecture, ArchitectureError, recognise
 from analysis.inspect.inspected import Inspected, Snapshot, data_files
-from analysis.inspect.loading import DTYPES, LoadedModel, check, load
+from analysis.inspect.loading import LoadedModel, check, load
 from analysis.inspect.measurement import is_causal, measure_model
 from analysis.inspect.models import Subject
+from analysis.inspect.settings import DEFAULT_LENGTH, Settings
 from analysis.inspect.windows import Text, Windows, cut
 from analysis.page import check_out, write_page
 from analysis.runs import InputError
 
 KIND = "inspection"
-DEFAULT_LENGTH = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to measure; the names are those of the command line."""
-
-    device: str = "auto"
-    dtype: str | None = None
-    tokenizer: str | None = None
-    trust_remote_code: bool = False
-    sequence_length: int | None = None
-    windows: int = 8
-    gradients: bool = True
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 where what the user gave is wrong."""
-    given = _parser().parse_args(arguments)
-    settings = Settings(
-        device=given.device,
-        dtype=given.dtype,
-        tokenizer=given.tokenizer,
-        trust_remote_code=given.trust_remote_code,
-        sequence_length=given.sequence_length,
-        windows=given.windows,
-        gradients=given.gradients,
-    )
-    try:
-        page = inspect(given.model, text=given.text, out=given.out, settings=settings)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(page)
-    return 0
 
 
 def inspect(names: Sequence[str], *, out: Path, text: Path | None = None, settings: Settings) -> Path:
@@ -274,30 +238,3 @@ def _folder_names(labels: Sequence[str]) -> list[str]:
             name += "_"
         found.append(name)
     return found
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis inspect",
-        description="Look inside causal language models: where their norms are, and what their activations, gradients "
-        "and directions look like over depth.",
-    )
-    parser.add_argument(
-        "model", nargs="+", help="a Hugging Face folder or hub name, or a run: RUN, RUN@STEP, RUN@100,500, RUN@all"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write: new, or an earlier inspection")
-    parser.add_argument(
-        "--text", type=Path, help="plain text, also .gz .xz .bz2 (default: sources of the standard library)"
-    )
-    parser.add_argument("--windows", type=int, default=8, help="windows of text (default: 8)")
-    parser.add_argument(
-        "--sequence-length", type=int, help=f"tokens per window (default: {DEFAULT_LENGTH}, or the model's limit)"
-    )
-    parser.add_argument("--device", default="auto", help="auto (spreads what is too large), cpu, cuda, cuda:1 ...")
-    parser.add_argument(
-        "--dtype", choices=sorted(DTYPES), help="of the weights (default: fp32 on a CPU, as saved on a GPU)"
-    )
-    parser.add_argument("--tokenizer", help="folder or hub name, for a model that has none")
-    parser.add_argument("--no-gradients", dest="gradients", action="store_false", help="forward passes only")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a model's folder brings")
-    return parser

@@ -13,10 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
+from analysis.inspect.settings import DTYPES
 from analysis.runs import InputError
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "as-saved": "auto"}
-
 
 _ROOM = 0.7  # of a GPU's free memory that the weights may take; the rest is for activations and the gradients' start
 

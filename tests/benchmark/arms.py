@@ -1,6 +1,6 @@
 """The arms of the benchmark: our program, Hugging Face's Trainer, and hand-written loops, on the same windows.
 
-Those of the image filters are in filters.py.
+Those of the image filters are in filters.py, that of the commands' start in startup.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.benchmark.filters import FILTER_ARMS, measure_filter
+from tests.benchmark.startup import STARTUP_ARM, measure_startup
 
 TIMED_EVERY = 5  # steps: the clock is read as often as a run would log
 
@@ -237,11 +238,14 @@ PROBE_ARMS: dict[str, Callable[[Shape, int, Path], dict[str, float]]] = {
 
 def main() -> None:
     """Run one arm, described as JSON on the command line, and print its figures as JSON."""
+    given = json.loads(sys.argv[1])
+    if given["arm"] == STARTUP_ARM:
+        print(json.dumps(measure_startup()))
+        return
     import torch
 
     from train.observe.throughput import peak_memory_gib
 
-    given = json.loads(sys.argv[1])
     shape = Shape(**given["shape"])
     if given["arm"] in PROBE_ARMS:
         print(json.dumps(PROBE_ARMS[given["arm"]](shape, given["steps"], Path(given["folder"]))))

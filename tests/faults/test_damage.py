@@ -21,8 +21,7 @@ def flip(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.nightly), pytest.param(3, marks=pytest.mark.slow)])
 def test_damaged_checkpoints_are_passed_over(tmp_path: Path, stage: int) -> None:
     """The newest has one flipped bit, the one before is truncated, each in the file of another rank."""
     path, run, unbroken = tiny_file(tmp_path), tmp_path / "runs/tiny", tmp_path / "runs/unbroken"

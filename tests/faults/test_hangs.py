@@ -10,8 +10,13 @@ from tests.faults.processes import HANG_SECONDS, training
 from tests.tiny import tiny_file
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("fault", "what"), [("fifo", "holds the others up in step 5"), ("kill", "died in step 5")])
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        pytest.param("fifo", "holds the others up in step 5", marks=pytest.mark.slow),
+        pytest.param("kill", "died in step 5", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_last_line_names_the_culprit(tmp_path: Path, fault: str, what: str) -> None:
     path = tiny_file(tmp_path)
     deadlines = ["watchdog.step=6", "watchdog.first_step=60"]

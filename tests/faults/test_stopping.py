@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,10 @@ ROOT = Path(__file__).parents[2]
 SLOW_STEPS = ["steps=200", "checkpoint.every=1000", "evaluate_every=100", "log_every=1"]
 
 
-OTHERS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGINT)]
+OTHERS = [
+    pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+    pytest.param(signal.SIGINT, marks=pytest.mark.nightly),
+]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *OTHERS])
@@ -62,8 +64,7 @@ def test_a_signal_to_the_launcher_saves_and_the_same_command_finishes(tmp_path: 
     assert validations(run) == validations(tmp_path / "runs/unbroken")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.nightly), pytest.param(3, marks=pytest.mark.slow)])
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path, stage: int) -> None:
     path, run = tiny_file(tmp_path), tmp_path / "runs/tiny"
     settings = [*SLOW_STEPS, f"engine.zero_stage={stage}"]
@@ -170,13 +171,11 @@ def test_a_deadline_forces_the_exit(tmp_path: Path) -> None:
         "import logging, os, signal, time; logging.basicConfig();"
         "from train.ranks.stopping import StopSignal; stop = StopSignal(deadline=0.3)\n"
         "with stop.listening():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1); assert stop.name == 'SIGTERM'; time.sleep(20)"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(600)"
     )
-    began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "0.3 s ago" in done.stderr
-    assert time.monotonic() - began < 10
     assert StopSignal().name is None
 
 
@@ -184,11 +183,11 @@ def test_a_signal_that_comes_by_two_ways_is_one_wish() -> None:
     """SLURM may signal every process of a job, and the launcher passes its own on; a later one is a second wish."""
     script = (
         "import os, signal, time\nfrom train.ranks import stopping\nstop = stopping.StopSignal()\n"
-        "stopping._ONE_WISH_SECONDS = 1.0\n"
+        "stopping._ONE_WISH_SECONDS = 3.0\n"
         "with stop.listening():\n"
         "    for _ in range(3):\n        os.kill(os.getpid(), signal.SIGUSR1); time.sleep(0.1)\n"
-        "    print('alive', flush=True); time.sleep(1.0)\n"
-        "    os.kill(os.getpid(), signal.SIGUSR1); time.sleep(20)"
+        "    print('alive', flush=True); time.sleep(3.0)\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1); time.sleep(600)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "alive\n"), done.stderr
@@ -196,10 +195,12 @@ def test_a_signal_that_comes_by_two_ways_is_one_wish() -> None:
 
 def test_after_the_save_signals_change_nothing() -> None:
     script = (
-        "import os, signal, time\nfrom train.ranks.stopping import StopSignal\nstop = StopSignal(deadline=0.2)\n"
+        "import os, signal, time\nfrom train.ranks.stopping import StopSignal\nstop = StopSignal(deadline=2.0)\n"
         "with stop.listening():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1); stop.is_saved()\n"
-        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.4)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    while stop.name is None:\n        time.sleep(0.01)\n"  # another thread hears it
+        "    stop.is_saved()\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(2.5)\n"
         "raise SystemExit(75)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -219,9 +220,15 @@ def test_a_worker_that_ends_is_no_signal_to_the_run() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("fault", ["late_at_the_group", "late_with_the_model"])
+@pytest.mark.parametrize(
+    ("fault", "rank"),
+    [
+        pytest.param("late_at_the_group", 0, marks=pytest.mark.slow),
+        pytest.param("late_at_the_group", 1, marks=pytest.mark.nightly),
+        pytest.param("late_with_the_model", 0, marks=pytest.mark.nightly),
+        pytest.param("late_with_the_model", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_to_one_rank_in_preparation_ends_all_with_75(tmp_path: Path, fault: str, rank: int) -> None:
     """While rank 0 waits for rank 1 in a collective, where Python runs no handlers: 5 s later it leaves anyway."""
     path = tiny_file(tmp_path)

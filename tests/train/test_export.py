@@ -18,6 +18,7 @@ from train import export
 from train.config.errors import ConfigError
 from train.config.load import load
 from train.rank import train_rank
+from train.run_folder import read_run
 
 ELSEWHERE = """
 import json, math, sys
@@ -46,7 +47,7 @@ def test_the_folder_gives_the_runs_validation_loss_elsewhere(ranks: Ranks, tmp_p
     assert export.main([str(run), str(out)]) == 0
     from train.tasks import build_task
 
-    task = build_task(export.read_run(run))
+    task = build_task(read_run(run))
     windows = [
         task.batch(np.array([i]), split="validation", step=0)["tokens"][0].tolist()
         for i in range(task.num_validation_samples)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.processes import HANG_SECONDS
 from tests.ranks import Ranks
 from tests.tiny import tiny_file, tiny_run
 from train import __main__ as entry
@@ -302,7 +303,7 @@ def test_kill_minus_nine_loses_nothing(tmp_path: Path, where: str) -> None:
     assert _torchrun(path, [*settings, "name=unbroken"]).wait() == 0
     checkpoints = tmp_path / "runs/tiny/checkpoints"
     process = _torchrun(path, settings)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG_SECONDS
     pattern = "step_*.partial" if where == "save" else "step_00000[5-9]"
     while process.poll() is None and time.monotonic() < deadline:
         if len(list(checkpoints.glob("step_*"))) > 3 and (found := list(checkpoints.glob(pattern))):

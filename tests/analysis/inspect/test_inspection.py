@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from analysis.inspect import inspection
+from analysis.inspect import command
 from analysis.inspect.angular import TOKENS_PER_WINDOW, AngularProbe, angular_distances
 from analysis.inspect.architecture import recognise
 from analysis.inspect.massive import LARGEST_PER_DEPTH
@@ -82,7 +82,7 @@ def windows_of(count: int = 3, length: int = 16) -> Windows:
 
 
 def inspect(*arguments: Any) -> int:
-    return inspection.main([*map(str, arguments), "--device", "cpu"])
+    return command.main([*map(str, arguments), "--device", "cpu"])
 
 
 # ------------------------------------------------------------------------------------------- figures and references

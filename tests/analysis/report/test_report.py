@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -159,18 +157,6 @@ def test_an_unknown_command_is_answered_with_the_usage(
 ) -> None:
     assert entry.main(arguments) == 2
     assert "usage: python -m analysis {report|inspect}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"]])
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    program = (
-        "import sys\nfrom analysis import __main__ as entry\n"
-        f"try:\n    code = entry.main({arguments!r})\nexcept SystemExit as error:\n    code = error.code\n"
-        "heavy = {'torch', 'matplotlib', 'pandas', 'numpy'} & set(sys.modules)\nassert not heavy, heavy\nsys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.faults.processes import HANG_SECONDS
+
 NODES = {"0x7f000001": "127.0.0.1", "0x7f000002": "127.0.0.2", "0x7f000003": "127.0.0.3"}
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 SBIN = "/usr/sbin"  # not on every PATH
@@ -66,14 +68,14 @@ class SlurmCluster:
             self._start("slurmctld", "-D")
             for node in NODES:
                 self.start_node(node)
-            self.wait_for(lambda: self.run("sinfo", "-h", "-o", "%T %D").split() == ["idle", "3"], 60)
+            self.wait_for(lambda: self.run("sinfo", "-h", "-o", "%T %D").split() == ["idle", "3"], 300)
         except (TimeoutError, OSError) as error:
             self.close()
             raise Unavailable(f"SLURM does not start ({error}); see {folder}/*.log") from error
 
     def run(self, *command: str) -> str:
         """Run a command of SLURM's and return what it printed."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=HANG_SECONDS)
         return done.stdout.strip()
 
     def state(self, job: str) -> str:
@@ -81,7 +83,7 @@ class SlurmCluster:
         shown = self.run("scontrol", "show", "job", job)
         return " ".join(re.search(rf"{key}=(\S*)", shown)[1] for key in ("JobState", "Reason"))  # type: ignore[index]
 
-    def wait_for(self, condition: Callable[[], object], seconds: float) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = HANG_SECONDS) -> None:
         """Wait until the condition holds.
 
         Raises:
@@ -93,10 +95,10 @@ class SlurmCluster:
                 raise TimeoutError(f"not within {seconds} s; {self.run('squeue')}")
             time.sleep(0.2)
 
-    def wait_until_over(self, job: str, seconds: float) -> str:
+    def wait_until_over(self, job: str) -> str:
         """Wait for a job's end, through all its restarts, and return how it ended."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        self.wait_for(lambda: self.state(job).split()[0] in ends, seconds)
+        self.wait_for(lambda: self.state(job).split()[0] in ends)
         return self.state(job).split()[0]
 
     def start_node(self, node: str) -> None:
@@ -155,7 +157,7 @@ class SlurmCluster:
         names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         options = [f"--{option}={folder / name}" for option, name in names.items()]
         self._start("munged", "--foreground", "--force", *options)
-        self.wait_for((folder / "socket").exists, 20)
+        self.wait_for((folder / "socket").exists, 120)
 
     def _start(self, program: str, *arguments: str, name: str | None = None) -> None:
         name = name or program

@@ -17,7 +17,7 @@ from launch.slurm import slurm
 from tests.launch.slurm.slurm_cluster import NODES, SlurmCluster
 from tests.tiny import tiny_file, tiny_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 TWO_NODES = "nodes: 2\ntime: 10\nsignal_seconds: 60\n"
 LONG = ("steps=120", "evaluate_every=60", "checkpoint.every=1000")
@@ -68,7 +68,7 @@ def test_a_job_trains_on_two_nodes(slurm_cluster: SlurmCluster, submit, tmp_path
     again = launch(slurm_cluster, tmp_path)
     assert again.returncode == 2
     assert f"job {job} uses this folder" in again.stderr
-    assert slurm_cluster.wait_until_over(job, 120) == "COMPLETED", log(run)
+    assert slurm_cluster.wait_until_over(job) == "COMPLETED", log(run)
     assert sorted(losses(run)) == list(range(1, 9))
     environment = json.loads((run / "environment.json").read_text())
     assert (environment["world_size"], environment["threads_per_rank"]) == (2, 1)
@@ -81,13 +81,13 @@ def test_a_signal_queues_the_job_again_and_the_losses_are_those_of_an_unbroken_r
     slurm_cluster: SlurmCluster, submit, tmp_path: Path
 ) -> None:
     unbroken, broken = tmp_path / "runs/unbroken", tmp_path / "runs/broken"
-    assert slurm_cluster.wait_until_over(submit("name=unbroken", *LONG), 200) == "COMPLETED", log(unbroken)
+    assert slurm_cluster.wait_until_over(submit("name=unbroken", *LONG)) == "COMPLETED", log(unbroken)
     job = submit("name=broken", *LONG)
     for stops in (1, 2):
-        slurm_cluster.wait_for(lambda stops=stops: max(losses(broken), default=0) > 25 * stops, 120)
+        slurm_cluster.wait_for(lambda stops=stops: max(losses(broken), default=0) > 25 * stops)
         slurm_cluster.run("scancel", "--signal=USR1", job)
-        slurm_cluster.wait_for(lambda stops=stops: len(events(broken, "resume")) == stops, 120)
-    assert slurm_cluster.wait_until_over(job, 200) == "COMPLETED", log(broken)
+        slurm_cluster.wait_for(lambda stops=stops: len(events(broken, "resume")) == stops)
+    assert slurm_cluster.wait_until_over(job) == "COMPLETED", log(broken)
     resumed = [event["step"] for event in events(broken, "resume")]
     assert len(resumed) == 2
     assert 0 < resumed[0] < resumed[1] < 120
@@ -98,13 +98,13 @@ def test_a_signal_queues_the_job_again_and_the_losses_are_those_of_an_unbroken_r
 def test_a_job_goes_on_beyond_its_time_limit(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
     """SLURM looks at time limits twice a minute: the signal comes 60 to 90 seconds after the start."""
     unbroken, limited = tmp_path / "runs/unbroken", tmp_path / "runs/limited"
-    assert slurm_cluster.wait_until_over(submit("name=pace", "steps=40", "evaluate_every=40"), 200) == "COMPLETED"
+    assert slurm_cluster.wait_until_over(submit("name=pace", "steps=40", "evaluate_every=40")) == "COMPLETED"
     pace = statistics.median(row["step_seconds"] for row in rows(tmp_path / "runs/pace", "metrics.jsonl")[5:-1])
     number = int(90 / pace)  # long enough to be stopped at least once, however busy this machine is
     steps = (f"steps={number}", f"evaluate_every={number}", "checkpoint.every=100000")
-    assert slurm_cluster.wait_until_over(submit("name=unbroken", *steps), 400) == "COMPLETED", log(unbroken)
+    assert slurm_cluster.wait_until_over(submit("name=unbroken", *steps)) == "COMPLETED", log(unbroken)
     job = submit("name=limited", *steps, where="nodes: 2\ntime: 4\nsignal_seconds: 150\n")
-    assert slurm_cluster.wait_until_over(job, 600) == "COMPLETED", log(limited)
+    assert slurm_cluster.wait_until_over(job) == "COMPLETED", log(limited)
     resumed = [event["step"] for event in events(limited, "resume")]
     assert resumed
     assert resumed == sorted(set(resumed))
@@ -113,9 +113,9 @@ def test_a_job_goes_on_beyond_its_time_limit(slurm_cluster: SlurmCluster, submit
 
 def test_a_cancelled_job_saves_and_stays_cancelled(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
     job, run = submit(*LONG), tmp_path / "runs/tiny"
-    slurm_cluster.wait_for(lambda: max(losses(run), default=0) > 20, 120)
+    slurm_cluster.wait_for(lambda: max(losses(run), default=0) > 20)
     slurm_cluster.run("scancel", job)
-    slurm_cluster.wait_for(lambda: slurm_cluster.run("squeue", "-h") == "", 60)
+    slurm_cluster.wait_for(lambda: slurm_cluster.run("squeue", "-h") == "")
     assert slurm_cluster.state(job).startswith("CANCELLED")
     stopped = json.loads((run / "stopped.json").read_text())
     assert (stopped["exit_code"], stopped["signal"]) == (75, "SIGTERM")
@@ -126,18 +126,18 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm_cluster: SlurmCluster, 
 def test_a_lost_node_queues_the_job_again(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
     unbroken, robbed = tmp_path / "runs/unbroken", tmp_path / "runs/robbed"
     settings = ("steps=150", "evaluate_every=150", "checkpoint.every=10")
-    assert slurm_cluster.wait_until_over(submit("name=unbroken", *settings), 200) == "COMPLETED", log(unbroken)
+    assert slurm_cluster.wait_until_over(submit("name=unbroken", *settings)) == "COMPLETED", log(unbroken)
     job = submit("name=robbed", *settings)
-    slurm_cluster.wait_for(lambda: len(events(robbed, "save")) >= 2, 120)
+    slurm_cluster.wait_for(lambda: len(events(robbed, "save")) >= 2)
     lost = list(NODES)[1]
     slurm_cluster.lose_node(lost)
     try:
-        slurm_cluster.wait_for(lambda: len(events(robbed, "resume")) == 1, 200)
-        assert slurm_cluster.wait_until_over(job, 300) == "COMPLETED", log(robbed)
+        slurm_cluster.wait_for(lambda: len(events(robbed, "resume")) == 1)
+        assert slurm_cluster.wait_until_over(job) == "COMPLETED", log(robbed)
         assert "down" in slurm_cluster.run("sinfo", "-h", "-n", lost, "-o", "%T")
     finally:
         slurm_cluster.start_node(lost)
-        slurm_cluster.wait_for(lambda: slurm_cluster.run("sinfo", "-h", "-o", "%T").split() == ["idle"], 60)
+        slurm_cluster.wait_for(lambda: slurm_cluster.run("sinfo", "-h", "-o", "%T").split() == ["idle"])
     resumed = [event["step"] for event in events(robbed, "resume")]
     assert len(resumed) == 1
     assert resumed[0] >= 20
@@ -152,7 +152,7 @@ def test_an_array_trains_every_member(
     configs = [tiny_run(tmp_path, f"name=member-{number}", f"seed={number}") for number in range(3)]
     where = cluster_file.ClusterConfig(time=10, signal_seconds=60)
     done = slurm.submit(configs, where, folder=tmp_path / "sweep", name="sweep", about="", array=True, at_once=2)
-    slurm_cluster.wait_for(lambda: slurm_cluster.run("squeue", "-h") == "", 200)
+    slurm_cluster.wait_for(lambda: slurm_cluster.run("squeue", "-h") == "")
     for number in range(3):
         run = tmp_path / f"runs/member-{number}"
         assert sorted(losses(run)) == list(range(1, 9)), (tmp_path / "sweep/logs").glob("*")
@@ -167,7 +167,7 @@ def test_ranks_of_a_bare_srun_find_each_other_and_a_batch_script_is_alone(
     (tmp_path / "job.sh").write_text("\n".join(lines) + "\n")
     output = f"--output={tmp_path}/job.log"
     job = slurm_cluster.run("sbatch", "--parsable", "-N2", "--ntasks-per-node=1", output, str(tmp_path / "job.sh"))
-    assert slurm_cluster.wait_until_over(job, 120) == "COMPLETED", (tmp_path / "job.log").read_text()
+    assert slurm_cluster.wait_until_over(job) == "COMPLETED", (tmp_path / "job.log").read_text()
     sizes = [
         json.loads((tmp_path / f"runs/{name}/environment.json").read_text())["world_size"]
         for name in ("together", "alone")

@@ -8,7 +8,6 @@ import torch
 from .plain_filter import random_filter, random_pair
 
 pytestmark = [
-    pytest.mark.slow,  # the first compilation is: 20 s and more
     # torch 2.13 warns of itself
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
@@ -17,7 +16,9 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("architecture", ["fdkn", "dkn"])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(  # a first compilation takes 20 s and more
+    "training", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.nightly)]
+)
 def test_a_compiled_filter_gives_equal_outputs_and_gradients(architecture: str, training: bool) -> None:
     """In double: both differ by rounding, which a deep random network and its offsets make 1e-4 of in fp32."""
     compiled, plain = (random_filter(architecture=architecture).double().train(training) for _ in range(2))

@@ -159,11 +159,15 @@ QUICK = {
     (3, 2, 1, "true"),
     (3, 1, 4, "false"),
 }
+SLOW = {(0, 1, 1, "false"), (2, 1, 1, "true")}  # with QUICK: every stage beside each of the other values
 
 
 @pytest.mark.parametrize(
     ("stage", "size", "accumulation", "checkpointing"),
-    [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+    [
+        case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow if case in SLOW else pytest.mark.nightly)
+        for case in CASES
+    ],
 )
 def test_values_equal_full_tensors_in_fp64(
     ranks: Ranks, tmp_path: Path, stage: int, size: int, accumulation: int, checkpointing: str
@@ -188,7 +192,11 @@ COMPILED = [(1, 1, 8, "false"), (1, 2, 1, "true"), (0, 1, 2, "true"), (2, 2, 4, 
 
 @pytest.mark.parametrize(
     ("stage", "size", "micro_batch_size", "checkpointing"),
-    [COMPILED[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in COMPILED[1:])],
+    [
+        COMPILED[0],
+        pytest.param(*COMPILED[1], marks=pytest.mark.slow),
+        *(pytest.param(*case, marks=pytest.mark.nightly) for case in COMPILED[2:]),
+    ],
 )
 def test_values_of_compiled_blocks_equal_full_tensors(
     ranks: Ranks, tmp_path: Path, stage: int, size: int, micro_batch_size: int, checkpointing: str

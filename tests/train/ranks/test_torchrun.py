@@ -25,7 +25,7 @@ def ranks(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("code", [0, 2, 75])
+@pytest.mark.parametrize("code", [75, *(pytest.param(code, marks=pytest.mark.nightly) for code in (0, 2))])
 def test_ranks_that_have_said_why_end_with_their_exit_code_and_nothing_else(code: int) -> None:
     ended = ranks(f"exit {code}")
     assert ended.returncode == code
@@ -37,7 +37,9 @@ def test_ranks_that_have_said_why_end_with_their_exit_code_and_nothing_else(code
     [
         ("exit 3", 3, "ended first, with exit code 3; the others"),
         ("sh -c 'kill -KILL $PPID'", 1, "ended first, killed by SIGKILL: from outside, or for want of memory"),
-        ("sh -c 'kill -SEGV $PPID'", 1, "ended first, killed by SIGSEGV; the others"),
+        pytest.param(
+            "sh -c 'kill -SEGV $PPID'", 1, "ended first, killed by SIGSEGV; the others", marks=pytest.mark.nightly
+        ),
     ],
 )
 def test_the_rank_that_ended_first_is_named(rank_1: str, code: int, said: str) -> None:

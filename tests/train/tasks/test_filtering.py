@@ -23,9 +23,11 @@ from train import export
 from train.config.errors import ConfigError
 from train.config.load import load
 from train.data.images.pairs import Pair
+from train.model_folder import model_card
 from train.observe.accumulator import Accumulator
 from train.observe.console import console_line
 from train.observe.jsonl import strict
+from train.run_folder import read_run
 from train.tasks import build_task
 from train.tasks.depth_upsampling import DepthUpsampling
 from train.tasks.exhibits import shifted, steepest
@@ -360,7 +362,7 @@ def test_an_exported_filter_gives_the_runs_figures_elsewhere(ranks: Ranks, tmp_p
     ranks(2, train, str(tiny_filter_file(tmp_path)), one)
     run, out = tmp_path / "runs/tiny", tmp_path / "out"
     assert export.main([str(run), str(out)]) == 0
-    task = build_task(export.read_run(run))
+    task = build_task(read_run(run))
     batch = task.batch(np.array([0]), split="validation", step=0)
     arrays = {key: batch[key].numpy() for key in ("guidance", "input", "truth", "units")}
     np.savez(tmp_path / "images.npz", **arrays)  # type: ignore[arg-type]
@@ -389,7 +391,7 @@ def test_an_exported_filter_gives_the_runs_figures_elsewhere(ranks: Ranks, tmp_p
 )
 def test_the_card_of_a_filter_shows_its_own_task(tmp_path: Path, kind: str, call: str) -> None:
     config = load(tiny_filter_file(tmp_path, kind))
-    card = export.model_card(build_task(config), config, tmp_path, 1)
+    card = model_card(build_task(config), config, tmp_path, 1)
     usage = card.split("```python\n")[1].split("\n```")[0]
     assert usage.splitlines()[-1] == call
     compile(usage, "README.md", "exec")

@@ -69,7 +69,13 @@ def losses_of_a_batch(path: str) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "size"), [(0, 1), (1, 2), *(pytest.param(s, 2, marks=pytest.mark.slow) for s in (0, 2, 3))]
+    ("stage", "size"),
+    [
+        (0, 1),
+        (1, 2),
+        pytest.param(3, 2, marks=pytest.mark.slow),
+        *(pytest.param(stage, 2, marks=pytest.mark.nightly) for stage in (0, 2)),
+    ],
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_resume_is_bit_exact(ranks: Ranks, tmp_path: Path, kind: str, stage: int, size: int) -> None:
@@ -87,7 +93,9 @@ def validations(folder: Path, name: str = "tiny") -> list[dict[str, float]]:
     return [row for row in rows(folder, name) if "validation_loss" in row]
 
 
-@pytest.mark.parametrize("stage", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (2, 3))])
+@pytest.mark.parametrize(
+    "stage", [1, pytest.param(2, marks=pytest.mark.nightly), pytest.param(3, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_give_the_same_at_every_stage(ranks: Ranks, tmp_path: Path, kind: str, stage: int) -> None:
     """Batch norm sees its own micro-batch, which is the same here at every stage."""

@@ -73,8 +73,9 @@ def heads(folder: Path) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("====")]
 
 
-# How long after its deadline a run may take to end: silent ranks are awaited, then answers are read.
-MARGIN = SILENCE_SECONDS + 2 * BEAT_SECONDS + 4
+# How long after its deadline a run may take to end: silent ranks are awaited, then answers are read, 14 s together. The
+# rest is for a busy machine: this guards against an end that does not come.
+MARGIN = SILENCE_SECONDS + 2 * BEAT_SECONDS + 120
 
 
 @pytest.mark.slow
@@ -132,10 +133,10 @@ def test_a_suspended_rank_is_named(tmp_path: Path) -> None:
 def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     ended = run_two_ranks(tmp_path, "kill")
     assert ended.codes == [1, -signal.SIGKILL]
-    assert ended.seconds <= MARGIN  # no deadline has to pass: the connection breaks
+    assert ended.seconds <= MARGIN
     assert ended.log[-1].startswith(f"[rank 0] rank 1 ({socket.gethostname()}, pid ")
     assert "died in step 5" in ended.log[-1]
-    assert "lost contact with another rank (" in ended.log[-2]
+    assert "lost contact with another rank (" in ended.log[-2]  # no deadline had to pass: the connection broke
 
 
 @pytest.mark.slow
