@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from train.config.run_layout import CHECKPOINTS, complete_steps
+from train.config.facts.run_layout import CHECKPOINTS, complete_steps
 
 RESTARTS_WITHOUT_PROGRESS = 3
 

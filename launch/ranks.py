@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from train.config.exit_codes import STOPPED_EARLY
-from train.config.run_layout import STACKS, STOPPED
+from train.config.facts.exit_codes import STOPPED_EARLY
+from train.config.facts.run_layout import STACKS, STOPPED
 
 _TORCHRUN = "train.ranks.torchrun"
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

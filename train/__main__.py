@@ -16,12 +16,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from train.config.errors import ConfigError
-from train.config.exit_codes import REFUSED, STOPPED_EARLY
+from train.config.facts.exit_codes import REFUSED, STOPPED_EARLY
+from train.config.facts.run_layout import is_finished
 from train.config.load import load
 from train.config.reference import as_text
 from train.config.resume import refuse_another_run
 from train.config.run import RunConfig
-from train.config.run_layout import is_finished
 from train.ranks import launcher_env
 from train.ranks.stopping import NOTHING_LOST, StoppedInPreparationError, StopSignal
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from train import run_folder
 from train.checkpoint.checkpoint import (
     CheckpointReader,
     Progress,
@@ -21,11 +20,12 @@ from train.checkpoint.checkpoint import (
 )
 from train.config.batch import micro_batches
 from train.config.errors import ConfigError
+from train.config.facts.run_layout import CHECKPOINTS, complete_steps, step_name
 from train.config.load import to_dict
 from train.config.run import RunConfig
-from train.config.run_layout import CHECKPOINTS, complete_steps, step_name
 from train.engine.engine import BatchPlan, Engine, resolve_precision, wrap
 from train.loop import Run
+from train.observe import run_facts
 from train.observe.probes import Probes
 from train.observe.run_log import RunLog
 from train.observe.spikes import SpikeWatch
@@ -146,10 +146,10 @@ def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> P
 
 def _describe_run(config: RunConfig, folder: Path, engine: Engine, task: Task, world: World) -> None:
     """Write into the run folder what the run is: configuration, environment, DeepSpeed's configuration, assets."""
-    run_folder.write_config(config)
+    run_facts.write_config(config)
     forget_stopped(folder)
-    run_folder.write_environment(folder, world=world, precision=engine.precision, facts=task.data_facts)
-    run_folder.write_deepspeed_config(folder, engine.config)
+    run_facts.write_environment(folder, world=world, precision=engine.precision, facts=task.data_facts)
+    run_facts.write_deepspeed_config(folder, engine.config)
     assets = folder / "assets"
     assets.mkdir(exist_ok=True)
     task.save_assets(assets)

@@ -16,8 +16,9 @@ from train.checkpoint.checkpoint import CheckpointError, Progress, Saver
 from train.config.run import RunConfig
 from train.data.order import SampleOrder, combined_hash, content_hashes, rank_share
 from train.engine.engine import Engine, StepResult
-from train.evaluation import validation_chunks, validation_means
-from train.model_folder import write_model_folder
+from train.engine.schedule import learning_rate
+from train.evaluate.validation import validation_chunks, validation_means
+from train.export.model_folder import write_model_folder
 from train.observe.accumulator import Accumulator
 from train.observe.probes import Probes
 from train.observe.run_log import RunLog
@@ -25,7 +26,6 @@ from train.observe.spikes import SpikeWatch
 from train.observe.throughput import Stopwatch, speed
 from train.ranks.distributed import SideChannel, World, gather_over_ranks, sum_over_ranks
 from train.ranks.stopping import StopSignal
-from train.schedule import learning_rate
 from train.tasks.task import Batch, SampleCost, Task
 from train.watchdog.watchdog import Watchdog
 

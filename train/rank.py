@@ -8,7 +8,7 @@ import os
 from train.assemble import assemble
 from train.checkpoint.checkpoint import CheckpointError
 from train.config.batch import check_world_size
-from train.config.exit_codes import STOPPED_EARLY
+from train.config.facts.exit_codes import STOPPED_EARLY
 from train.config.run import RunConfig
 from train.loop import Run, TooManySkippedStepsError, fit
 from train.ranks import distributed

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from analysis.inspect.angular import AngularProbe
 from analysis.inspect.architecture import Architecture
 from analysis.inspect.massive import Largest, MassiveProbe
-from analysis.inspect.scales import effective_scale
 from analysis.inspect.streams import between_blocks, streams
 from analysis.inspect.windows import Windows
 from analysis.measure.activations import ActivationProbe
 from analysis.measure.gradients import is_norm_scale, layer_of, squared_norm
+from analysis.measure.scales import effective_scale
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from launch.plan import shape
 from modeling.decoder.facts_counts_periln import count_parameters
 from modeling.decoder.facts_periln import loss_chunk_tokens
-from train.config.optimizers import OPTIMIZERS, OptimizerFacts
+from train.config.facts.optimizers import OPTIMIZERS, OptimizerFacts
 from train.config.run import RunConfig
 
 GIB = 2**30

@@ -16,9 +16,9 @@ from launch.plan.memory import GIB, Case, Memory, at_stage, case_of, memory
 from modeling.decoder.facts_counts_periln import count_frozen_scales, count_parameters, flops_per_token
 from train.config.batch import micro_batches
 from train.config.errors import ConfigError
-from train.config.hardware import PEAK_FLOPS
+from train.config.facts.hardware import PEAK_FLOPS
+from train.config.facts.optimizers import OPTIMIZERS
 from train.config.load import load
-from train.config.optimizers import OPTIMIZERS
 from train.config.run import RunConfig
 
 HEADROOM = 0.08  # of a GPU's memory that a recommendation leaves free: the estimate's own error

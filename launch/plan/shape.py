@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from modeling.decoder.facts_periln import PLACEMENTS, DecoderShape
 from train.config.errors import ConfigError
-from train.config.language_model import LanguageModelConfig
 from train.config.run import RunConfig
+from train.config.tasks.language_model import LanguageModelConfig
 
 # Stream-wide tensors (N, D) that a layer keeps for its backward pass, by placement: inputs of norms and of
 # projections. Compiled, a layer computes some of them again. Counted with saved-tensor hooks; a test asserts that

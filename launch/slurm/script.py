@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.slurm.cluster import ClusterConfig
 from train.config.errors import ConfigError
-from train.config.exit_codes import STOPPED_EARLY
+from train.config.facts.exit_codes import STOPPED_EARLY
 
 
 @dataclass(frozen=True, kw_only=True)

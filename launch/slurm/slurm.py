@@ -21,10 +21,10 @@ from typing import NamedTuple
 from launch.slurm import cluster, script, snapshot
 from train.config.batch import check_world_size
 from train.config.errors import ConfigError
+from train.config.facts.run_layout import is_finished
 from train.config.load import load, to_yaml
 from train.config.resume import refuse_another_run
 from train.config.run import RunConfig
-from train.config.run_layout import is_finished
 
 
 class SlurmError(RuntimeError):

@@ -28,10 +28,10 @@ from typing import Any, NamedTuple, cast
 from train.config import yaml_text
 from train.config.batch import check_world_size
 from train.config.errors import ConfigError
+from train.config.facts.run_layout import CONFIG, is_finished
 from train.config.load import load
 from train.config.resume import differences
 from train.config.run import RunConfig
-from train.config.run_layout import CONFIG, is_finished
 from train.config.schema import check
 
 _SHORT = {"norm_placement": "placement"}

@@ -24,7 +24,7 @@ from launch.ranks import end_with_parent, shown
 from launch.sweep import array
 from launch.sweep.members import Member, Sweep, members, read_sweep
 from train.config.errors import ConfigError
-from train.config.exit_codes import STOPPED_EARLY
+from train.config.facts.exit_codes import STOPPED_EARLY
 
 LOG = Path("logs") / "sweep.log"  # in each member's folder
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

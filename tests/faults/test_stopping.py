@@ -22,7 +22,7 @@ from tests.faults.processes import (
     wait_until,
 )
 from tests.tiny import tiny_file
-from train.config.run_layout import is_finished
+from train.config.facts.run_layout import is_finished
 
 ROOT = Path(__file__).parents[2]
 SLOW_STEPS = ["steps=200", "checkpoint.every=1000", "evaluate_every=100", "log_every=1"]

@@ -14,11 +14,10 @@ import pytest
 
 from tests.ranks import Ranks
 from tests.tiny import tiny_file
-from train import export
 from train.config.errors import ConfigError
-from train.config.load import load
+from train.config.load import load, read_run
+from train.export import __main__ as export
 from train.rank import train_rank
-from train.run_folder import read_run
 
 ELSEWHERE = """
 import json, math, sys

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from train.checkpoint.tensor_file import WrittenFile, is_intact, write_safetensors
 from train.config.errors import ConfigError
-from train.config.run_layout import MANIFEST, complete_steps, step_name
+from train.config.facts.run_layout import MANIFEST, complete_steps, step_name
 from train.engine.engine import Engine
 from train.ranks.distributed import SideChannel, World, all_agree, gather_floats, sum_over_ranks
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from train.config import yaml_text
 from train.config.errors import ConfigError
+from train.config.facts.run_layout import CONFIG
 from train.config.rules import broken_rules
 from train.config.run import RunConfig
 from train.config.schema import check
@@ -37,6 +38,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if config is None or faults:
         raise ConfigError(faults)
     return config
+
+
+def read_run(folder: Path) -> RunConfig:
+    """Return the configuration of a run folder.
+
+    Raises:
+        ConfigError: It is no run folder.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ConfigError([f"{folder}: not a run folder (it has no config.yaml); give one like runs/NAME"])
+    return load(folder / CONFIG)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from train.config import run_layout, yaml_text
+from train.config import yaml_text
 from train.config.errors import ConfigError
+from train.config.facts import run_layout
 from train.config.run import RunConfig
 from train.config.schema import check
 from train.config.setting import nearest, settings_in

@@ -12,7 +12,7 @@ from typing import Any
 
 from train.config.run import DEFAULT_DECAY, EngineConfig, ProbesConfig, as_steps
 from train.config.setting import default_of
-from train.config.tasks import TASK_RULES
+from train.config.tasks.kinds import TASK_RULES
 from train.config.values import AbsentError, Rule, Values
 
 

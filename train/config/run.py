@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from train.config.setting import section, setting
-from train.config.tasks import TaskConfig
+from train.config.tasks.kinds import TaskConfig
 
 DEFAULT_DECAY = 0.2  # of the run, at the end of a warmup_stable_decay schedule
 

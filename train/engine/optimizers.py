@@ -1,4 +1,4 @@
-"""The torch side of each optimizer; its facts are in train/config/optimizers.py, under the same name."""
+"""The torch side of each optimizer; its facts are in train/config/facts/optimizers.py, under the same name."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from analysis.measure.gradients import squared_norm
-from train.config.optimizers import OPTIMIZERS as FACTS
-from train.config.optimizers import OptimizerFacts
+from train.config.facts.optimizers import OPTIMIZERS as FACTS
+from train.config.facts.optimizers import OptimizerFacts
 from train.config.run import OptimConfig
 from train.tasks.task import ParameterGroup
 

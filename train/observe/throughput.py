@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from train.config import hardware
+from train.config.facts import hardware
 from train.ranks.distributed import World, gather_floats
 from train.tasks.task import SampleCost
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from train.config.exit_codes import STOPPED_EARLY
-from train.config.run_layout import STOPPED
+from train.config.facts.exit_codes import STOPPED_EARLY
+from train.config.facts.run_layout import STOPPED
 from train.ranks.launcher_env import tell_torchrun
 
 logger = logging.getLogger(__name__)

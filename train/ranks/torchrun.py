@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
 
-from train.config.exit_codes import REFUSED, STOPPED_EARLY
+from train.config.facts.exit_codes import REFUSED, STOPPED_EARLY
 from train.ranks.launcher_env import USERS_THREADS
 
 _BY_SIGNAL = 128  # exit codes above it: ended from outside, by the signal of this number more

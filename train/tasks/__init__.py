@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from train.config.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
-from train.config.language_model import LanguageModelConfig
 from train.config.run import RunConfig
+from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
+from train.config.tasks.language_model import LanguageModelConfig
 from train.tasks.task import Task
 
 

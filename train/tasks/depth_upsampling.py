@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from modeling.joint_filter.modeling_dkn import DKNOutput
-from train.config.joint_filter import DepthUpsamplingConfig
+from train.config.tasks.joint_filter import DepthUpsamplingConfig
 from train.data.images.baselines import baselines
 from train.data.images.pairs import Pair, Pairs
 from train.data.images.patches import Span, min_max, patch
 from train.data.images.resize import degrade
+from train.data.split import Split
 from train.tasks.exhibits import shifted
 from train.tasks.image_batch import Images, images_of, training_sample, with_input
 from train.tasks.joint_filtering import SECTIONS, JointFiltering, absolute_error, add, add_judged
-from train.tasks.task import Batch, ModelCard, Split, Sums
+from train.tasks.task import Batch, ModelCard, Sums
 
 SHIFT = 16  # pixels, each way: farther than a window of 15 reaches
 BASELINES = ("bicubic", "joint_bilateral", "guided_filter")

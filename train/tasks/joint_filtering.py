@@ -22,13 +22,14 @@ from modeling.joint_filter.configuration_dkn import DKNConfig
 from modeling.joint_filter.image_processing_dkn import DKNImageProcessor
 from modeling.joint_filter.modeling_dkn import DKNModel, DKNOutput
 from train.config.errors import ConfigError
-from train.config.joint_filter import DepthUpsamplingConfig, PairSourceConfig, TextureRemovalConfig
 from train.config.run import OptimConfig
+from train.config.tasks.joint_filter import DepthUpsamplingConfig, PairSourceConfig, TextureRemovalConfig
 from train.data.images.pairs import Pairs, open_pairs
 from train.data.images.procedural import KINDS
+from train.data.split import Split
 from train.tasks.exhibits import Exhibit, show
 from train.tasks.image_batch import Images, as_batch, images_of
-from train.tasks.task import Batch, Gallery, ModelCard, ParameterGroup, SampleCost, Split, StepOutput, Sums, Task
+from train.tasks.task import Batch, Gallery, ModelCard, ParameterGroup, SampleCost, StepOutput, Sums, Task
 
 Config = TypeVar("Config", DepthUpsamplingConfig, TextureRemovalConfig)
 

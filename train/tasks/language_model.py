@@ -16,10 +16,11 @@ from torch import nn
 from analysis.measure.activations import Site
 from modeling.decoder.configuration_periln import PeriLNConfig
 from modeling.decoder.modeling_periln import PeriLNForCausalLM, PeriLNModel
-from train.config.language_model import LanguageModelConfig
 from train.config.run import OptimConfig
+from train.config.tasks.language_model import LanguageModelConfig
+from train.data.split import Split
 from train.data.text import cache
-from train.tasks.task import Batch, ModelCard, ParameterGroup, SampleCost, Split, StepOutput, Sums, Task
+from train.tasks.task import Batch, ModelCard, ParameterGroup, SampleCost, StepOutput, Sums, Task
 
 _USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from analysis.measure.activations import Site, sites_of_any
+from train.data.split import Split
 
-Split = Literal["training", "validation"]
 Batch = dict[str, Tensor]  # every value holds one entry per sample along its first dimension
 Sums = dict[str, tuple[Tensor, Tensor]]  # name -> (sum, weight), fp32 scalars; a mean is taken over all ranks at once
 

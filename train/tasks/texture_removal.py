@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling.joint_filter.modeling_dkn import DKNOutput
-from train.config.joint_filter import TextureRemovalConfig
+from train.config.tasks.joint_filter import TextureRemovalConfig
 from train.data.drawn.draws import Draws
 from train.data.images.baselines import baselines
 from train.data.images.pairs import Pair, Pairs
 from train.data.images.patches import min_max, patch
+from train.data.split import Split
 from train.tasks.image_batch import Images, images_of, training_sample, with_input
 from train.tasks.joint_filtering import SECTIONS, JointFiltering, absolute_error, add, add_judged
-from train.tasks.task import Batch, ModelCard, Split, Sums
+from train.tasks.task import Batch, ModelCard, Sums
 
 METHODS = ("input", "joint_bilateral", "guided_filter")  # what ours is compared with; input: nothing is done
 EDGE_SLOPE = 0.1  # change of brightness per pixel that makes an edge

@@ -31,8 +31,8 @@ from typing import NamedTuple, NoReturn
 
 import torch.distributed
 
+from train.config.facts.run_layout import STACKS
 from train.config.run import WatchdogConfig
-from train.config.run_layout import STACKS
 from train.ranks.launcher_env import tell_torchrun
 from train.ranks.stopping import StoppedInPreparationError
 from train.watchdog import heartbeat

@@ -24,8 +24,8 @@ from analysis.inspect.architecture import recognise
 from analysis.inspect.massive import LARGEST_PER_DEPTH
 from analysis.inspect.measurement import GradientSums, is_causal, measure_model
 from analysis.inspect.models import kept_steps, named
-from analysis.inspect.scales import effective_scale
 from analysis.inspect.windows import Text, Windows, cut
+from analysis.measure.scales import effective_scale
 from analysis.runs import InputError
 from tests.analysis.inspect import test_architecture
 from tests.tiny import tiny_file

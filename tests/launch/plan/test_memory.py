@@ -16,9 +16,9 @@ from modeling.decoder.facts_counts_periln import count_parameters
 from modeling.decoder.facts_periln import LOSS_CHUNK_ELEMENTS
 from tests.ranks import Ranks
 from tests.train.engine.test_engine import here
-from train.config.language_model import DecoderConfig, LanguageModelConfig, TextDataConfig
 from train.config.load import load
 from train.config.run import EngineConfig, OptimConfig, RunConfig
+from train.config.tasks.language_model import DecoderConfig, LanguageModelConfig, TextDataConfig
 from train.engine.engine import BatchPlan, Engine, wrap
 from train.tasks.language_model import decoder
 from train.tasks.task import ParameterGroup

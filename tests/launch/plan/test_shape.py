@@ -12,9 +12,9 @@ from launch.plan import shape
 from modeling.decoder.facts_counts_periln import count_frozen_scales, count_parameters, flops_per_token
 from modeling.decoder.facts_periln import PLACEMENTS, DecoderShape
 from train.__main__ import describe
-from train.config.language_model import DecoderConfig
 from train.config.load import load
 from train.config.run import RunConfig
+from train.config.tasks.language_model import DecoderConfig
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs/language_model").glob("*.yaml"))

@@ -21,7 +21,7 @@ from tests.faults.processes import HANG_SECONDS
 from tests.tiny import tiny_file
 from train.config.errors import ConfigError
 from train.config.load import load
-from train.run_folder import write_config
+from train.observe.run_facts import write_config
 
 ROOT = Path(__file__).parents[3]
 GRID = {"task.model.norm_placement": ["pre", "peri"], "optim.lr": [1e-3, 3e-2], "seed, task.data.seed": [0, 1]}

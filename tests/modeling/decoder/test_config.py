@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeling.decoder.configuration_periln import PeriLNConfig
-from train.config.language_model import DecoderConfig
+from train.config.tasks.language_model import DecoderConfig
 
 from .tiny_decoder import tiny_config
 

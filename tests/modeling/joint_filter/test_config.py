@@ -12,7 +12,7 @@ import pytest
 from modeling.joint_filter.configuration_dkn import DKNConfig
 from modeling.joint_filter.facts_dkn import FilterShape, shape_faults
 from tests.modeling.decoder.test_config import own_fields
-from train.config.joint_filter import FilterConfig
+from train.config.tasks.joint_filter import FilterConfig
 
 
 def test_fields_are_those_of_the_run_configuration() -> None:

@@ -15,13 +15,13 @@ from tests.tiny_filter import tiny_filter_file
 from train.config import yaml_text
 from train.config.batch import micro_batches
 from train.config.errors import ConfigError
-from train.config.language_model import LanguageModelConfig, SourceConfig
 from train.config.load import load, to_dict, to_yaml
 from train.config.resume import differences
 from train.config.rules import RULES
 from train.config.run import RunConfig
 from train.config.schema import check, key_paths
-from train.config.tasks import TASK_RULES, TaskConfig
+from train.config.tasks.kinds import TASK_RULES, TaskConfig
+from train.config.tasks.language_model import LanguageModelConfig, SourceConfig
 from train.config.values import Values
 
 ROOT = Path(__file__).parents[3]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_run
-from train.config.optimizers import OPTIMIZERS as FACTS
+from train.config.facts.optimizers import OPTIMIZERS as FACTS
 from train.config.run import OptimConfig
 from train.engine.optimizers import OPTIMIZERS, build_optimizer
 from train.tasks.task import ParameterGroup

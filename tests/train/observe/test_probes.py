@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from tests.ranks import Ranks
 from tests.tiny import tiny_file
 from train.checkpoint.checkpoint import CheckpointReader
-from train.config.language_model import LanguageModelConfig
+from train.config.facts.run_layout import step_name
 from train.config.load import load
 from train.config.run import RunConfig
-from train.config.run_layout import step_name
+from train.config.tasks.language_model import LanguageModelConfig
 from train.data.order import SampleOrder
 from train.rank import train_rank
 from train.tasks.language_model import LanguageModel

@@ -19,15 +19,14 @@ from modeling.joint_filter.image_processing_dkn import DKNImageProcessor
 from tests.ranks import Ranks
 from tests.tiny_filter import tiny_filter_file
 from tests.train.test_resume import rows, train
-from train import export
 from train.config.errors import ConfigError
-from train.config.load import load
+from train.config.load import load, read_run
 from train.data.images.pairs import Pair
-from train.model_folder import model_card
+from train.export import __main__ as export
+from train.export.model_folder import model_card
 from train.observe.accumulator import Accumulator
 from train.observe.console import console_line
 from train.observe.jsonl import strict
-from train.run_folder import read_run
 from train.tasks import build_task
 from train.tasks.depth_upsampling import DepthUpsampling
 from train.tasks.exhibits import shifted, steepest

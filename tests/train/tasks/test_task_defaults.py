@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from train.tasks.task import Batch, Gallery, ParameterGroup, SampleCost, Split, StepOutput, Sums, Task
+from train.data.split import Split
+from train.tasks.task import Batch, Gallery, ParameterGroup, SampleCost, StepOutput, Sums, Task
 
 
 class Doubling(Task):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from train.config.errors import ConfigError
-from train.config.joint_filter import PairSourceConfig
+from train.config.tasks.joint_filter import PairSourceConfig
 from train.data.images import image_files
 from train.data.images.image_files import Layout, UnreadableError
 from train.data.images.sources import known_values, part, useless_keys

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train.config.errors import ConfigError
-from train.config.joint_filter import PairSourceConfig
+from train.config.tasks.joint_filter import PairSourceConfig
 from train.data.images.nyu import looks_like_arrays, open_arrays, open_mat
 from train.data.images.pair_folder import open_folder
 from train.data.images.procedural import KINDS, open_procedural

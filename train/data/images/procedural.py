@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from train.config.errors import ConfigError
-from train.config.joint_filter import PairSourceConfig
+from train.config.tasks.joint_filter import PairSourceConfig
 from train.data.drawn import scenes, textures
 from train.data.images.image_files import Layout
 from train.data.images.sources import useless_keys

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from train.config.errors import ConfigError
-from train.config.joint_filter import PairSourceConfig
+from train.config.tasks.joint_filter import PairSourceConfig
 
 if TYPE_CHECKING:
     from hashlib import blake2b

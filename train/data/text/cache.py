@@ -24,7 +24,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from train.config.errors import ConfigError
-from train.config.language_model import SourceConfig, TextDataConfig
+from train.config.tasks.language_model import SourceConfig, TextDataConfig
 from train.data.text import corpus
 from train.data.text.windows import TextData, WindowWriter, batches, token_byte_counts
 

@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 
 from train.config.errors import ConfigError
-from train.config.language_model import SourceConfig
+from train.config.tasks.language_model import SourceConfig
 
 EMBEDDED = "python-stdlib"
 _LEFT_OUT = {"test", "tests", "idle_test", "encodings", "site-packages", "__pycache__", "lib2to3", "lib-dynload"}

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from datasets.arrow_writer import ArrowWriter
 
-from train.tasks.task import Split
+from train.data.split import Split
 
 WINDOWS_AT_A_TIME = 1024
 

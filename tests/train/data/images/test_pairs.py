@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from train.config.errors import ConfigError
-from train.config.joint_filter import PairSourceConfig
+from train.config.tasks.joint_filter import PairSourceConfig
 from train.data.drawn.draws import Draws
 from train.data.images import nyu
 from train.data.images.pairs import Pair, Pairs, open_pairs

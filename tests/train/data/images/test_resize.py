@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from train.config.joint_filter import DepthDataConfig
+from train.config.tasks.joint_filter import DepthDataConfig
 from train.data.drawn.draws import Draws
 from train.data.images.resize import Downsampling, degrade, downsample, fill_holes, upsample
 

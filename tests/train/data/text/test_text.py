@@ -14,7 +14,7 @@ import pytest
 
 from tests.tiny import write_corpus
 from train.config.errors import ConfigError
-from train.config.language_model import SourceConfig, TextDataConfig
+from train.config.tasks.language_model import SourceConfig, TextDataConfig
 from train.data.text import cache, corpus
 from train.data.text.windows import TextData, WindowReader, WindowWriter, token_byte_counts
 

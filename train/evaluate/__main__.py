@@ -15,12 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from train.config.errors import ConfigError
-from train.config.language_model import LanguageModelConfig
-from train.config.load import load
+from train.config.load import load, read_run
 from train.config.run import RunConfig
 from train.config.setting import nearest, settings_in
-from train.config.tasks import TaskConfig
-from train.run_folder import read_run
+from train.config.tasks.kinds import TaskConfig
+from train.config.tasks.language_model import LanguageModelConfig
 
 
 def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = None) -> tuple[int, dict[str, float]]:
@@ -89,8 +88,8 @@ def _evaluate(config: RunConfig, run: Path, step: int | None) -> tuple[int, dict
     from torch import nn
 
     from train.checkpoint.checkpoint import CheckpointReader
-    from train.evaluation import validation_means
-    from train.model_folder import chosen_checkpoint, load_model
+    from train.evaluate.validation import validation_means
+    from train.export.model_folder import chosen_checkpoint, load_model
     from train.ranks.distributed import World
     from train.tasks import build_task
 

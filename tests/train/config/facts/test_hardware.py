@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from train.config.hardware import peak_flops
+from train.config.facts.hardware import peak_flops
 
 
 @pytest.mark.parametrize(

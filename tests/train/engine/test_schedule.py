@@ -7,7 +7,7 @@ import math
 import pytest
 
 from train.config.run import OptimConfig
-from train.schedule import as_steps, learning_rate
+from train.engine.schedule import as_steps, learning_rate
 
 STEPS = 100
 

@@ -6,15 +6,15 @@ needs torch; pyright and a test hold the three together.
 
 from __future__ import annotations
 
-from train.config import rules_decoder, rules_filters
-from train.config.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
-from train.config.language_model import LanguageModelConfig
+from train.config.tasks import rules_joint_filter, rules_language_model
+from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
+from train.config.tasks.language_model import LanguageModelConfig
 from train.config.values import Rule
 
 TaskConfig = LanguageModelConfig | DepthUpsamplingConfig | TextureRemovalConfig  # told apart by `kind`
 
 TASK_RULES: dict[str, tuple[Rule, ...]] = {
-    "language_model": rules_decoder.RULES,
-    "depth_upsampling": rules_filters.RULES,
-    "texture_removal": rules_filters.RULES,
+    "language_model": rules_language_model.RULES,
+    "depth_upsampling": rules_joint_filter.RULES,
+    "texture_removal": rules_joint_filter.RULES,
 }

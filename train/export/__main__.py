@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from train.config.errors import ConfigError
-from train.run_folder import read_run
+from train.config.load import read_run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,8 +41,8 @@ def _export(given: argparse.Namespace) -> int:
     # These imports take seconds: --help and mistakes on the command line are answered before them.
     from transformers.utils import logging as transformers_logging
 
-    from train import model_folder
     from train.checkpoint.checkpoint import CheckpointError
+    from train.export import model_folder
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

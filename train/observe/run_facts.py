@@ -1,4 +1,4 @@
-"""A run's folder: what was asked, on which machine, and whether the same run may go on in it."""
+"""The facts that a run leaves in its folder: configuration, settings, machine and code."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.config import run_layout
-from train.config.errors import ConfigError
-from train.config.load import load, to_yaml
+from train.config.facts import run_layout
+from train.config.load import to_yaml
 from train.config.report_facts import report_facts
 from train.config.run import RunConfig
 
@@ -22,17 +21,6 @@ if TYPE_CHECKING:  # a finished run is recognised before torch is imported
     from train.ranks.distributed import World
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy")
-
-
-def read_run(folder: Path) -> RunConfig:
-    """Return the configuration of a run folder.
-
-    Raises:
-        ConfigError: It is no run folder.
-    """
-    if not (folder / run_layout.CONFIG).is_file():
-        raise ConfigError([f"{folder}: not a run folder (it has no config.yaml); give one like runs/NAME"])
-    return load(folder / run_layout.CONFIG)
 
 
 def write_config(config: RunConfig) -> None:
@@ -73,7 +61,7 @@ def _replace(path: Path, text: str) -> None:
 
 def _code() -> dict[str, Any]:
     """Return the commit of this code, and whether it was changed since; a snapshot of `launch slurm` knows its own."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if (root / "snapshot.json").exists():
         return json.loads((root / "snapshot.json").read_text())
     return {"git_sha": _git(root, "rev-parse", "HEAD"), "git_dirty": bool(_git(root, "status", "--porcelain"))}

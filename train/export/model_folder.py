@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from train.checkpoint.checkpoint import CheckpointReader
 from train.config.errors import ConfigError
+from train.config.facts.run_layout import CHECKPOINTS, complete_steps, step_name
+from train.config.load import read_run
 from train.config.run import RunConfig
-from train.config.run_layout import CHECKPOINTS, complete_steps, step_name
-from train.run_folder import read_run
 from train.tasks.task import Task
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,7 @@
+"""The two parts of every data set."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Split = Literal["training", "validation"]
