@@ -134,7 +134,7 @@ def test_a_merge_key_shares_settings(tmp_path: Path) -> None:
 def test_a_key_given_twice_is_refused_with_both_lines(path: Path) -> None:
     path.write_text(path.read_text() + "seed: 1\nlog_every: 2\nseed: 2\n")
     lines = path.read_text().count("\n")
-    with pytest.raises(ConfigError, match=f":{lines}: seed is given twice, first on line {lines - 2}"):
+    with pytest.raises(ConfigError, match=f":{lines}: seed appears twice, first on line {lines - 2}"):
         load(path)
 
 
@@ -158,7 +158,7 @@ def test_every_rule_reads_keys_that_exist(tmp_path: Path, kind: str) -> None:
     leaves = check(RunConfig, to_dict(config)).leaves
     assert leaves.keys() >= set(key_paths(config.optim.__class__, "optim."))
     only = (
-        {"_a_crop_holds_two_pixels", "_other_guidance_is_seen"} if kind == "texture_removal" else set()
+        {"_a_crop_holds_two_pixels", "_other_guidance_is_read"} if kind == "texture_removal" else set()
     )  # speaks of depth up-sampling alone
     for rule in (*RULES, *TASK_RULES[kind]):
         if rule.__name__ not in only:
