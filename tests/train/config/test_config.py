@@ -169,7 +169,7 @@ def test_a_key_of_another_task_is_not_recommended(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load(tiny_filter_file(tmp_path), ["task.model.num_attention_heads=3"])
     assert "did you mean" not in str(error.value)
-    assert "task.model.num_attention_heads: unknown key; allowed are architecture," in str(error.value)
+    assert "task.model.num_attention_heads: unknown key; allowed keys: architecture," in str(error.value)
 
 
 def test_the_activations_are_those_of_transformers() -> None:
@@ -183,7 +183,7 @@ def test_differences_name_what_may_not_change(path: Path) -> None:
     assert differences(old, load(path, may)) == []
     new = load(path, [*may, "seed=3", "task.data.sources=[a.txt, b.txt]", "optim.betas=[0.9, 0.99]"])
     assert "seed: 0 -> 3" in differences(old, new)
-    assert "task.data.sources.1.path: (not given) -> 'b.txt'" in differences(old, new)
+    assert "task.data.sources.1.path: (not set) -> 'b.txt'" in differences(old, new)
     assert "optim.betas: [0.9, 0.95] -> [0.9, 0.99]" in differences(old, new)
     assert len([line for line in differences(old, new) if not line.startswith("task.data.sources")]) == 2
 

@@ -402,7 +402,7 @@ def test_a_filter_is_exported_in_fp32_and_writes_no_text(tmp_path: Path, capsys:
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(tiny_filter_file(tmp_path).read_text())
     assert export.main([str(run), str(tmp_path / "out"), "--prompt", "hello"]) == 2
-    assert "--prompt: a model of the task depth_upsampling writes no text" in capsys.readouterr().err
+    assert "--prompt: a depth_upsampling model does not generate text" in capsys.readouterr().err
 
 
 def test_a_run_leaves_images_that_the_report_reads(ranks: Ranks, tmp_path: Path) -> None:
