@@ -112,7 +112,7 @@ def test_a_checkpoint_is_judged_where_its_training_data_are_not(
     for override, fragment in (
         (f"task.data.validation_sources=[{pairs}]", f"{pairs} does not exist"),
         ("task.data.validation_sources=[{path: procedural-textures, stop: 1}]", "3 channels"),
-        ("task.data.scale=64", "task.data.scale: 64 leaves nothing of scene-00100 (32 x 40 pixels)"),
+        ("task.data.scale=64", "task.data.scale: 64 is too large for scene-00100 (32 x 40 pixels)"),
     ):
         assert main([str(run), override]) == 2
         assert fragment in capsys.readouterr().err

@@ -236,7 +236,7 @@ def test_ranks_that_never_came_are_named_together() -> None:
 def test_nobody_is_blamed_without_evidence() -> None:
     verdict = judge([peer(0, calls(A), waiting=False), peer(1, calls(A), waiting=False)])
     assert verdict.ranks == []
-    assert verdict.text.startswith("no rank stands out: all 2 ranks answer, rank 0 (n1, pid 10) is in step 5")
+    assert verdict.text.startswith("no rank stands out: all 2 ranks respond, rank 0 (n1, pid 10) is in step 5")
 
 
 # ------------------------------------------------------------------------------------------------------- looking
