@@ -1,9 +1,9 @@
 """`python -m train CONFIG [key=value ...] [--check | --describe | --prepare]`: one rank of a training run.
 
-`python -m train --settings [PATTERN]` explains the settings.
+`python -m train --settings [PATTERN]` documents the settings.
 
-Alone, or under torchrun, srun and accelerate launch. Exit codes: 0 done, 2 what was given is wrong, 75 stopped early on
-a signal with a checkpoint saved, 1 anything else.
+Runs standalone or under torchrun, srun or accelerate launch. Exit codes: 0 done, 2 invalid configuration or arguments,
+75 stopped early by a signal with a checkpoint saved, 1 anything else.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ if TYPE_CHECKING:
 
     from train.tasks.task import Task
 
-# Whatever imports torch is imported inside functions. It takes seconds: a mistyped key is refused first, and a signal
-# that arrives meanwhile is not missed.
+# Modules that import torch are imported inside functions. The import takes seconds: this way a mistyped key is reported
+# before it, and a signal that arrives during it is not missed.
 
 logger = logging.getLogger("train")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    given = _parse(arguments)
+    """Run the command and return the exit code."""
+    options = _parse(arguments)
     try:
-        if given.settings:
-            print(as_text(given.config))
+        if options.settings:
+            print(as_text(options.config))
             return 0
         launcher_env.adopt_srun(os.environ)
         launcher_env.wait_passively_beside_other_ranks(os.environ)
-        config = load(given.config, given.overrides)
-        if given.describe:
+        config = load(options.config, options.overrides)
+        if options.describe:
             return describe(config)
-        if given.check:
+        if options.check:
             return check(config)
-        if given.prepare:
+        if options.prepare:
             return prepare(config)
         return train(config)
     except ConfigError as error:
-        launcher_env.tell_torchrun(str(error))  # rank 0 may be ended before it comes so far
+        launcher_env.report_to_torchrun(str(error))  # rank 0 may be terminated before it can print
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr)
         return REFUSED
@@ -67,34 +67,36 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m train",
         usage="python -m train CONFIG [key=value ...] [--check | --describe | --prepare]\n"
         "       python -m train --settings [PATTERN]",
-        description="Train a model; resumes by itself when its run folder has a checkpoint.",
+        description="Train a model. Resumes automatically if the run folder contains a checkpoint.",
     )
-    parser.add_argument("config", nargs="?", help="a YAML file, like configs/language_model/quickstart.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, like optim.lr=3e-4")
+    parser.add_argument("config", nargs="?", help="YAML file, for example configs/language_model/quickstart.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings to override, for example optim.lr=3e-4"
+    )
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--check", action="store_true", help="are config, data and shapes right?")
-    modes.add_argument("--describe", action="store_true", help="parameters and shapes, without memory for them")
-    modes.add_argument("--prepare", action="store_true", help="make the data ready (tokenise and pack); needs no GPU")
-    modes.add_argument("--settings", action="store_true", help="explain all settings, or those that match a PATTERN")
-    given = parser.parse_intermixed_args(arguments)
-    if given.config is None and not given.settings:
-        parser.error("a configuration is missing, like configs/language_model/quickstart.yaml")
-    if given.settings and given.overrides:
-        parser.error("--settings takes one PATTERN")
-    return given
+    modes.add_argument("--check", action="store_true", help="validate configuration, data and shapes, then exit")
+    modes.add_argument("--describe", action="store_true", help="list parameters and shapes without allocating them")
+    modes.add_argument("--prepare", action="store_true", help="prepare the data (tokenize and pack); needs no GPU")
+    modes.add_argument("--settings", action="store_true", help="document all settings, or those that match PATTERN")
+    options = parser.parse_intermixed_args(arguments)
+    if options.config is None and not options.settings:
+        parser.error("missing CONFIG, for example configs/language_model/quickstart.yaml")
+    if options.settings and options.overrides:
+        parser.error("--settings accepts a single PATTERN")
+    return options
 
 
 def check(config: RunConfig) -> int:
-    """Say whether a run could start: config, data, shapes."""
+    """Validate configuration, data and shapes without starting the run."""
     task = _task(config)
     task.check()
     _outline(task)
-    print(f"{config.name}: the configuration and the data are right")
+    print(f"{config.name}: configuration and data are valid")
     return 0
 
 
 def describe(config: RunConfig) -> int:
-    """Print parameters and shapes, built on the meta device."""
+    """Print parameters and shapes of the model, built on the meta device."""
     task = _task(config)
     model = _outline(task)
     for name, parameter in model.named_parameters():
@@ -117,24 +119,24 @@ def _outline(task: Task) -> nn.Module:
 
     with init_empty_weights():
         model = task.outline()
-    getattr(model, "tie_weights", lambda: None)()  # each parameter was made anew, a tied head too
+    getattr(model, "tie_weights", lambda: None)()  # every parameter was created separately, including a tied head
     return model
 
 
 def prepare(config: RunConfig) -> int:
-    """Make the data ready."""
+    """Prepare the data."""
     print(_task(config).prepare())
     return 0
 
 
 def train(config: RunConfig) -> int:
-    """Train this rank to the end, listening to signals from before torch is imported; returns the exit code."""
+    """Train this rank, handling signals from before torch is imported; return the exit code."""
     is_main = os.environ.get("RANK", "0") == "0"
     launcher_env.refuse_other_engines(config, os.environ)
     refuse_another_run(config.folder, config)
     if is_finished(config.folder, config.steps):
         if is_main:
-            print(f"{config.folder} is finished: step {config.steps} of {config.steps} is saved")
+            print(f"{config.folder} is already finished: step {config.steps} of {config.steps} is saved")
         return 0
     stop = StopSignal(deadline=config.checkpoint.stop_deadline, folder=config.folder if is_main else None)
     with stop.listening():
@@ -151,5 +153,5 @@ def train(config: RunConfig) -> int:
 if __name__ == "__main__":
     code = main()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # what was asked for is done: leaving takes torch a second
+        signal.signal(number, signal.SIG_IGN)  # the work is done, but torch needs a second to shut down
     sys.exit(code)

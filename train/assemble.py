@@ -1,4 +1,4 @@
-"""The assembly of a run on one rank: data, process group, engine, the state to resume from, log."""
+"""Assembly of a run on one rank: data, process group, engine, resume state, log."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 
 
 def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
-    """Bring together everything that this rank trains with, at the step where it is to go on."""
+    """Build everything this rank needs to train, restored to the step to resume from."""
     task = build_task(config)
-    task.open_data()  # before the process group: its deadline does not run while one rank tokenises
+    task.open_data()  # before the process group, whose timeout must not run while one rank tokenizes
     watchdog.announce()
     folder = config.folder
     record_flights(folder)
@@ -51,7 +51,7 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     engine = _build_engine(config, task, world)
-    torch.manual_seed(config.seed + 1 + world.rank)  # whatever is drawn while training differs between ranks
+    torch.manual_seed(config.seed + 1 + world.rank)  # random numbers during training differ between ranks
     progress, notes = _resume(config, folder, engine, task, world)
     if world.is_main:
         _describe_run(config, folder, engine, task, world)
@@ -85,7 +85,7 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
 
 
 def _build_engine(config: RunConfig, task: Task, world: World) -> Engine:
-    """Hand the task's model, with the weights that it is to start from, to DeepSpeed."""
+    """Build the task's model with its initial weights and wrap it with DeepSpeed."""
     model = task.build_model()
     start = config.checkpoint.start_from
     if start is not None and "@" not in start:
@@ -101,26 +101,26 @@ def _build_engine(config: RunConfig, task: Task, world: World) -> Engine:
 
 
 def _resume(config: RunConfig, folder: Path, engine: Engine, task: Task, world: World) -> tuple[Progress, list[str]]:
-    """Go on from this run's newest intact checkpoint; else from another run's, where asked; else from the start."""
-    found, passed_over = newest_intact(folder / CHECKPOINTS, world=world)
-    for note in passed_over if world.is_main else []:
+    """Resume from this run's newest intact checkpoint, else from `checkpoint.start_from`, else start from scratch."""
+    checkpoint, notes = newest_intact(folder / CHECKPOINTS, world=world)
+    for note in notes if world.is_main else []:
         logger.warning("%s", note)
     start = config.checkpoint.start_from
-    if found is not None:
-        _require_same_data(found, task)
+    if checkpoint is not None:
+        _require_same_data(checkpoint, task)
     elif start is not None and "@" in start:
-        found = _checkpoint_of_another_run(config, start, world)
-    if found is None:
-        return Progress(), passed_over
-    return restore(found, engine, world=world), passed_over
+        checkpoint = _checkpoint_of_another_run(config, start, world)
+    if checkpoint is None:
+        return Progress(), notes
+    return restore(checkpoint, engine, world=world), notes
 
 
-def _require_same_data(found: Path, task: Task) -> None:
-    saved = CheckpointReader(found).manifest["data_fingerprint"]
+def _require_same_data(checkpoint: Path, task: Task) -> None:
+    saved = CheckpointReader(checkpoint).manifest["data_fingerprint"]
     if saved != task.data_fingerprint:
         raise ConfigError(
             [
-                f"task.data: the data has changed since {found} was saved (fingerprint {saved}, now "
+                f"task.data: the data has changed since {checkpoint} was saved (fingerprint was {saved}, is now "
                 f"{task.data_fingerprint}); restore the data, or start a new run (name=...)"
             ]
         )
@@ -131,21 +131,19 @@ def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> P
     folder = Path(run) if (Path(run) / CHECKPOINTS).is_dir() else Path(config.output_dir) / run
     steps = complete_steps(folder / CHECKPOINTS)
     if int(step) not in steps:
-        known = f"it has steps {', '.join(map(str, steps))}" if steps else "it has none"
-        raise ConfigError([f"checkpoint.start_from: {folder} has no checkpoint of step {step}; {known}"])
+        available = f"available steps: {', '.join(map(str, steps))}" if steps else "it has no checkpoints"
+        raise ConfigError([f"checkpoint.start_from: {folder} has no checkpoint for step {step}; {available}"])
     if int(step) >= config.steps:
-        raise ConfigError(
-            [f"checkpoint.start_from: step {step} is not before the last step; raise steps ({config.steps})"]
-        )
-    found = folder / CHECKPOINTS / step_name(int(step))
-    faults = damage(found, world=world)
+        raise ConfigError([f"checkpoint.start_from: step {step} leaves nothing to train; raise steps ({config.steps})"])
+    checkpoint = folder / CHECKPOINTS / step_name(int(step))
+    faults = damage(checkpoint, world=world)
     if faults:
-        raise ConfigError([f"checkpoint.start_from: {found} is damaged: {'; '.join(faults)}"])
-    return found
+        raise ConfigError([f"checkpoint.start_from: {checkpoint} is damaged: {'; '.join(faults)}"])
+    return checkpoint
 
 
 def _describe_run(config: RunConfig, folder: Path, engine: Engine, task: Task, world: World) -> None:
-    """Write into the run folder what the run is: configuration, environment, DeepSpeed's configuration, assets."""
+    """Record the run in its folder: configuration, environment, DeepSpeed configuration, assets."""
     run_facts.write_config(config)
     forget_stopped(folder)
     run_facts.write_environment(folder, world=world, precision=engine.precision, facts=task.data_facts)
@@ -159,7 +157,7 @@ def _announce(config: RunConfig, log: RunLog, task: Task, engine: Engine, world:
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     plan = engine.plan
     where = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}"
-    batch = f"{world.size} x {plan.accumulation_steps} x {plan.micro_batch_size} samples a step"
+    batch = f"{world.size} x {plan.accumulation_steps} x {plan.micro_batch_size} samples per step"
     logger.info(
         "%s: %s parameters, %s, ZeRO %d, %s", config.name, f"{parameters:,}", where, config.engine.zero_stage, batch
     )

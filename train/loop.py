@@ -1,4 +1,4 @@
-"""fit(): the training loop, one function, read top to bottom."""
+"""The training loop, `fit`: one function, to be read from top to bottom."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 
 class TooManySkippedStepsError(RuntimeError):
-    """Loss or gradient were not finite for so many steps in a row that the run stopped itself."""
+    """Too many consecutive steps were skipped because loss or gradient was not finite."""
 
 
 @dataclass
 class Run:
-    """Everything that training works with."""
+    """Everything needed to train on one rank."""
 
     config: RunConfig
     folder: Path
@@ -50,13 +50,13 @@ class Run:
     spikes: SpikeWatch
     saver: Saver
     stop: StopSignal
-    channel: SideChannel  # over which the ranks agree to stop
+    channel: SideChannel  # used by the ranks to agree on stopping
     progress: Progress
     watchdog: Watchdog
 
 
 class MicroBatch:
-    """The samples of one forward pass, on the device, with what is needed to name them."""
+    """The samples of one forward pass, with their ids."""
 
     def __init__(self, ids: np.ndarray, batch: Batch, weight: float):
         self.ids = ids
@@ -64,26 +64,27 @@ class MicroBatch:
         self.weight = weight
 
     def on(self, device: torch.device) -> Batch:
-        """Return the tensors on the device; the copy overlaps with computing."""
+        """Return the tensors on the device; the copy overlaps with computation."""
         if device.type == "cpu":
             return self.host
         return {key: value.pin_memory().to(device, non_blocking=True) for key, value in self.host.items()}
 
 
 def fit(run: Run) -> bool:
-    """Train from `run.progress` to the last step; returns whether it came to it.
+    """Train from `run.progress` to the last step; return whether the last step was reached.
 
-    Step n is the pass with the weights after n-1 updates; all that it logs carries the number n. The last step
-    always logs, evaluates and saves. After a signal to any rank, the step under way is the last, and is saved.
+    Step n uses the weights after the steps before it; everything it logs carries the number n. The last step always
+    logs, evaluates and saves. After a signal to any rank, training stops at the end of the current step and saves it.
 
     Raises:
-        TooManySkippedStepsError: Steps were skipped `optim.stop_after_skipped_steps` times in a row.
-        CheckpointError: The last checkpoint could not be written, or any, where `checkpoint.when_not_saved` says stop.
+        TooManySkippedStepsError: `optim.stop_after_skipped_steps` consecutive steps were skipped.
+        CheckpointError: The final checkpoint could not be written, or any checkpoint if `checkpoint.when_not_saved` is
+            "stop".
     """
     config, task, engine, world, log, probes = run.config, run.task, run.engine, run.world, run.log, run.probes
     cost = task.cost(engine.module)
     watch = Stopwatch()
-    evaluate_when_due(run)  # the run may have been stopped before it could
+    evaluate_when_due(run)  # an earlier start may have stopped before evaluating
 
     for step, micro_batches in feed(run):
         lr = learning_rate(step, optim=config.optim, steps=config.steps)
@@ -105,18 +106,18 @@ def fit(run: Run) -> bool:
         seen = amount_seen(step, config, cost)
 
         if due(step, config.log_every, config.steps):
-            figures = {**means.means(), "grad_norm": float(result.grad_norm), "lr": lr}
-            seconds = watch.seconds_per_step()  # after the figures: reading them has waited for the device
+            metrics = {**means.means(), "grad_norm": float(result.grad_norm), "lr": lr}
+            seconds = watch.seconds_per_step()  # after reading the metrics, which waits for the device
             size = config.global_batch_size
             pace = speed(seconds, cost=cost, global_batch_size=size, world=world, hosts=log.hosts)
-            tell_spikes(run)
-            faults = {"skipped": step - run.progress.updates, "spikes": run.progress.spikes}
-            log.row(step, {**seen, **figures, **pace, **faults, "samples_hash": samples_hash(micro_batches, run)})
+            log_spikes(run)
+            counts = {"skipped": step - run.progress.updates, "spikes": run.progress.spikes}
+            log.row(step, {**seen, **metrics, **pace, **counts, "samples_hash": samples_hash(micro_batches, run)})
             watch.restart()
 
         with watch.paused():
             evaluate_when_due(run)
-            stopping = asked_to_stop(run)
+            stopping = stop_requested(run)
             if stopping or due(step, config.checkpoint.every, config.steps) or keeps_weights(config, step):
                 run.watchdog.enter("save", step)
                 save(run)
@@ -130,24 +131,24 @@ def fit(run: Run) -> bool:
 
 
 def due(step: int, every: int, last: int) -> bool:
-    """Return whether something that happens every so many steps, and at the last one, happens now."""
+    """Return whether an action with interval `every` is due at this step; the last step is always due."""
     return step % every == 0 or step == last
 
 
 def amount_seen(step: int, config: RunConfig, cost: SampleCost) -> dict[str, int]:
-    """Return how many samples, and tokens where there are any, the run has seen; skipped ones count."""
+    """Return the number of samples seen so far, and of tokens if the task has any; skipped steps count."""
     samples = step * config.global_batch_size
     return {"samples": samples} if cost.tokens is None else {"samples": samples, "tokens": samples * cost.tokens}
 
 
 def keeps_weights(config: RunConfig, step: int) -> bool:
-    """Return whether this step's weights are kept for later analysis."""
+    """Return whether a weights folder is written for this step."""
     every = config.checkpoint.weights_every
     return every is not None and due(step, every, config.steps)
 
 
 def feed(run: Run) -> Iterator[tuple[int, list[MicroBatch]]]:
-    """Yield each step with this rank's micro-batches, read one step ahead by a thread."""
+    """Yield each step with this rank's micro-batches, which a thread reads one step ahead."""
     config, world = run.config, run.world
     order = SampleOrder(
         run.task.num_training_samples, seed=config.task.data.seed, global_batch_size=config.global_batch_size
@@ -163,7 +164,7 @@ def feed(run: Run) -> Iterator[tuple[int, list[MicroBatch]]]:
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as reader:
         ahead: Future[list[MicroBatch]] | None = None
         for step in range(run.progress.step + 1, config.steps + 1):
-            run.watchdog.enter("step", step)  # data that do not come are a step that hangs
+            run.watchdog.enter("step", step)  # missing data counts as a hanging step
             now = (ahead or reader.submit(read, step)).result()
             ahead = reader.submit(read, step + 1) if step < config.steps else None
             yield step, now
@@ -176,31 +177,31 @@ def global_weight(micro_batches: list[MicroBatch], world: World) -> Tensor:
 
 
 def samples_hash(micro_batches: list[MicroBatch], run: Run) -> str:
-    """Return one hash of the content of the global batch's samples, in order."""
+    """Return a hash of the content of all samples in the global batch, in order."""
     mine = np.concatenate([content_hashes(micro_batch.host) for micro_batch in micro_batches])
     return combined_hash(_over_ranks(mine))
 
 
 def _over_ranks(mine: np.ndarray) -> np.ndarray:
-    """Put equally long int64 arrays of all ranks one after the other."""
+    """Concatenate the int64 arrays of all ranks, which have equal length."""
     return torch.cat(gather_over_ranks(torch.from_numpy(mine))).numpy()
 
 
-def tell_spikes(run: Run) -> None:
-    """Judge the loss and gradient norm of the steps since this was last asked."""
-    found = run.spikes.settle()
-    for spike in found:
+def log_spikes(run: Run) -> None:
+    """Detect and log spikes of loss and gradient norm in the steps since the last call."""
+    spikes = run.spikes.settle()
+    for spike in spikes:
         run.log.event("spike", **spike._asdict())
         if run.world.is_main:
             logger.warning(
-                "step %d: %s %.4g is a spike (median of the steps before: %.4g)",
+                "step %d: %s %.4g is a spike (median of preceding steps: %.4g)",
                 *(spike.step, spike.quantity, spike.value, spike.median),
             )
-    run.progress = replace(run.progress, spikes=run.progress.spikes + len(found), recent=run.spikes.recent)
+    run.progress = replace(run.progress, spikes=run.progress.spikes + len(spikes), recent=run.spikes.recent)
 
 
 def advance(run: Run, step: int, result: StepResult, micro_batches: list[MicroBatch], losses: list[Tensor]) -> Progress:
-    """Count the step; name the samples of one that was skipped, and stop after too many in a row."""
+    """Count the step; log the samples of a skipped step, and fail after too many in a row."""
     if result.applied:
         return replace(run.progress, step=step, updates=run.engine.updates, skipped_in_a_row=0)
     finite = np.array([bool(torch.isfinite(loss)) for loss in losses])
@@ -215,22 +216,22 @@ def advance(run: Run, step: int, result: StepResult, micro_batches: list[MicroBa
     reason = "the loss" if bad else "the gradient"
     run.log.event("skip", step=step, reason=f"{reason} is not finite", samples=ids.tolist(), suspects=bad)
     if run.world.is_main:
-        named = f"; samples {bad}" if bad else ""
-        logger.warning("step %d skipped: %s is not finite%s (events.jsonl names all samples)", step, reason, named)
+        samples = f"; samples {bad}" if bad else ""
+        logger.warning("step %d skipped: %s is not finite%s (events.jsonl lists all samples)", step, reason, samples)
     if in_a_row >= run.config.optim.stop_after_skipped_steps:
         raise TooManySkippedStepsError(
-            f"{in_a_row} steps in a row were skipped, up to step {step}: loss or gradient is not finite. "
-            "The weights are unharmed; events.jsonl names the samples. Lower optim.lr, or raise "
+            f"{in_a_row} consecutive steps were skipped, up to step {step}: loss or gradient is not finite. "
+            "The weights are unaffected; events.jsonl lists the samples. Lower optim.lr, or raise "
             "optim.stop_after_skipped_steps"
         )
     return replace(run.progress, step=step, updates=run.engine.updates, skipped_in_a_row=in_a_row)
 
 
-def asked_to_stop(run: Run) -> bool:
-    """Return whether any rank has heard a signal: all ranks ask at the same moments and get the same answer.
+def stop_requested(run: Run) -> bool:
+    """Return whether any rank has received a signal; collective, with the same result on all ranks.
 
     Raises:
-        CheckpointError: The last checkpoint could not be written, and the run is to stop then.
+        CheckpointError: The last checkpoint could not be written, and the run is configured to stop in that case.
     """
     gives_up = run.config.checkpoint.when_not_saved == "stop" and run.saver.has_failed
     answer = run.channel.largest(2 if gives_up else int(run.stop.name is not None))
@@ -241,24 +242,24 @@ def asked_to_stop(run: Run) -> bool:
 
 
 def evaluate_when_due(run: Run) -> None:
-    """Evaluate after this step, where that is due and not yet done, and log it."""
+    """Evaluate after this step if it is due and not yet done, and log the result."""
     step, config = run.progress.step, run.config
     if step == 0 or not due(step, config.evaluate_every, config.steps) or run.progress.evaluated >= step:
         return
     run.watchdog.enter("evaluation", step)
-    figures = evaluate(run, step)
-    if figures is not None:
-        run.log.row(step, {**amount_seen(step, config, run.task.cost(run.engine.module)), **figures})
+    metrics = evaluate(run, step)
+    if metrics is not None:
+        run.log.row(step, {**amount_seen(step, config, run.task.cost(run.engine.module)), **metrics})
         run.progress = replace(run.progress, evaluated=step)
 
 
 def evaluate(run: Run, step: int) -> dict[str, float] | None:
-    """Return the metrics of the whole validation split, and show samples; None if asked to stop meanwhile."""
+    """Return the metrics of the validation split and show samples; None if a stop is requested meanwhile."""
     task, model = run.task, run.engine.model
-    size = run.engine.plan.micro_batch_size  # the shape that compiled blocks know
+    size = run.engine.plan.micro_batch_size  # the shape that blocks were compiled for
     chunks = validation_chunks(task.num_validation_samples, size=size, ranks=run.world.size)
     model.eval()
-    means = validation_means(task, model, chunks, world=run.world, step=step, is_stopped=lambda: asked_to_stop(run))
+    means = validation_means(task, model, chunks, world=run.world, step=step, is_stopped=lambda: stop_requested(run))
     if means is not None:
         with torch.no_grad():
             task.illustrate(model, run.log.gallery(step))
@@ -267,15 +268,15 @@ def evaluate(run: Run, step: int) -> dict[str, float] | None:
 
 
 def save(run: Run) -> None:
-    """Start to write a checkpoint, and from it the bf16 folder that is kept for analysis when one is due.
+    """Start writing a checkpoint, followed by a weights folder if one is due.
 
     Raises:
-        CheckpointError: The one before could not be written, and the run is to stop then.
+        CheckpointError: The previous one could not be written, and the run is configured to stop in that case.
     """
-    tell_spikes(run)  # the checkpoint is to know all steps before it
+    log_spikes(run)  # the checkpoint must account for all steps before it
     progress = run.progress
 
-    def then(folder: Path) -> None:
+    def after_save(folder: Path) -> None:
         run.log.event("save", step=progress.step, checkpoint=folder.name)
         if keeps_weights(run.config, progress.step) and run.world.is_main:
             dtype = torch.bfloat16 if run.task.supports_bf16 else torch.float32
@@ -288,5 +289,5 @@ def save(run: Run) -> None:
             raise
         run.log.event("not_saved", step=progress.step, reason=str(error))
         if run.world.is_main:
-            logger.error("TRAINING GOES ON WITHOUT A NEW CHECKPOINT: %s", error)
-    run.saver.start(progress, then=then)
+            logger.error("TRAINING CONTINUES WITHOUT A NEW CHECKPOINT: %s", error)
+    run.saver.start(progress, then=after_save)

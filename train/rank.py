@@ -1,4 +1,4 @@
-"""One rank of a training run: its process group, its watchdog, what ends it, and the exit code that this means."""
+"""Lifecycle of one rank: logging, process group, watchdog, errors and exit code."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ logger = logging.getLogger(__name__)
 
 
 def run_process(config: RunConfig, stop: StopSignal) -> int:
-    """Train this rank as the one thing that the process does: logging, leaving the process group, errors.
+    """Train this rank in a process of its own: set up logging, handle errors, leave the process group.
 
     Args:
         config: The run.
-        stop: Listening to the signals to this process.
+        stop: Receives the signals to this process.
 
     Returns:
-        The exit code: as `train_rank`, or 1 where the run could not go on, for the reason logged.
+        The exit code of `train_rank`, or 1 if the run failed; the reason is logged.
 
     Raises:
-        ConfigError: The launcher's number of ranks, the data or a checkpoint do not fit the configuration.
-        StoppedInPreparationError: A signal came before the first step.
+        ConfigError: The world size, the data or a checkpoint does not fit the configuration.
+        StoppedInPreparationError: A signal arrived before the first step.
     """
     with stop.preparing():
         check_world_size(config, distributed.world_size_from_environment())
@@ -41,24 +41,24 @@ def run_process(config: RunConfig, stop: StopSignal) -> int:
         logger.error("%s", error)
         return 1
     except OSError as error:
-        logger.error("%s; nothing that was saved is lost: start the same command again", error)
+        logger.error("%s; saved checkpoints are intact: run the same command again to resume", error)
         return 1
     finally:
         distributed.stop()
 
 
 def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
-    """Assemble the run on this rank and fit it, under a watchdog; leaves the process group as it is.
+    """Assemble and fit the run on this rank under a watchdog, without leaving the process group.
 
     Args:
         config: The run.
-        stop: Listening to the signals to this process; None: nobody does.
+        stop: Receives the signals to this process; None if signals are not handled.
 
     Returns:
-        The exit code: 0, or 75 where the run stopped early with a checkpoint saved.
+        The exit code: 0, or 75 if the run stopped early with a checkpoint saved.
 
     Raises:
-        StoppedInPreparationError: A signal came before the first step.
+        StoppedInPreparationError: A signal arrived before the first step.
     """
     stop = stop or StopSignal()
     size = distributed.world_size_from_environment()
@@ -72,10 +72,10 @@ def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
 
 
 def _fit(run: Run) -> bool:
-    """Fit the run and close its files, whatever happens; returns whether it came to its end."""
+    """Fit the run and close its files in any case; return whether the run is finished."""
     try:
         is_finished = fit(run)
-        run.stop.is_saved()
+        run.stop.mark_saved()
         if is_finished:
             run.log.event("finish", step=run.progress.step)
     finally:
@@ -85,12 +85,14 @@ def _fit(run: Run) -> bool:
 
 
 def _conclude(run: Run, *, is_finished: bool) -> None:
-    """Log how the run ended, note an early stop in its folder, and release the engine."""
+    """Log the outcome, record an early stop in the run folder, and release the engine."""
     if is_finished:
         logger.info("done: %s (tensorboard --logdir %s)", run.folder, run.config.output_dir)
     else:
         if run.world.is_main:
             note_stopped(run.folder, step=run.progress.step, name=run.stop.name or "signal to another rank")
-        distributed.all_agree(True)  # none leaves before that is noted: launchers end all ranks with the first
-        logger.info("stopped after step %d, which is saved; start the same command again", run.progress.step)
+        distributed.all_agree(
+            True
+        )  # no rank leaves before that is written: launchers terminate all ranks with the first
+        logger.info("stopped after step %d; checkpoint saved. Run the same command again to resume", run.progress.step)
     run.engine.close()

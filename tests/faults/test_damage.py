@@ -41,8 +41,8 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path, stage: int) -> None
         _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, said
     told = [
-        f"{newest} is damaged and was passed over: rank_00001.safetensors is not as it was written",
-        f"{second} is damaged and was passed over: rank_00000.safetensors is not as it was written",
+        f"{newest} is damaged and was ignored: rank_00001.safetensors does not match its checksum",
+        f"{second} is damaged and was ignored: rank_00000.safetensors does not match its checksum",
     ]
     assert [event["reason"] for event in rows(run, "events") if event["event"] == "pass_over"] == told
     assert all(f"[rank 0] {line}" in said for line in told)

@@ -43,7 +43,7 @@ def test_training_goes_on_with_the_last_good_checkpoint(tmp_path: Path, small_di
         _, said = process.communicate(timeout=HANG_SECONDS)
     run = small_disk / "tiny"
     assert process.returncode == 1, said  # the last checkpoint could not be written either: not done
-    assert "TRAINING GOES ON WITHOUT A NEW CHECKPOINT" in said
+    assert "TRAINING CONTINUES WITHOUT A NEW CHECKPOINT" in said
     assert "No space left on device" in said
     assert intact_steps(run / "checkpoints") == [2, 4]
     assert max(losses(run)) == 12
@@ -65,7 +65,7 @@ def test_it_stops_where_that_was_asked(tmp_path: Path, small_disk: Path) -> None
         _, said = process.communicate(timeout=HANG_SECONDS)
     run = small_disk / "tiny"
     assert process.returncode == 1, said
-    assert "the last complete checkpoint is step_000004, untouched" in said
+    assert "the last complete checkpoint, step_000004, is intact" in said
     assert max(losses(run)) < 20
     assert intact_steps(run / "checkpoints") == [2, 4]
 

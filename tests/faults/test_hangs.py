@@ -13,7 +13,7 @@ from tests.tiny import tiny_file
 @pytest.mark.parametrize(
     ("fault", "what"),
     [
-        pytest.param("fifo", "holds the others up in step 5", marks=pytest.mark.slow),
+        pytest.param("fifo", "blocks the others in step 5", marks=pytest.mark.slow),
         pytest.param("kill", "died in step 5", marks=pytest.mark.nightly),
     ],
 )

@@ -30,9 +30,9 @@ def test_a_checkpoint_is_judged_again_and_on_other_data(
     assert evaluate(run, other)[1]["validation_rmse"] != pytest.approx(last["validation_rmse"], rel=1e-2)
     assert main([str(run), "optim.lr=1", "task.model.residual=false", "engine.precision=fp32"]) == 2
     said = capsys.readouterr().err
-    assert "optim.lr: can not be another than the run's" in said
-    assert "task.model.residual: can not be" in said
-    assert "engine.precision: can not be" in said  # it would not be read
+    assert "optim.lr: cannot be overridden; only evaluation settings can" in said
+    assert "task.model.residual: cannot be" in said
+    assert "engine.precision: cannot be" in said  # it would not be read
     assert main([str(tmp_path)]) == 2
 
 
@@ -61,7 +61,7 @@ def test_what_an_evaluation_never_reads_is_refused(
     written.rename(tmp_path / "config.yaml")
     assert main([str(tmp_path), override]) == 2
     (fault,) = capsys.readouterr().err.splitlines()
-    assert fault.startswith(f"{override.partition('=')[0]}: can not be another than the run's")
+    assert fault.startswith(f"{override.partition('=')[0]}: cannot be overridden; only evaluation settings can")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_what_an_evaluation_reads_may_be_another(
     written = tiny_file(tmp_path) if kind == "language_model" else tiny_filter_file(tmp_path, kind)
     written.rename(tmp_path / "config.yaml")
     assert main([str(tmp_path), *overrides]) == 2
-    assert capsys.readouterr().err == f"{tmp_path}: has no complete checkpoint yet\n"
+    assert capsys.readouterr().err == f"{tmp_path}: has no complete checkpoint\n"
 
 
 def test_an_evaluation_may_override_what_decides_how_a_model_is_judged(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_judged_where_its_training_data_are_not(
     for override, fragment in (
         (f"task.data.validation_sources=[{pairs}]", f"{pairs} does not exist"),
         ("task.data.validation_sources=[{path: procedural-textures, stop: 1}]", "3 channels"),
-        ("task.data.scale=64", "task.data.scale: 64 leaves nothing of scene-00100 (32 x 40 pixels)"),
+        ("task.data.scale=64", "task.data.scale: 64 is too large for scene-00100 (32 x 40 pixels)"),
     ):
         assert main([str(run), override]) == 2
         assert fragment in capsys.readouterr().err

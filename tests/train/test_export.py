@@ -106,7 +106,7 @@ def test_wrong_arguments_exit_with_2(ranks: Ranks, tmp_path: Path, capsys: pytes
     for arguments, fragment in (
         ([str(tmp_path), str(tmp_path / "out")], "not a run folder"),
         ([str(run), str(tmp_path / "used")], "not an empty folder"),
-        ([str(run), str(tmp_path / "out"), "--step", "5"], "steps 3, 6, 8"),
+        ([str(run), str(tmp_path / "out"), "--step", "5"], "available steps: 3, 6, 8"),
     ):
         assert export.main(arguments) == 2
         assert fragment in capsys.readouterr().err

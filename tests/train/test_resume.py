@@ -188,7 +188,7 @@ def full_disk(config_file: str) -> str:
 def test_a_full_disk_leaves_the_last_checkpoint_untouched(ranks: Ranks, tmp_path: Path) -> None:
     message = ranks(2, full_disk, str(tiny_file(tmp_path)))[0]
     assert "No space left on device" in message
-    assert "the last complete checkpoint is step_000003, untouched" in message
+    assert "the last complete checkpoint, step_000003, is intact" in message
     assert [p.name for p in (tmp_path / "runs/tiny/checkpoints").iterdir()] == ["step_000003"]
     ranks(2, train, str(tiny_file(tmp_path)), [])
     assert [e["step"] for e in rows(tmp_path, file="events.jsonl") if e["event"] == "resume"] == [3]
@@ -219,7 +219,7 @@ def test_another_run_starts_from_a_checkpoint_with_its_optimizer_state(ranks: Ra
     expected = losses(tmp_path)
     assert losses(tmp_path, "branch") == {step: expected[step] for step in range(4, 9)}
     faults = ranks(1, start_elsewhere, path, ["name=other", "checkpoint.start_from=tiny@4"])[0]
-    assert "no checkpoint of step 4; it has steps 3, 6, 8" in faults[0]
+    assert "no checkpoint for step 4; available steps: 3, 6, 8" in faults[0]
 
 
 def test_weights_are_kept_as_model_folders(ranks: Ranks, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def always_poisoned(config_file: str) -> str:
 
 def test_too_many_skipped_steps_stop_the_run(ranks: Ranks, tmp_path: Path) -> None:
     message = ranks(2, always_poisoned, str(tiny_file(tmp_path)))[0]
-    assert message.startswith("3 steps in a row were skipped, up to step 3")
+    assert message.startswith("3 consecutive steps were skipped, up to step 3")
 
 
 @pytest.mark.slow

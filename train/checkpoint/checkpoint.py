@@ -1,7 +1,7 @@
-"""Checkpoints: one canonical form for every ZeRO stage and number of ranks, complete or absent.
+"""Checkpoints: one canonical format for every ZeRO stage and number of ranks, published atomically.
 
-Each rank writes the fragments that it owns to one safetensors file, checksummed while writing, with no gathering and
-no pickle. The folder is filled under a name ending in `.partial` and renamed once its manifest lies on the disk:
+Each rank writes the fragments it owns to one safetensors file, checksummed while writing, without gathering and without
+pickle. The folder is written under a name ending in `.partial` and renamed once its manifest is on disk:
 
     checkpoints/step_000500/
         manifest.json               step, updates, shapes, data fingerprint; size and sha256 of every file
@@ -42,30 +42,30 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come."""
+    """Progress of a run."""
 
     step: int = 0  # optimizer steps taken, skipped ones included
     updates: int = 0  # those that reached the weights
     skipped_in_a_row: int = 0
     evaluated: int = 0  # the last step after which the validation split was evaluated
     spikes: int = 0  # of loss and gradient norm
-    recent: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by quantity: what the next step is judged by
+    recent: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by quantity: values for spike detection
 
 
 # ------------------------------------------------------------------------------------------------------- writing
 
 
 class Saver:
-    """Writes checkpoints on all ranks: training waits for the copy into host memory, the rest goes on behind it.
+    """Writes checkpoints on all ranks: training waits only for the copy to host memory, a thread writes it to disk.
 
-    One checkpoint is under way at a time. Every rank makes the same calls in the same order.
+    At most one checkpoint is in progress. All ranks must make the same calls in the same order.
 
     Args:
-        folder: Of the run's checkpoints.
-        engine: Whose state is saved.
-        world: This rank's place.
-        data_fingerprint: Of the run's samples.
-        keep: How many checkpoints stay; None: all.
+        folder: Folder of the run's checkpoints.
+        engine: The engine to save.
+        world: This rank's position.
+        data_fingerprint: Fingerprint of the run's samples.
+        keep: Number of checkpoints to keep; None for all.
     """
 
     def __init__(self, folder: Path, engine: Engine, *, world: World, data_fingerprint: str, keep: int | None) -> None:
@@ -76,74 +76,79 @@ class Saver:
         self._keep = keep
         self._channel = SideChannel()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._under_way: Future[None] | None = None
+        self._pending: Future[None] | None = None
 
     def start(self, progress: Progress, *, then: Callable[[Path], None]) -> None:
-        """Copy the state and write it behind; `then` gets the published folder, in the writer's thread of each rank.
+        """Copy the state and write it in the background.
 
-        Waits for the checkpoint before, if that is not written yet.
+        Waits for the previous checkpoint first. `then` is called with the published folder, in the writer thread of
+        each rank.
 
         Raises:
-            CheckpointError: The checkpoint before could not be written.
+            CheckpointError: The previous checkpoint could not be written.
         """
         self.finish()
-        described = {
+        manifest = {
             "format": FORMAT,
             **asdict(progress),
             "world_size": self._world.size,
             "data_fingerprint": self._data_fingerprint,
             "parameters": self._engine.parameter_shapes(),
         }
-        copied = snapshot(self._engine, self._world)
-        self._under_way = self._writer.submit(self._write, progress.step, described, copied, then)
+        state = snapshot(self._engine, self._world)
+        self._pending = self._writer.submit(self._write, progress.step, manifest, state, then)
 
     def finish(self) -> None:
-        """Wait until what was started is on the disk.
+        """Wait until the checkpoint in progress is on disk.
 
         Raises:
-            CheckpointError: It could not be written (disk full, permission): on every rank, and earlier checkpoints
-                are as they were.
+            CheckpointError: It could not be written (disk full, permissions). Raised on every rank; earlier checkpoints
+                are intact.
         """
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     @property
     def has_failed(self) -> bool:
         """Whether `finish` would raise; does not wait."""
-        under_way = self._under_way
-        return under_way is not None and under_way.done() and under_way.exception() is not None
+        pending = self._pending
+        return pending is not None and pending.done() and pending.exception() is not None
 
     def close(self) -> None:
-        """Wait for the writer and end it; what went wrong has been told."""
+        """Wait for the writer and stop it; errors have been logged."""
         self._writer.shutdown()
 
-    def _write(self, step: int, described: Mapping[str, Any], copied: Snapshot, then: Callable[[Path], None]) -> None:
+    def _write(self, step: int, manifest: Mapping[str, Any], state: Snapshot, then: Callable[[Path], None]) -> None:
         partial, final = self.folder / f"{step_name(step)}.partial", self.folder / step_name(step)
         is_main, rank = self._world.is_main, self._world.rank
         self._together(lambda: _make_empty(partial) if is_main else None, "could not be started", partial)
-        self._together(lambda: _write_rank(partial, copied, rank), "could not be written", partial)
-        self._together(lambda: _publish(partial, final, described) if is_main else None, "not published", partial)
+        self._together(lambda: _write_rank(partial, state, rank), "could not be written", partial)
+        self._together(
+            lambda: _publish(partial, final, manifest) if is_main else None, "could not be published", partial
+        )
         if is_main:
             _retire(self.folder, self._keep)
-        self._together(lambda: then(final), "saved, but not what was to come of it", partial)
+        self._together(lambda: then(final), "saved, but post-save work failed", partial)
 
     def _together(self, work: Callable[[], None], failure: str, partial: Path) -> None:
-        """Do a part of the work on every rank; if one fails, all raise."""
+        """Run a part of the work on every rank; if it fails on any rank, raise on all."""
         fault: Exception | None = None
         try:
             work()
-        except Exception as error:  # whatever it is: the other ranks wait to hear of it
+        except Exception as error:  # of any kind, as the other ranks wait for the outcome
             fault = error
             logger.error("%s: %s: %s", partial, failure, error)
         if self._channel.all_agree(fault is None):
             return
         if self._world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
-        last = complete_steps(partial.parent)
-        kept = f"the last complete checkpoint is {step_name(last[-1])}" if last else "there is no earlier checkpoint"
-        reason = fault or "another rank says why"
-        raise CheckpointError(f"checkpoint {partial.stem}: {failure} ({reason}); {kept}, untouched") from fault
+        steps = complete_steps(partial.parent)
+        last = (
+            f"the last complete checkpoint, {step_name(steps[-1])}, is intact" if steps else "there is no earlier one"
+        )
+        reason = fault or "another rank logs the reason"
+        raise CheckpointError(f"checkpoint {partial.stem}: {failure} ({reason}); {last}") from fault
 
 
 def _make_empty(folder: Path) -> None:
@@ -152,21 +157,21 @@ def _make_empty(folder: Path) -> None:
 
 
 class Snapshot(NamedTuple):
-    """What one rank has to save, in host memory."""
+    """The state that one rank saves, in host memory."""
 
     tensors: dict[str, Tensor]  # by key
-    places: dict[str, list[int]]  # of each fragment's key: [start, numel] in the flattened parameter
+    places: dict[str, list[int]]  # by fragment key: [start, numel] in the flattened parameter
 
 
-def _write_rank(partial: Path, copied: Snapshot, rank: int) -> None:
+def _write_rank(partial: Path, state: Snapshot, rank: int) -> None:
     name = f"rank_{rank:05d}"
-    places = {"fragments": json.dumps(copied.places)}
-    written = write_safetensors(partial / f"{name}.safetensors", copied.tensors, places)
+    places = {"fragments": json.dumps(state.places)}
+    written = write_safetensors(partial / f"{name}.safetensors", state.tensors, places)
     (partial / f"{name}.json").write_text(json.dumps(written._asdict()))
 
 
 def snapshot(engine: Engine, world: World) -> Snapshot:
-    """Copy what this rank has to save into host memory."""
+    """Copy the state that this rank saves to host memory."""
     tensors: dict[str, Tensor] = {}
     places: dict[str, list[int]] = {}
     for fragment in engine.owned_fragments():
@@ -183,14 +188,14 @@ def snapshot(engine: Engine, world: World) -> Snapshot:
     return Snapshot(tensors, places)
 
 
-def _publish(partial: Path, final: Path, described: Mapping[str, Any]) -> None:
-    """Describe the ranks' files in the manifest and give the folder its name: from here on it counts."""
+def _publish(partial: Path, final: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest, which lists the ranks' files, and rename the folder, which makes the checkpoint valid."""
     files = []
     for note in sorted(partial.glob("rank_*.json")):
         files.append(json.loads(note.read_text()))
         note.unlink()
     with (partial / MANIFEST).open("w") as file:
-        json.dump({**described, "files": files}, file, indent=1)
+        json.dump({**manifest, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     _sync_folder(partial)
@@ -209,7 +214,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _retire(folder: Path, keep: int | None) -> None:
-    """Delete the oldest checkpoints; each loses its name first, so that a kill leaves none half deleted."""
+    """Delete the oldest checkpoints; each is renamed first, so that a kill leaves none half deleted."""
     steps = complete_steps(folder)
     for step in steps[:-keep] if keep is not None else []:
         doomed = folder / f"{step_name(step)}.partial"
@@ -221,40 +226,40 @@ def _retire(folder: Path, keep: int | None) -> None:
 
 
 def newest_intact(folder: Path, *, world: World) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint whose every byte is as written; all ranks share the reading, and agree.
+    """Find the newest checkpoint whose checksums match; the ranks divide the reading and agree on the result.
 
-    Damaged ones are renamed to `step_*.damaged` and passed over.
+    Damaged checkpoints are renamed to `step_*.damaged` and ignored.
 
     Returns:
-        The checkpoint, or None; and a sentence about each one passed over.
+        The checkpoint or None, and a message for each ignored checkpoint.
     """
-    passed_over: list[str] = []
-    # Rank 0's view of the folder counts: a network file system may show the ranks different ones.
-    seen = complete_steps(folder) if world.is_main else []
-    for index in range(int(gather_floats(len(seen))[0])):
-        step = int(gather_floats(seen[-1 - index] if world.is_main else 0)[0])
+    ignored: list[str] = []
+    # Rank 0's view of the folder decides, as a network file system may show each rank a different one.
+    steps = complete_steps(folder) if world.is_main else []
+    for index in range(int(gather_floats(len(steps))[0])):
+        step = int(gather_floats(steps[-1 - index] if world.is_main else 0)[0])
         checkpoint = folder / step_name(step)
         faults = damage(checkpoint, world=world)
         if not faults:
-            return checkpoint, passed_over
-        passed_over.append(f"{step_name(step)} is damaged and was passed over: {'; '.join(faults)}")
+            return checkpoint, ignored
+        ignored.append(f"{step_name(step)} is damaged and was ignored: {'; '.join(faults)}")
         if world.is_main:
             _set_aside(checkpoint)
-    return None, passed_over
+    return None, ignored
 
 
 def damage(checkpoint: Path, *, world: World) -> list[str]:
-    """Return what is wrong with a checkpoint's files, by name; the ranks share the reading."""
+    """Return the faults of a checkpoint's files; the ranks divide the reading."""
     manifest = _read_manifest(checkpoint)
     if not all_agree(manifest is not None):
-        return [f"{MANIFEST} is missing or not readable"]
+        return [f"{MANIFEST} is missing or unreadable"]
     assert manifest is not None
-    files = [WrittenFile(**described) for described in manifest["files"]]
+    files = [WrittenFile(**entry) for entry in manifest["files"]]
     broken = torch.zeros(len(files))
     for index in range(world.rank, len(files), world.size):
         broken[index] = not is_intact(checkpoint, files[index])
     sum_over_ranks(broken)
-    return [f"{file.name} is not as it was written" for file, bad in zip(files, broken, strict=True) if bad]
+    return [f"{file.name} does not match its checksum" for file, bad in zip(files, broken, strict=True) if bad]
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any] | None:
@@ -272,7 +277,7 @@ def _set_aside(checkpoint: Path) -> None:
 
 
 class CheckpointReader:
-    """Random access to the tensors of a checkpoint, whatever stage and number of ranks wrote it."""
+    """Random access to the tensors of a checkpoint, independent of the stage and number of ranks that wrote it."""
 
     def __init__(self, checkpoint: Path):
         manifest = _read_manifest(checkpoint)
@@ -288,12 +293,12 @@ class CheckpointReader:
                 self._places[key].append((start, numel, file))
 
     def read(self, kind: str, name: str, start: int, numel: int) -> Tensor:
-        """Return elements [start, start + numel) of a flattened tensor, from whichever files hold them."""
+        """Return elements [start, start + numel) of a flattened tensor, from whichever files contain them."""
         key, result, filled = f"{kind}/{name}", torch.empty(numel), 0
-        for have_start, have_numel, file in self._places[key]:
-            first, last = max(start, have_start), min(start + numel, have_start + have_numel)
+        for piece_start, piece_numel, file in self._places[key]:
+            first, last = max(start, piece_start), min(start + numel, piece_start + piece_numel)
             if first < last:
-                piece = file.get_slice(key)[first - have_start : last - have_start]
+                piece = file.get_slice(key)[first - piece_start : last - piece_start]
                 result[first - start : last - start] = piece
                 filled += last - first
         if filled != numel:
@@ -301,7 +306,7 @@ class CheckpointReader:
         return result
 
     def whole(self, kind: str, name: str) -> Tensor:
-        """Return a whole tensor in its shape."""
+        """Return a whole tensor in its original shape."""
         shape = self.manifest["parameters"][name]
         return self.read(kind, name, 0, int(torch.Size(shape).numel())).view(shape)
 
@@ -315,7 +320,7 @@ class CheckpointReader:
         }
 
     def random_state(self, rank: int) -> dict[str, Tensor]:
-        """Return a rank's random states; empty for a rank that did not exist when this was written."""
+        """Return a rank's random states; empty if the rank did not exist when the checkpoint was written."""
         if rank >= len(self._files):
             return {}
         file = self._files[rank]
@@ -323,10 +328,10 @@ class CheckpointReader:
 
 
 def restore(checkpoint: Path, engine: Engine, *, world: World) -> Progress:
-    """Bring weights, optimizer state, buffers and random state back; returns how far the run had come.
+    """Restore weights, optimizer state, buffers and random state, and return the run's progress.
 
     Raises:
-        ConfigError: The checkpoint is of a model of other shapes.
+        ConfigError: The checkpoint belongs to a model with other shapes.
     """
     reader = CheckpointReader(checkpoint)
     _require_same_shapes(reader.manifest["parameters"], engine.parameter_shapes(), checkpoint)
@@ -355,22 +360,24 @@ def load_folder(model: nn.Module, folder: Path) -> None:
     """Copy the weights of a Hugging Face folder into a model.
 
     Raises:
-        ConfigError: There are no safetensors, or they are of a model of other shapes.
+        ConfigError: There are no safetensors, or they belong to a model with other shapes.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ConfigError([f"checkpoint.start_from: {folder} holds no .safetensors file; give a Hugging Face folder"])
-    found: dict[str, Tensor] = {}
+        raise ConfigError(
+            [f"checkpoint.start_from: {folder} contains no .safetensors file; pass a Hugging Face folder"]
+        )
+    weights: dict[str, Tensor] = {}
     try:
         for path in files:
             with safe_open(path, framework="pt") as file:
-                found |= {key: file.get_tensor(key) for key in list(file.keys())}
+                weights |= {key: file.get_tensor(key) for key in list(file.keys())}
     except SafetensorError as error:
-        raise ConfigError([f"checkpoint.start_from: {folder} can not be read: {error}"]) from None
+        raise ConfigError([f"checkpoint.start_from: {folder} cannot be read: {error}"]) from None
     state = model.state_dict()
-    tied = {tensor.data_ptr() for name, tensor in state.items() if name in found}
-    wanted = {name: t.shape for name, t in state.items() if name in found or t.data_ptr() not in tied}
+    tied = {tensor.data_ptr() for name, tensor in state.items() if name in weights}
+    wanted = {name: t.shape for name, t in state.items() if name in weights or t.data_ptr() not in tied}
     _require_same_shapes(
-        {name: list(t.shape) for name, t in found.items()}, {n: list(s) for n, s in wanted.items()}, folder
+        {name: list(t.shape) for name, t in weights.items()}, {n: list(s) for n, s in wanted.items()}, folder
     )
-    model.load_state_dict(found, strict=False)
+    model.load_state_dict(weights, strict=False)

@@ -1,4 +1,4 @@
-"""Safetensors files that are checksummed while they are written, and checked when they are read again."""
+"""Safetensors files with checksums, computed while writing and verified before reading."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DTYPES = {
 
 
 class WrittenFile(NamedTuple):
-    """A file as it was written, for whoever reads it again."""
+    """Name, size and checksum of a written file."""
 
     name: str
     bytes: int
@@ -33,10 +33,10 @@ class WrittenFile(NamedTuple):
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> WrittenFile:
-    """Write CPU tensors in the safetensors format, hashing every byte on its way to the disk.
+    """Write CPU tensors in the safetensors format, hashing every byte as it is written.
 
     The format (huggingface.co/docs/safetensors): the header's length as a little-endian u64, the header as JSON,
-    then the tensors. The library's own writer can only be checksummed by reading everything again.
+    then the tensors. With the library's own writer, a checksum would require reading everything again.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
@@ -64,7 +64,7 @@ def _parts(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | mem
 
 
 def is_intact(folder: Path, file: WrittenFile) -> bool:
-    """Return whether a file of a folder is there, and every byte of it as it was written."""
+    """Return whether a file exists in the folder and matches its size and checksum."""
     path = folder / file.name
     try:
         if path.stat().st_size != file.bytes:

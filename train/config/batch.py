@@ -1,4 +1,4 @@
-"""How ranks share a global batch."""
+"""Division of the global batch among ranks."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from train.config.run import RunConfig
 
 
 def check_world_size(config: RunConfig, world_size: int) -> None:
-    """Refuse a number of ranks that does not divide the global batch.
+    """Reject a world size that does not divide the global batch.
 
     Raises:
-        ConfigError: Naming the nearest numbers that do.
+        ConfigError: With the nearest world sizes that do.
     """
     batch = config.global_batch_size
     if batch % world_size == 0:
         return
-    fitting = [ranks for ranks in range(1, batch + 1) if batch % ranks == 0]
-    near = [max(n for n in fitting if n < world_size), *[n for n in fitting if n > world_size][:1]]
+    divisors = [ranks for ranks in range(1, batch + 1) if batch % ranks == 0]
+    nearest = [max(n for n in divisors if n < world_size), *[n for n in divisors if n > world_size][:1]]
     raise ConfigError(
         [
-            f"global_batch_size: {batch} samples cannot be shared evenly by {world_size} ranks; "
-            f"start {' or '.join(map(str, near))} ranks, or change global_batch_size"
+            f"global_batch_size: {batch} samples cannot be divided evenly among {world_size} ranks; "
+            f"start {' or '.join(map(str, nearest))} ranks, or change global_batch_size"
         ]
     )
 
 
 def micro_batches(config: RunConfig, world_size: int) -> tuple[int, int]:
-    """Return the samples of one pass and the passes of one optimizer step, on each rank.
+    """Return the micro-batch size and the number of micro-steps per optimizer step, on each rank.
 
-    The first is the largest divisor of a rank's share of the global batch that is not above `micro_batch_size`.
+    The micro-batch size is the largest divisor of a rank's share of the global batch up to `micro_batch_size`.
 
     Raises:
-        ConfigError: As `check_world_size`.
+        ConfigError: See `check_world_size`.
     """
     check_world_size(config, world_size)
     share = config.global_batch_size // world_size
@@ -40,5 +40,5 @@ def micro_batches(config: RunConfig, world_size: int) -> tuple[int, int]:
 
 
 def largest_divisor(number: int, *, limit: int) -> int:
-    """Return the largest divisor of `number` that is not above `limit`."""
+    """Return the largest divisor of `number` up to `limit`."""
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)

@@ -1,4 +1,4 @@
-"""The error that a user's mistake raises."""
+"""The exception for user errors."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 class ConfigError(ValueError):
-    """What the user gave is wrong.
+    """Invalid user input.
 
     Args:
-        faults: Everything that is wrong, one sentence each, opening with the path of the key.
+        faults: Every fault, one sentence each, starting with the path of the key.
     """
 
     def __init__(self, faults: Sequence[str]) -> None:

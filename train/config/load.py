@@ -1,7 +1,7 @@
-"""Reading a run: YAML and overrides, checked as a whole.
+"""Loading of run configurations: YAML and overrides, validated together.
 
-`load` is the only way in. It reports everything that is wrong with a configuration at once, each fault with its path.
-Nothing here imports torch, so that a login node can check a run in a fraction of a second.
+`load` is the only entry point. It reports every fault in a configuration at once, each with its path. Nothing here
+imports torch, so a login node can validate a run in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from train.config.schema import check
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run from a YAML file and `a.b=c` overrides, and check it as a whole.
+    """Load a run from a YAML file and `a.b=c` overrides, and validate it as a whole.
 
     Args:
         path: The YAML file.
         overrides: `key.path=value` each, the value in YAML: `optim.lr=3e-4`, `optim.betas=[0.9, 0.99]`,
-            `optim.gradient_clipping=null`. A mapping is merged, everything else replaces.
+            `optim.gradient_clipping=null`. Mappings are merged; any other value replaces the old one.
 
     Raises:
-        ConfigError: Everything that is wrong, at once.
+        ConfigError: With every fault.
     """
     text = yaml_text.read(path, overrides)
     if text.tree is None:
@@ -44,18 +44,18 @@ def read_run(folder: Path) -> RunConfig:
     """Return the configuration of a run folder.
 
     Raises:
-        ConfigError: It is no run folder.
+        ConfigError: The folder is not a run folder.
     """
     if not (folder / CONFIG).is_file():
-        raise ConfigError([f"{folder}: not a run folder (it has no config.yaml); give one like runs/NAME"])
+        raise ConfigError([f"{folder}: not a run folder (it has no config.yaml); pass one like runs/NAME"])
     return load(folder / CONFIG)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Return a run as plain values, defaults filled in."""
+    """Return a run as plain values, with defaults filled in."""
     return asdict(config)
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Return a run as YAML, defaults filled in; `load` reads it back to an equal one."""
+    """Return a run as YAML, with defaults filled in; `load` reads it back as an equal configuration."""
     return yaml_text.to_yaml(to_dict(config))

@@ -1,4 +1,4 @@
-"""Reference of all settings: `python -m train --settings [PATTERN]`, and docs/settings.md.
+"""Reference for all settings: `python -m train --settings [PATTERN]`, and docs/settings.md.
 
 `python -m train.config.reference` prints docs/settings.md.
 """
@@ -20,37 +20,37 @@ from train.config.yaml_text import show
 
 _MARKDOWN_HEAD = """# Settings
 
-Every setting of a run, as `python -m train --settings [PATTERN]` prints them. This page is generated from the fields in
-`train/config/` (`make settings`); a test keeps it equal to them.
+Every setting of a run, as printed by `python -m train --settings [PATTERN]`. This page is generated from the fields in
+`train/config/` (`make settings`); a test keeps the two in sync.
 
-*required* means that a setting has no default. **resume** marks what may change when a run goes on; everything else is
-another run. **evaluation** marks what `python -m train.evaluate` may override. Lists of sections, such as
-`task.data.sources`, show their entries' settings under `.0`.
+*required* means that a setting has no default. **resume** marks settings that may change when a run resumes; changing
+any other makes it a different run. **evaluation** marks settings that `python -m train.evaluate` may override. For
+lists of sections, such as `task.data.sources`, the settings of an entry are listed under `.0`.
 """
 
 
 def select(pattern: str | None) -> list[tuple[str, list[Entry]]]:
-    """Return settings by section: a heading, and the settings below it.
+    """Return the settings grouped by section, each group with its heading.
 
     Args:
-        pattern: A part of a path (`warmup`, `optim.`) or a shell pattern (`*.seed`); None: all.
+        pattern: Part of a path (`warmup`, `optim.`) or a shell pattern (`*.seed`); None: all settings.
 
     Raises:
         ConfigError: Nothing matches.
     """
-    groups = [(heading, [entry for entry in found if _matches(entry.path, pattern)]) for heading, found in _sections()]
-    groups = [(heading, found) for heading, found in groups if found]
+    groups = [(name, [entry for entry in settings if _matches(entry.path, pattern)]) for name, settings in _sections()]
+    groups = [(heading, settings) for heading, settings in groups if settings]
     if not groups:
-        raise ConfigError([f"--settings: no setting matches {pattern!r}; write a part of a path, like optim or *.seed"])
+        raise ConfigError([f"--settings: no setting matches {pattern!r}; write part of a path, like optim or *.seed"])
     return groups
 
 
 def as_text(pattern: str | None = None) -> str:
-    """Return settings for a terminal: path, type, default, then the meaning."""
+    """Return settings formatted for a terminal: path, type, default, then meaning."""
     lines: list[str] = []
-    for heading, found in select(pattern):
+    for heading, settings in select(pattern):
         lines += ["", heading, ""]
-        for entry in found:
+        for entry in settings:
             lines.append(f"  {entry.path}: {', '.join(_facts(entry))}")
             lines += textwrap.wrap(_meaning(entry), width=100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines[1:])
@@ -59,17 +59,17 @@ def as_text(pattern: str | None = None) -> str:
 def as_markdown() -> str:
     """Return docs/settings.md."""
     parts = [_MARKDOWN_HEAD]
-    for heading, found in select(None):
+    for heading, settings in select(None):
         parts += [f"\n## {heading}\n\n| setting | values | default | meaning |\n|---|---|---|---|\n"]
         parts += [
             f"| `{entry.path}` | {_cell(_values(entry))} | {_cell(_default(entry))} | {_cell(_meaning(entry))} |\n"
-            for entry in found
+            for entry in settings
         ]
     return "".join(parts)
 
 
 def _sections() -> Iterator[tuple[str, list[Entry]]]:
-    """Yield the run's own settings, then each section's; the tasks' with the kind that reads them."""
+    """Yield the top-level settings, then those of each section; task sections are listed by kind."""
     top = [entry for entry in entries(RunConfig) if "." not in entry.path]
     yield "A run", [entry for entry in top if not entry.is_section]
     for entry in top:

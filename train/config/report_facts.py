@@ -1,6 +1,6 @@
-"""What reports need to know about settings, written into each run folder as settings.json.
+"""Properties of settings that reports rely on, written to each run folder as settings.json.
 
-`analysis` knows nothing of training and keeps no table of settings: it groups runs by what this file says.
+`analysis` does not import `train` and keeps no table of settings: it groups runs by the contents of this file.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ FORMAT = 1
 
 
 def report_facts(config: RunConfig) -> dict[str, Any]:
-    """Return the facts of a run's settings; a path stands for all below it that are not listed themselves.
+    """Return the properties of a run's settings; a path covers everything below it that is not listed itself.
 
-    `report` says whether runs that differ in a setting are told apart ("distinguishes", which is the default), are
-    seeds of one line ("seed"), or are the same ("ignored"); `judged_by` lists the settings that decide what a
-    validation metric means.
+    `report` defines whether runs that differ in a setting are distinguished ("distinguishes", the default), are seeds
+    of one line ("seed"), or count as equal ("ignored"); `judged_by` lists the settings that determine the meaning of a
+    validation metric.
     """
     settings = dict(settings_in(config))
     roles = {path: setting.report or "distinguishes" for path, setting in settings.items()}

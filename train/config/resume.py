@@ -1,4 +1,4 @@
-"""What sets a run apart from the one that began in its folder."""
+"""Comparison of a configuration with that of the run already in its folder."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ from train.config.setting import nearest, settings_in
 
 
 def differences(old: RunConfig | Mapping[str, Any], new: RunConfig) -> list[str]:
-    """Return `path: old -> new` for every key that differs and may not change at a resume.
+    """Return `path: old -> new` for every key that differs and must not change on resume.
 
     Args:
-        old: The run that was started; a mapping is what its config.yaml holds. A key that it lacks has its default.
-        new: The run that is to go on.
+        old: The run as started, or the contents of its config.yaml; missing keys take their defaults.
+        new: The run to be resumed.
     """
-    given = asdict(old) if isinstance(old, RunConfig) else old
-    before = _leaves(given) | _leaves(check(RunConfig, given).leaves)
+    tree = asdict(old) if isinstance(old, RunConfig) else old
+    before = _leaves(tree) | _leaves(check(RunConfig, tree).leaves)
     after = _leaves(asdict(new))
     at_resume = {path: setting.resume for path, setting in settings_in(new)}
     return [
-        f"{path}: {_shown(before, path)} -> {_shown(after, path)}"
+        f"{path}: {_format(before, path)} -> {_format(after, path)}"
         for path in dict.fromkeys([*after, *before])
         if before.get(path) != after.get(path) and nearest(path, at_resume) != "free"
     ]
 
 
 def refuse_another_run(folder: Path, config: RunConfig) -> None:
-    """Let a run folder be used only by the run that began in it.
+    """Refuse to use the folder of a different run.
 
     Raises:
-        ConfigError: With every setting that differs and may not.
+        ConfigError: With every setting that differs and must not.
     """
     path = folder / run_layout.CONFIG
     if not path.exists():
         return
     faults = differences(yaml_text.read(path).tree or {}, config)
     if faults:
-        advice = f"{folder} holds another run: go on with its values, or choose another name (name=...)"
+        advice = (
+            f"{folder} belongs to a different run: use its settings to resume it, or choose another name (name=...)"
+        )
         raise ConfigError([advice, *faults])
 
 
@@ -67,5 +69,5 @@ def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _shown(leaves: Mapping[str, Any], path: str) -> str:
-    return yaml_text.show(leaves[path]) if path in leaves else "(not given)"
+def _format(leaves: Mapping[str, Any], path: str) -> str:
+    return yaml_text.show(leaves[path]) if path in leaves else "(not set)"

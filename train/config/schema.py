@@ -1,7 +1,7 @@
-"""A tree of plain values, checked against dataclasses: every fault at once, each with its path and its remedy.
+"""Schema validation of plain values against dataclasses: every fault at once, each with its path and its remedy.
 
-Not pydantic: the rules that span several fields (`train.config.rules`) must also run on a configuration that is wrong
-elsewhere, which needs the valid part of it; and its words are for programmers.
+Why not pydantic: cross-field rules (`train.config.rules`) must run even if other fields are invalid, which requires the
+valid part of the configuration; and its messages are written for programmers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 _INVALID: Any = object()
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
-# What other stacks call ours.
+# Names of our settings in other training stacks.
 _OTHER_NAMES = {
     "batch_size": "global_batch_size",
     "block_size": "sequence_length",
@@ -45,19 +45,19 @@ _OTHER_NAMES = {
 
 
 class Checked(NamedTuple, Generic[T]):
-    """The outcome of a check."""
+    """The result of a check."""
 
-    value: T | None  # None where there are faults
-    leaves: dict[str, Any]  # every valid value by its path, defaults included
+    value: T | None  # None if there are faults
+    leaves: dict[str, Any]  # every valid value by path, including defaults
     faults: list[str]
 
 
 def check(kind: type[T], tree: Mapping[str, Any]) -> Checked[T]:
-    """Build a dataclass from a tree, or say everything that is wrong with the tree.
+    """Build a dataclass from a tree, or report every fault in the tree.
 
-    Known are bool, int, float, str, Literal, tuple, dict, unions of these, dataclasses, and unions of dataclasses
-    told apart by their field `kind`, which is required. An int is a number for a float; an integral float is whole
-    for an int; a bool is neither. A dataclass with a class variable `shorthand` may be given by that field alone.
+    Supported types are bool, int, float, str, Literal, tuple, dict, unions of these, dataclasses, and unions of
+    dataclasses discriminated by their required field `kind`. An int is accepted for a float and an integral float for
+    an int; a bool is accepted for neither. A dataclass with a class variable `shorthand` accepts that field alone.
     """
     report = _Report(kind)
     value = report.section(kind, tree, "")
@@ -65,7 +65,7 @@ def check(kind: type[T], tree: Mapping[str, Any]) -> Checked[T]:
 
 
 def key_paths(kind: Any, path: str = "") -> Iterator[str]:
-    """Yield the path of every key that a dataclass may be given, sections included."""
+    """Yield the path of every key that a dataclass accepts, including sections."""
     for section in sections_of(kind):
         hints = get_type_hints(section)
         for field in dataclasses.fields(section):
@@ -78,7 +78,7 @@ def key_paths(kind: Any, path: str = "") -> Iterator[str]:
 
 
 class _Report:
-    """What a walk over the tree has found so far."""
+    """Faults and valid values collected during a walk over the tree."""
 
     def __init__(self, root: Any) -> None:
         self.faults: list[str] = []
@@ -90,58 +90,58 @@ class _Report:
         return _INVALID
 
     def section(self, kind: Any, value: object, path: str) -> Any:
-        """Check a mapping against a dataclass, or against one of several by its `kind`."""
-        given = self._mapping(kind, value, path)
-        section = self._chosen(kind, given, path) if given is not None else None
-        if given is None or section is None:
+        """Check a mapping against a dataclass, or against the member of a union selected by `kind`."""
+        mapping = self._mapping(kind, value, path)
+        section = self._select(kind, mapping, path) if mapping is not None else None
+        if mapping is None or section is None:
             return _INVALID
         prefix, hints = f"{path}." if path else "", get_type_hints(section)
         fields = [field for field in dataclasses.fields(section) if field.init]
         names = [field.name for field in fields]
-        for key in given:
+        for key in mapping:
             if key not in names:
                 self._unknown(prefix, str(key), names)
-        values = {field.name: self._field(field, hints[field.name], given, prefix) for field in fields}
+        values = {field.name: self._field(field, hints[field.name], mapping, prefix) for field in fields}
         return _INVALID if _INVALID in values.values() else section(**values)
 
     def _mapping(self, kind: Any, value: object, path: str) -> Mapping[str, Any] | None:
         shorthand = getattr(kind, "shorthand", None)
         if shorthand and isinstance(value, str):
             return {shorthand: value}
-        if value is None:  # a heading with nothing below it
+        if value is None:  # a heading with nothing under it
             return {}
         if isinstance(value, Mapping):
             return cast("Mapping[str, Any]", value)
         keys = ", ".join(field.name for section in sections_of(kind)[:1] for field in dataclasses.fields(section))
-        return self.fault(path, f"{show(value)} is not a section; it takes the keys {keys}") and None
+        return self.fault(path, f"{show(value)} is not a section; it accepts the keys {keys}") and None
 
-    def _chosen(self, kind: Any, given: Mapping[str, Any], path: str) -> Any:
+    def _select(self, kind: Any, mapping: Mapping[str, Any], path: str) -> Any:
         kinds = _kinds(kind)
         if not kinds:
             return kind
-        allowed, name = ", ".join(kinds), given.get("kind")
-        if "kind" not in given:
+        allowed, name = ", ".join(kinds), mapping.get("kind")
+        if "kind" not in mapping:
             self.fault(f"{path}.kind", f"missing; write {'one of ' * (len(kinds) > 1)}{allowed}")
             return next(iter(kinds.values())) if len(kinds) == 1 else None
         if name not in kinds:
-            self.fault(f"{path}.kind", f"{show(name)} is none of {allowed}")
+            self.fault(f"{path}.kind", f"{show(name)} is not one of {allowed}")
             return None
-        readable = set(key_paths(kinds[name], f"{path}."))  # no advice to write what another kind would read
-        self._paths = [known for known in self._paths if not known.startswith(f"{path}.") or known in readable]
+        readable = set(key_paths(kinds[name], f"{path}."))  # do not suggest keys of another kind
+        self._paths = [each for each in self._paths if not each.startswith(f"{path}.") or each in readable]
         return kinds[name]
 
-    def _field(self, field: dataclasses.Field[Any], kind: Any, given: Mapping[str, Any], prefix: str) -> Any:
+    def _field(self, field: dataclasses.Field[Any], kind: Any, mapping: Mapping[str, Any], prefix: str) -> Any:
         path = f"{prefix}{field.name}"
-        if field.name in given:
-            value = self.convert(kind, given[field.name], path)
+        if field.name in mapping:
+            value = self.convert(kind, mapping[field.name], path)
         elif field.default is not dataclasses.MISSING:
             value = field.default
         elif field.default_factory is not dataclasses.MISSING:
             value = self.convert(kind, {}, path) if sections_of(kind) else field.default_factory()
-        elif sections_of(kind):  # so that all that is missing below it is told as well
+        elif sections_of(kind):  # reports every missing key below it too
             value = self.convert(kind, {}, path)
         else:
-            value = self.fault(path, f"missing; it has no default: write {describe(kind)}")
+            value = self.fault(path, f"missing and has no default; write {describe(kind)}")
         if value is not _INVALID and (violation := setting_of(field).violation(value)):
             value = self.fault(path, violation)
         if value is not _INVALID:
@@ -149,7 +149,7 @@ class _Report:
         return value
 
     def convert(self, kind: Any, value: object, path: str) -> Any:
-        """Return a value as the type wants it, or _INVALID after noting why not."""
+        """Convert a value to the type, or record a fault and return _INVALID."""
         origin = get_origin(kind)
         if sections_of(kind):
             return self.section(kind, value, path)
@@ -178,10 +178,10 @@ class _Report:
                 return choice
         near = difflib.get_close_matches(str(show(value)).strip("'"), [str(choice) for choice in allowed], n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        return self.fault(path, f"{show(value)} is none of {', '.join(map(str, allowed))}{hint}")
+        return self.fault(path, f"{show(value)} is not one of {', '.join(map(str, allowed))}{hint}")
 
     def _union(self, kinds: tuple[Any, ...], value: object, path: str) -> Any:
-        """Take the alternative that the value's own shape points to."""
+        """Choose the alternative that matches the shape of the value."""
         if value is None and types.NoneType in kinds:
             return None
         kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
@@ -198,7 +198,7 @@ class _Report:
         if kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(items)
         if len(items) != len(kinds):
-            return self.fault(path, f"{show(items)} has {len(items)} entries; it takes {len(kinds)}")
+            return self.fault(path, f"{show(items)} has {len(items)} entries; expected {len(kinds)}")
         values = tuple(
             self.convert(kind, item, f"{path}.{n}") for n, (kind, item) in enumerate(zip(kinds, items, strict=True))
         )
@@ -214,11 +214,11 @@ class _Report:
 
     def _unknown(self, prefix: str, key: str, siblings: list[str]) -> None:
         names = self._nearest(prefix, key, siblings)
-        remedy = f"did you mean {' or '.join(names)}?" if names else f"allowed are {', '.join(siblings)}"
+        remedy = f"did you mean {' or '.join(names)}?" if names else f"allowed keys: {', '.join(siblings)}"
         self.fault(f"{prefix}{key}", f"unknown key; {remedy}")
 
     def _nearest(self, prefix: str, key: str, siblings: list[str]) -> list[str]:
-        """Return the full paths that a key may have been meant to be: misplaced, misspelt, or by another name."""
+        """Return the full paths that a key may stand for: misplaced, misspelled, or known by another name."""
         by_name: dict[str, list[str]] = {}
         for path in self._paths:
             by_name.setdefault(path.rpartition(".")[2], []).append(path)
@@ -238,7 +238,7 @@ def _kinds(kind: Any) -> dict[str, Any]:
 
 
 def describe(kind: Any) -> str:
-    """Return the values of a type as one would say them: "a whole number", "one of a, b"."""
+    """Describe the values of a type in words: "a whole number", "one of a, b"."""
     members = get_args(kind)
     if kind in _WORDS:
         return _WORDS[kind]

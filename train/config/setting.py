@@ -1,11 +1,11 @@
-"""Settings: everything that is true of one field of a configuration, told where the field is declared.
+"""Settings: all properties of a configuration field, declared together with the field.
 
     lr: float = setting("Peak learning rate", above=0)
 
-Ranges, messages, what may change at a resume, how reports group runs, what an evaluation may override, `--settings` and
-docs/settings.md are all derived from this. A section hands its properties down to the fields below it:
+Ranges, messages, what may change on resume, how reports group runs, what an evaluation may override, `--settings` and
+docs/settings.md are all derived from these declarations. Fields inherit the properties of their section:
 
-    probes: ProbesConfig = setting("What is measured inside the network", factory=ProbesConfig, resume="free")
+    probes: ProbesConfig = setting("Measurements inside the network", factory=ProbesConfig, resume="free")
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ InReport = Literal["distinguishes", "seed", "ignored"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is true of one setting.
+    """Properties of one setting.
 
     Args:
-        meaning: What it does, as a phrase: "Peak learning rate".
-        unit: Of its number.
-        null: What null stands for, where it may be null, so that "null for ..." reads well: "no clipping".
-        at_least: Smallest allowed value; of a list, of each entry. Likewise `above`, `at_most`, `below`.
-        resume: Whether a run that goes on may change it. None: as its section says; so are the next two.
-        report: Whether runs that differ in it are different lines in a report, seeds of one line, or the same.
+        meaning: The effect of the setting, as a phrase: "Peak learning rate".
+        unit: The unit of a numeric value.
+        null: The meaning of null, if allowed, phrased to follow "null for ...": "no clipping".
+        at_least: Smallest allowed value, or smallest allowed entry of a list; likewise `above`, `at_most`, `below`.
+        resume: Whether it may change when a run resumes. None inherits from the section, as for the next two.
+        report: Whether runs that differ in it are separate lines in a report, seeds of one line, or equal.
         evaluation: Whether `python -m train.evaluate` may override it.
-        judges: Whether validation metrics of runs that differ in it cannot be compared.
+        judges: Whether a difference makes validation metrics incomparable.
     """
 
     meaning: str
@@ -62,7 +62,7 @@ class Setting:
 
     @property
     def range_text(self) -> str:
-        """The allowed numbers, as one would say them; empty where all are."""
+        """The allowed numbers in words; empty if all are allowed."""
         if self.at_least is not None:
             upper = f" to {self.at_most:g}" if self.at_most is not None else ""
             upper = f" to below {self.below:g}" if self.below is not None else upper
@@ -72,7 +72,7 @@ class Setting:
         return f"a number {' and '.join(words)}" if words else ""
 
     def violation(self, value: object) -> str | None:
-        """Return what is wrong with a value of the right type; None where it is in range."""
+        """Describe how a value of the right type violates its range; None if it is in range."""
         numbers = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
         for number in numbers:
             if isinstance(number, int | float) and not isinstance(number, bool) and (side := self._outside(number)):
@@ -95,13 +95,13 @@ def setting(
     factory: Callable[[], Any] | None = None,
     **properties: Any,
 ) -> Any:
-    """Declare a field with its meaning and properties; without `default` and `factory` it is required.
+    """Declare a field with its meaning and properties; it is required unless `default` or `factory` is given.
 
     Args:
-        meaning: See `Setting`, also for the properties.
-        default: Its value where it is not given.
-        factory: Makes that value.
-        properties: Fields of `Setting`.
+        meaning: See `Setting`.
+        default: The default value.
+        factory: A function that creates the default value.
+        properties: Other fields of `Setting`.
     """
     metadata = {"setting": Setting(meaning=meaning, **properties)}
     if factory is not None:
@@ -111,41 +111,39 @@ def setting(
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
 def section(cls: type[T]) -> type[T]:
-    """Make a class a section of a configuration: a frozen dataclass whose fields are settings."""
+    """Turn a class into a configuration section: a frozen dataclass whose fields are settings."""
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
 def setting_of(field: dataclasses.Field[Any]) -> Setting:
-    """Return what is true of a field; of one that is no setting, nothing but its name."""
+    """Return the properties of a field; empty properties for a field that is not a setting."""
     return field.metadata.get("setting", Setting(meaning=""))
 
 
 class Entry(NamedTuple):
-    """A setting in its place."""
+    """A setting and its position in the configuration."""
 
-    path: str  # of an entry of a list of sections: `task.data.sources.0.path`
+    path: str  # entries of a list of sections are numbered: `task.data.sources.0.path`
     field: dataclasses.Field[Any]
     type: Any
-    setting: Setting  # with what its sections hand down
+    setting: Setting  # with inherited properties
     owner: type  # the section that declares it
 
     @property
     def is_section(self) -> bool:
-        """Whether it holds settings, and no value of its own."""
+        """Whether it contains settings instead of a value."""
         return bool(sections_of(self.type))
 
 
 def entries(kind: Any, path: str = "", above: Setting | None = None) -> Iterator[Entry]:
-    """Yield every setting below a section, sections included, depth first and in the order of declaration.
+    """Yield every setting below a section, including sections, depth first and in order of declaration.
 
-    Of a union of sections, as a run's task is, those of each alternative.
+    For a union of sections, such as a run's task, yield the settings of each alternative.
     """
     for owner in sections_of(kind):
         hints = get_type_hints(owner)
         for field in dataclasses.fields(owner):
-            entry = Entry(
-                f"{path}{field.name}", field, hints[field.name], _handed_down(setting_of(field), above), owner
-            )
+            entry = Entry(f"{path}{field.name}", field, hints[field.name], _inherited(setting_of(field), above), owner)
             yield entry
             yield from entries(entry.type, f"{entry.path}.", entry.setting)
             if get_origin(entry.type) is tuple:
@@ -153,7 +151,7 @@ def entries(kind: Any, path: str = "", above: Setting | None = None) -> Iterator
 
 
 def sections_of(kind: Any) -> list[type]:
-    """Return the sections that a type stands for: itself, or the members of a union."""
+    """Return the sections that a type contains: itself, or the members of a union."""
     members = get_args(kind) if is_union(kind) else (kind,)
     return [member for member in members if isinstance(member, type) and dataclasses.is_dataclass(member)]
 
@@ -169,9 +167,9 @@ def default_of(owner: type, name: str) -> Any:
 
 
 def settings_in(value: Any, path: str = "", above: Setting | None = None) -> Iterator[tuple[str, Setting]]:
-    """Yield every setting of a section that was read, by its path, with what is true of it; sections included."""
+    """Yield the path and properties of every setting in a loaded section, including sections."""
     for field in dataclasses.fields(value):
-        own, below = _handed_down(setting_of(field), above), getattr(value, field.name)
+        own, below = _inherited(setting_of(field), above), getattr(value, field.name)
         yield (here := f"{path}{field.name}"), own
         if dataclasses.is_dataclass(below):
             yield from settings_in(below, f"{here}.", own)
@@ -181,15 +179,15 @@ def settings_in(value: Any, path: str = "", above: Setting | None = None) -> Ite
 
 
 def nearest(path: str, properties: Mapping[str, T]) -> T | None:
-    """Return a property of a path; of one that is not listed, that of the nearest section or list above it."""
+    """Return the property of a path, or that of the nearest listed section or list above it."""
     while path not in properties and "." in path:
         path = path.rpartition(".")[0]
     return properties.get(path)
 
 
-def _handed_down(own: Setting, above: Setting | None) -> Setting:
+def _inherited(own: Setting, above: Setting | None) -> Setting:
     if above is None:
         return own
     names = ("resume", "report", "evaluation")
-    inherited = {name: getattr(above, name) for name in names if getattr(own, name) is None}
-    return dataclasses.replace(own, judges=own.judges or above.judges, **inherited)
+    missing = {name: getattr(above, name) for name in names if getattr(own, name) is None}
+    return dataclasses.replace(own, judges=own.judges or above.judges, **missing)

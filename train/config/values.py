@@ -1,4 +1,4 @@
-"""Valid values of a configuration by path, and the rules that read them."""
+"""Valid configuration values by path, as seen by the validation rules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class AbsentError(Exception):
-    """A rule asked for a value that is missing or invalid by itself."""
+    """A rule read a value that is missing or invalid."""
 
 
 class Values(dict[str, Any]):
@@ -17,8 +17,8 @@ class Values(dict[str, Any]):
         raise AbsentError(path)
 
     def below(self, section: str) -> dict[str, Any]:
-        """Return the values of a section, given with its final dot, by the rest of their paths."""
+        """Return the values below a section, by their paths relative to it; `section` ends with a dot."""
         return {path.removeprefix(section): value for path, value in self.items() if path.startswith(section)}
 
 
-Rule = Callable[[Values], Iterator[str]]  # yields faults, each opening with the path of the key
+Rule = Callable[[Values], Iterator[str]]  # yields faults, each starting with the path of the key

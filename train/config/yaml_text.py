@@ -1,7 +1,7 @@
-"""A configuration as text: YAML and `a.b=c` overrides, read into one tree of plain values, and written again.
+"""Configuration text: YAML and `a.b=c` overrides, parsed into one tree of plain values, and written back.
 
 Numbers follow YAML 1.2, not PyYAML's 1.1: `3e-4` is a number, `30_000_000` too, and `no`, `1:30` or `2026-01-01` are
-text. What is wrong is collected, not raised, so that it can be told together with what a schema finds.
+text. Faults are collected rather than raised, so that they can be reported together with those of the schema.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _INT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:[eE]\+?[0-9]+)?|0x[0-9a-fA-F]+)$")  #
 _FLOAT = re.compile(
     r"[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE]-[0-9]+|\.inf|\.nan)$"
 )
-_RESOLVERS = (  # tag, what it looks like, and the characters that it may open with
+_RESOLVERS = (  # tag, pattern, and possible first characters
     ("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
     ("tag:yaml.org,2002:int", _INT, list("-+0123456789")),
@@ -28,17 +28,17 @@ _RESOLVERS = (  # tag, what it looks like, and the characters that it may open w
 
 
 class Document(NamedTuple):
-    """What was read: no tree where there is nothing to check."""
+    """The parsed text; no tree if there is nothing to check."""
 
     tree: dict[str, Any] | None
     faults: list[str]
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Document:
-    """Read a YAML file, then put `a.b=c` overrides over it, in their order.
+    """Read a YAML file, then apply `a.b=c` overrides in order.
 
-    The value of an override is YAML. A mapping is merged into the mapping that is there, everything else replaces;
-    a number in the path counts list entries from 0.
+    The value of an override is YAML. A mapping is merged into an existing mapping; any other value replaces. A number
+    in the path is a list index, from 0.
     """
     tree, faults = _read_file(Path(path))
     for override in overrides:
@@ -48,12 +48,12 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Document:
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
-    """Write a tree as YAML that `read` reads back to the same values; short lists on one line."""
+    """Return a tree as YAML that `read` parses to the same values, with short lists on one line."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 def show(value: object) -> str:
-    """Return a value as one would write it in YAML, on one line and not too long."""
+    """Return a value as YAML, on one line and shortened to 80 characters."""
     if isinstance(value, str):
         return repr(value)
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10_000).strip()
@@ -63,74 +63,76 @@ def show(value: object) -> str:
 
 def _read_file(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     if path.is_dir():
-        files = ", ".join(sorted(str(file) for file in path.glob("*.y*ml"))) or "it holds no YAML file"
-        return None, [f"{path}: is a folder; give one configuration file: {files}"]
+        files = ", ".join(sorted(str(file) for file in path.glob("*.y*ml"))) or "it contains no YAML file"
+        return None, [f"{path}: is a folder; pass one configuration file: {files}"]
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None, [f"{path}: no such file{_nearest_file(path)}"]
     except UnicodeDecodeError:
-        return None, [f"{path}: is not UTF-8 text; give a YAML file"]
+        return None, [f"{path}: is not UTF-8 text; pass a YAML file"]
     except OSError as error:
-        return None, [f"{path}: can not be read ({error.strerror})"]
+        return None, [f"{path}: cannot be read ({error.strerror})"]
     tree, faults = _parse(text)
     faults = [f"{path}:{fault}" for fault in faults]
     if isinstance(tree, dict):
         return cast("dict[str, Any]", tree), faults
     if not faults:
-        given = "is empty" if tree is None else f"holds {show(tree)}, not `key: value` lines"
-        faults = [f"{path}: {given}; see configs/language_model/quickstart.yaml for what a run needs"]
+        problem = "is empty" if tree is None else f"contains {show(tree)} instead of `key: value` lines"
+        faults = [f"{path}: {problem}; see configs/language_model/quickstart.yaml for an example"]
     return None, faults
 
 
 def _nearest_file(path: Path) -> str:
-    there = {file.name: file for file in path.parent.glob("*.y*ml")}
-    near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.5)
-    return f"; did you mean {there[near[0]]}?" if near else ""
+    files = {file.name: file for file in path.parent.glob("*.y*ml")}
+    near = difflib.get_close_matches(path.name, files, n=1, cutoff=0.5)
+    return f"; did you mean {files[near[0]]}?" if near else ""
 
 
 def _parse(text: str) -> tuple[object, list[str]]:
-    """Parse YAML; a fault opens with its line, as in `12: ...`."""
+    """Parse YAML; each fault starts with its line number, as in `12: ...`."""
     loader = _Loader(text)
     try:
         return loader.get_single_data(), loader.faults
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         why = " ".join(part for part in (error.context, error.problem) if part)
-        return None, [f"{mark.line + 1 if mark else 1}: not YAML: {why}"]
+        return None, [f"{mark.line + 1 if mark else 1}: not valid YAML: {why}"]
     except yaml.YAMLError as error:
-        return None, [f"1: not YAML: {' '.join(str(error).split())}"]
+        return None, [f"1: not valid YAML: {' '.join(str(error).split())}"]
 
 
 def _override(tree: dict[str, Any], override: str) -> str | None:
-    """Put one `a.b=c` into the tree, or say what is wrong with it."""
+    """Apply one `a.b=c` to the tree, or return what is wrong with it."""
     path, equals, text = override.partition("=")
     path = path.strip()
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
         return _not_an_override(override)
     value, faults = _parse(text)
     if faults:
-        return f"{override!r}: the value is {faults[0].partition(': ')[2]}; quote it for the shell: '{path}=...'"
+        return (
+            f"{override!r}: the value is {faults[0].partition(': ')[2]}; quote the override in the shell: '{path}=...'"
+        )
     *parents, last = path.split(".")
     node: dict[str, Any] | list[Any] = tree
     for depth, key in enumerate(parents):
         child = _descend(node, key)
         if not isinstance(child, dict | list):
             above = ".".join(parents[: depth + 1])
-            instead = f"; give the whole entry, {above}={{..., {last}: {text}}}" if isinstance(node, list) else ""
+            instead = f"; write the whole entry, {above}={{..., {last}: {text}}}" if isinstance(node, list) else ""
             return f"{path}: {above} is {show(child)}, which has no keys{instead}"
         node = cast("dict[str, Any] | list[Any]", child)
     return _put(node, last, value, path)
 
 
 def _not_an_override(override: str) -> str:
-    meant = re.fullmatch(r"-*([\w.]+)\s*[=:\s]\s*(.*)", override)
-    remedy = f"write {meant[1]}={meant[2]}" if meant else "write key=value, as in optim.lr=3e-4"
+    match = re.fullmatch(r"-*([\w.]+)\s*[=:\s]\s*(.*)", override)
+    remedy = f"write {match[1]}={match[2]}" if match else "write key=value, as in optim.lr=3e-4"
     return f"{override!r}: not an override; {remedy}"
 
 
 def _descend(node: dict[str, Any] | list[Any], key: str) -> Any:
-    """Return the child under a key, made where a section is not there yet."""
+    """Return the child under a key; a missing section is created."""
     if isinstance(node, list):
         return node[int(key)] if key.isdecimal() and int(key) < len(node) else None
     if node.get(key) is None:
@@ -144,7 +146,9 @@ def _put(node: dict[str, Any] | list[Any], key: str, value: object, path: str) -
     elif key.isdecimal() and int(key) < len(node):
         node[int(key)] = _merged(node[int(key)], value)
     else:
-        return f"{path}: the list has {len(node)} entries; write a number from 0 to {len(node) - 1}, or the whole list"
+        return (
+            f"{path}: the list has {len(node)} entries; use an index from 0 to {len(node) - 1}, or write the whole list"
+        )
     return None
 
 
@@ -160,7 +164,7 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     if "x" in text:
         return int(text, 16)
     digits, _, exponent = text.partition("e")
-    if int(exponent or 0) > 30:  # 1e999999999 would fill the memory
+    if int(exponent or 0) > 30:  # 1e999999999 would exhaust memory
         raise yaml.MarkedYAMLError(problem=f"{text} is too large", problem_mark=node.start_mark)
     return int(digits) * 10 ** int(exponent or 0)
 
@@ -176,7 +180,7 @@ def _represent_list(dumper: yaml.SafeDumper, items: Sequence[Any]) -> yaml.Node:
 
 
 def _resolvers(inherited: Mapping[str, Any]) -> dict[str, Any]:
-    """Return PyYAML's table of implicit tags, by first character, with ours behind what is inherited."""
+    """Return PyYAML's table of implicit tags by first character, with ours after the inherited ones."""
     table = {first: list(entries) for first, entries in inherited.items()}
     for tag, pattern, firsts in _RESOLVERS:
         for first in firsts:
@@ -185,10 +189,10 @@ def _resolvers(inherited: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the numbers of YAML 1.2, which notes a key given twice instead of keeping the last."""
+    """SafeLoader with YAML 1.2 numbers that reports duplicate keys instead of keeping the last."""
 
     yaml_implicit_resolvers = _resolvers({})
-    yaml_constructors = {  # noqa: RUF012 (PyYAML declares it as an instance's)
+    yaml_constructors = {  # noqa: RUF012 (PyYAML declares it as an instance attribute)
         **yaml.SafeLoader.yaml_constructors,
         "tag:yaml.org,2002:int": _construct_int,
         "tag:yaml.org,2002:float": _construct_float,
@@ -204,13 +208,13 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in lines and name != "<<":
-                self.faults.append(f"{line}: {name} is given twice, first on line {lines[name]}; keep one")
+                self.faults.append(f"{line}: {name} appears twice, first on line {lines[name]}; keep one")
             lines.setdefault(name, line)
         return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes text which YAML 1.1 or 1.2 would read as something else."""
+    """SafeDumper that quotes text that YAML 1.1 or 1.2 would parse as another type."""
 
     yaml_implicit_resolvers = _resolvers(yaml.SafeDumper.yaml_implicit_resolvers)
     yaml_representers: ClassVar[dict[Any, Any]] = {

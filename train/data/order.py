@@ -1,7 +1,7 @@
-"""Which samples an optimizer step sees: a pure function of (seed, step), whatever the ranks and the accumulation.
+"""Sample order: a pure function of (seed, step), independent of ranks and accumulation.
 
-The stream of samples is one permutation of the data set after the other. Step n (from 1) takes the n-th run of
-`global_batch_size` positions of that stream, so a batch may straddle two epochs and nothing is ever dropped.
+The stream of samples is a sequence of permutations of the data set. Step n (from 1) uses the n-th block of
+`global_batch_size` positions in that stream, so a batch may span two epochs and no sample is ever dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MASK = (1 << 64) - 1
 def splitmix64(values: np.ndarray) -> np.ndarray:
     """Hash uint64 values one by one (Steele, Lea and Flood 2014, as in java.util.SplittableRandom).
 
-    numpy's generators may change their streams between versions; these sixteen characters of arithmetic cannot.
+    The streams of numpy's generators may change between versions; this arithmetic cannot.
     """
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -38,7 +38,7 @@ def permutation(num_samples: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 class SampleOrder:
-    """The order of a data set; remembers the permutation of the epoch it was last asked for."""
+    """The sample order of a data set; caches the permutation of the most recent epoch."""
 
     def __init__(self, num_samples: int, *, seed: int, global_batch_size: int) -> None:
         assert num_samples > 0
@@ -68,23 +68,23 @@ class SampleOrder:
 
 
 def sample_ids(step: int, *, seed: int, num_samples: int, global_batch_size: int) -> np.ndarray:
-    """Return the sample ids of one step; for many steps keep a `SampleOrder`."""
+    """Return the sample ids of one step; for many steps, use `SampleOrder`."""
     return SampleOrder(num_samples, seed=seed, global_batch_size=global_batch_size).of_step(step)
 
 
 def largest_divisor(number: int, *, limit: int) -> int:
-    """Return the largest divisor of `number` that is not above `limit`."""
+    """Return the largest divisor of `number` up to `limit`."""
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
 def rank_share(ids: np.ndarray, *, rank: int, world_size: int, micro_batch_size: int) -> list[np.ndarray]:
     """Return a rank's contiguous share of a global batch, cut into equal micro-batches.
 
-    The micro-batch is the largest divisor of the share that is not above `micro_batch_size`. The shares of all
-    ranks, one after the other, are the batch again.
+    The micro-batch size is the largest divisor of the share up to `micro_batch_size`. Concatenated, the shares of all
+    ranks are the global batch.
     """
     share, rest = divmod(len(ids), world_size)
-    assert rest == 0, "the configuration guarantees that the world size divides the global batch"
+    assert rest == 0, "check_world_size guarantees that the world size divides the global batch"
     mine = ids[rank * share : (rank + 1) * share]
     return np.split(mine, share // largest_divisor(share, limit=micro_batch_size))
 
@@ -93,7 +93,7 @@ def content_hashes(batch: Mapping[str, Tensor]) -> np.ndarray:
     """Return one 64-bit hash per sample, int64 (B,): keys in sorted order, dtype, shape and bytes of each value.
 
     Args:
-        batch: CPU tensors, each with the samples along its first dimension.
+        batch: CPU tensors with samples along the first dimension.
     """
     import torch
 
@@ -117,5 +117,5 @@ def _digest_of_row(rows: list[tuple[bytes, np.ndarray]], sample: int) -> bytes:
 
 
 def combined_hash(hashes: np.ndarray) -> str:
-    """Return one hash of content hashes in order, as 16 hexadecimal digits."""
+    """Combine content hashes, in order, into one hash of 16 hexadecimal digits."""
     return hashlib.blake2b(np.asarray(hashes).astype("<i8").tobytes(), digest_size=8).hexdigest()

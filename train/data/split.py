@@ -1,4 +1,4 @@
-"""The two parts of every data set."""
+"""The training and validation splits of a data set."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The buffers that forward passes move, such as batch norm's running statistics: on every rank the same.
+"""Buffers that forward passes update, such as batch norm's running statistics, kept equal on all ranks.
 
-DeepSpeed neither broadcasts nor averages buffers. Here they are averaged over ranks after every step: an average of
-moving averages is the moving average of averages, so doing it each time changes nothing but rounding, and every
-moment is as good as another for evaluating or saving.
+DeepSpeed neither broadcasts nor averages buffers. Here they are averaged over ranks after every step. An average of
+moving averages is the moving average of averages, so averaging at every step changes nothing but rounding, and the
+model can be evaluated or saved at any time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from train.ranks.distributed import number_of_ranks, sum_over_ranks
 
 
 class RunningStatistics:
-    """A module's persistent buffers, as a checkpoint holds them.
+    """A module's persistent buffers, as saved in checkpoints.
 
     Args:
-        module: With buffers that are equal on all ranks.
+        module: The module, whose buffers are initially equal on all ranks.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -29,7 +29,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def settle(self, *, applied: bool) -> None:
-        """Average what a step's passes have moved; take it back where the step was skipped, as its batch was bad."""
+        """Average the buffers updated by this step over ranks; roll them back if the step was skipped."""
         if not self._live:
             return
         if not applied:
@@ -48,7 +48,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def restore(self, values: Mapping[str, Tensor]) -> None:
-        """Write values, by name, into the buffers."""
+        """Copy values into the buffers by name."""
         for name, value in values.items():
             self._live[name].copy_(value)
         self._settled = self._copies()

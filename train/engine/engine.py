@@ -1,7 +1,7 @@
-"""DeepSpeed, wrapped: the only file that imports it.
+"""DeepSpeed wrapper; the only file that imports deepspeed.
 
-What the rest of the code sees: a model to call, `backward`, `step`, and the live fp32 state and gradients that this
-rank holds, in fragments. Where those lie inside DeepSpeed is told by train/engine/zero_layouts.py.
+It exposes a model to call, `backward`, `step`, and the live fp32 state and gradients held by this rank, as fragments.
+train/engine/zero_layouts.py knows where those are stored inside DeepSpeed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from train.engine.zero_layouts import Fragment, ParameterLayout, layout_of
 from train.ranks.distributed import World
 from train.tasks.task import ParameterGroup, Task
 
-# Read by DeepSpeed at import: do not probe the machine, do not announce the result.
+# Read by DeepSpeed at import: skip probing the machine and logging the result.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch's deprecations inside DeepSpeed: nothing a user could act on
+    warnings.simplefilter("ignore")  # torch deprecations inside DeepSpeed, which users cannot act on
     import deepspeed
     import deepspeed.ops
     from deepspeed.utils import logger as deepspeed_logger
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 
 class StepResult(NamedTuple):
-    """What became of an optimizer step."""
+    """Outcome of an optimizer step."""
 
-    grad_norm: float | Tensor  # over all parameters, before clipping; not finite when the step was skipped
+    grad_norm: float | Tensor  # over all parameters, before clipping; not finite if the step was skipped
     applied: bool
 
 
 class FragmentReader(Protocol):
-    """Where restored state comes from: a checkpoint, or the initialised model."""
+    """Source of state to restore: a checkpoint or the initialized model."""
 
     def read(self, kind: str, name: str, start: int, numel: int) -> Tensor | None:
         """Return elements [start, start + numel) of a flattened tensor, or None for zeros."""
@@ -50,18 +50,18 @@ class FragmentReader(Protocol):
 
 
 class BatchPlan(NamedTuple):
-    """How a rank's share of the global batch is cut."""
+    """Division of a rank's share of the global batch."""
 
     micro_batch_size: int
     accumulation_steps: int
 
 
 def resolve_precision(engine: EngineConfig, task: Task, device: torch.device) -> Literal["bf16", "fp32"]:
-    """Return what `auto` means: bf16 for a task that may be computed so, on a GPU that can; else fp32."""
+    """Resolve `auto`: bf16 if both the task and the GPU support it, else fp32."""
     if engine.precision != "auto":
         return engine.precision
-    able = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return "bf16" if able and task.supports_bf16 else "fp32"
+    gpu_supports_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bf16" if gpu_supports_bf16 and task.supports_bf16 else "fp32"
 
 
 def deepspeed_config(
@@ -73,19 +73,19 @@ def deepspeed_config(
     world_size: int,
     num_parameters: int,
 ) -> dict[str, Any]:
-    """Return the whole DeepSpeed configuration: every default that changes numbers or speed is written out.
+    """Return the full DeepSpeed configuration, with every default that affects numbers or speed set explicitly.
 
-    DeepSpeed's own defaults have changed between releases without notice (gradient clipping, bf16 overflow checks).
-    A bucket is no larger than the model (DeepSpeed allocates it whole), and even (its alignment).
+    DeepSpeed's defaults have changed between releases without notice (gradient clipping, bf16 overflow checks). Bucket
+    sizes do not exceed the model, as DeepSpeed allocates whole buckets, and are even, for its alignment.
     """
     clipping = optim.gradient_clipping or 0.0
-    # fp32 gradients mean fp32 everywhere: accumulated, reduced, and averaged.
+    # fp32 gradients are fp32 throughout: accumulation, reduction and averaging.
     gradient_dtype = "fp32" if precision == "fp32" else engine.gradient_dtype
-    described: dict[str, Any] = {
+    config: dict[str, Any] = {
         "train_batch_size": plan.micro_batch_size * plan.accumulation_steps * world_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation_steps,
-        # At stage 0 in fp32 DeepSpeed neither reports the norm nor notices NaN: the engine clips by itself there.
+        # At stage 0 in fp32 DeepSpeed neither reports the norm nor detects NaN, so the engine clips itself.
         "gradient_clipping": 0.0 if engine.zero_stage == 0 and precision == "fp32" else clipping,
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
@@ -97,14 +97,14 @@ def deepspeed_config(
         "wall_clock_breakdown": False,
         "disable_allgather": False,
         "zero_allow_untested_optimizer": False,
-        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW runs on the CPU and needs no compiler
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW also runs on the CPU and needs no compiler
         "zero_optimization": {"stage": engine.zero_stage},
     }
     if engine.zero_stage > 0:
-        described["zero_optimization"].update(
+        config["zero_optimization"].update(
             _zero_options(engine, min(engine.reduce_bucket_size, num_parameters + num_parameters % 2))
         )
-    return described
+    return config
 
 
 def _zero_options(engine: EngineConfig, bucket_size: int) -> dict[str, Any]:
@@ -128,14 +128,14 @@ def _zero_options(engine: EngineConfig, bucket_size: int) -> dict[str, Any]:
             stage3_param_persistence_threshold=100_000,  # elements: norms stay whole on every rank
             stage3_max_live_parameters=1_000_000_000,
             stage3_max_reuse_distance=1_000_000_000,
-            # Saves memory by a hand-written linear that runs under autocast rules of its own; ours stays torch's.
+            # Would save memory with a custom linear layer that has its own autocast rules; we keep torch's.
             memory_efficient_linear=False,
         )
     return options
 
 
 class Engine:
-    """A model being trained with DeepSpeed ZeRO; `model` is what tasks call."""
+    """A model being trained with DeepSpeed ZeRO; tasks call `model`."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Engine:
         self.module = module
         self.model = wrapped
         self.plan = plan
-        self.updates = 0  # optimizer steps that reached the weights: what Adam counts itself
+        self.updates = 0  # optimizer steps that reached the weights, as counted by Adam
         self.config: dict[str, Any] = wrapped.config
         self.running_statistics = RunningStatistics(module)
         self._layout = layout
@@ -161,8 +161,8 @@ class Engine:
     def backward(self, loss_sum: Tensor, *, total_weight: Tensor) -> None:
         """Accumulate the gradient of `loss_sum / total_weight`, summed over the step's micro-batches and ranks.
 
-        DeepSpeed averages over ranks; the factor here undoes that. A loss that is not finite becomes a NaN gradient,
-        because cross-entropy can be infinite where its gradient is not, and neither may reach the weights.
+        DeepSpeed averages over ranks; the factor here undoes that. A non-finite loss is turned into a NaN gradient, as
+        cross-entropy can be infinite where its gradient is finite, and neither may reach the weights.
         """
         scale = self._world.size / total_weight
         loss_sum = loss_sum * torch.where(torch.isfinite(loss_sum.detach()), scale, math.nan)
@@ -170,7 +170,7 @@ class Engine:
         self._count_micro_steps(self._micro_steps + 1)
 
     def step(self, lr: float) -> StepResult:
-        """Clip and apply the accumulated gradient at this learning rate, or skip it when it is not finite."""
+        """Clip and apply the accumulated gradient at this learning rate, or skip it if it is not finite."""
         for group in self.model.optimizer.param_groups:
             group["lr"] = lr
         own_norm = self._layout.clip_gradients(self._clipping)
@@ -186,17 +186,17 @@ class Engine:
         return StepResult(grad_norm=grad_norm, applied=applied)
 
     def _count_micro_steps(self, done: int) -> None:
-        """Tell DeepSpeed, before the forward pass as it wants it, whether the next micro-step is the step's last."""
+        """Set in DeepSpeed, before the forward pass, whether the next micro-step is the last one of the step."""
         self._micro_steps = done
         self.model.set_gradient_accumulation_boundary(done >= self.plan.accumulation_steps - 1)
 
     @property
     def precision(self) -> str:
-        """What the network computes in: bf16 or fp32."""
+        """The precision of the network: bf16 or fp32."""
         return "bf16" if self.config["bf16"]["enabled"] else "fp32"
 
     def parameter_shapes(self) -> dict[str, list[int]]:
-        """Return the full shape of every trained parameter, under ZeRO-3 too."""
+        """Return the full shape of every trained parameter, also under ZeRO-3."""
         return {
             name: list(getattr(parameter, "ds_shape", parameter.shape))
             for name, parameter in self.module.named_parameters()
@@ -209,16 +209,16 @@ class Engine:
         return {name: group.weight_decay for group in self._layout.groups for name in group.parameters}
 
     def owned_fragments(self) -> Iterator[Fragment]:
-        """Yield the state that is this rank's, and no other's; all ranks together hold every element once."""
+        """Yield the state owned by this rank; every element is owned by exactly one rank."""
         for fragment in self._layout.fragments():
             first, last = self._share(fragment.numel)
             if last > first:
                 yield fragment.narrow(first, last - first)
 
     def owned_gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the step's gradient, a flat fragment of a named parameter at a time; all ranks hold it once together.
+        """Yield the owned part of the step's gradient as flat fragments with their parameter's name.
 
-        It is there between the last `backward` of a step and `step`: reduced over ranks, not yet clipped.
+        Valid between the last `backward` of a step and `step`: reduced over ranks, not yet clipped.
         """
         for name, gradient in self._layout.gradient_fragments():
             first, last = self._share(gradient.numel())
@@ -226,13 +226,13 @@ class Engine:
                 yield name, gradient.reshape(-1)[first:last]
 
     def _share(self, numel: int) -> tuple[int, int]:
-        """Return which elements of a fragment this rank speaks for: all, or its part of what every rank has."""
+        """Return the range of a fragment that this rank owns: all of it, or its part if every rank holds a copy."""
         if not self._layout.replicated:
             return 0, numel
         return numel * self._world.rank // self._world.size, numel * (self._world.rank + 1) // self._world.size
 
     def load(self, reader: FragmentReader, *, updates: int) -> None:
-        """Restore weights and optimizer state from `reader`, on every rank, and count `updates` as done."""
+        """Restore weights and optimizer state from `reader` on every rank, and set the number of updates."""
         self._layout.create_optimizer_state(updates)
         for fragment in self._layout.fragments():
             for kind, tensor in fragment.tensors.items():
@@ -242,7 +242,7 @@ class Engine:
         self.updates = updates
 
     def held_bytes(self) -> dict[str, int]:
-        """Return the bytes of parameters, gradients and optimizer state on this rank, as they are right now."""
+        """Return the bytes of parameters, gradients and optimizer state currently held on this rank."""
         return self._layout.held_bytes()
 
     def close(self) -> None:
@@ -251,10 +251,10 @@ class Engine:
 
 
 class ModelReader:
-    """The initialised model as a source of state: fp32 weights, optimizer state at zero.
+    """The initialized model as a source of state: fp32 weights and zero optimizer state.
 
-    Restoring it at step 0 gives fp32 masters that never went through bf16, and undoes the optimizer step with zero
-    gradients (but weight decay) that DeepSpeed takes on its own at stage 0 in bf16.
+    Restoring it at step 0 yields fp32 masters that were never rounded to bf16, and undoes the initial optimizer step
+    with zero gradients (but with weight decay) that DeepSpeed takes at stage 0 in bf16.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]):
@@ -274,20 +274,22 @@ def wrap(
     world: World,
     plan: BatchPlan,
 ) -> Engine:
-    """Hand an fp32 model to DeepSpeed and return the engine, its fp32 masters exactly the model's weights.
+    """Wrap an fp32 model with DeepSpeed; the fp32 masters equal the model's weights exactly.
 
     Args:
-        model: initialised in fp32, equal on all ranks.
-        groups: every trainable parameter in exactly one.
-        engine: ZeRO stage, precision (bf16 or fp32) and the like.
-        optim: optimizer and clipping.
-        world: this rank's place.
-        plan: micro-batch size and accumulation steps.
+        model: The model, initialized in fp32 and equal on all ranks.
+        groups: Parameter groups; every trainable parameter is in exactly one.
+        engine: ZeRO stage, precision (bf16 or fp32) and related settings.
+        optim: Optimizer and clipping.
+        world: This rank's position.
+        plan: Micro-batch size and accumulation steps.
     """
-    assert engine.precision != "auto", "resolve_precision comes first"
-    initial = {name: parameter.detach() for name, parameter in model.named_parameters()}  # DeepSpeed takes new storage
+    assert engine.precision != "auto", "call resolve_precision first"
+    initial = {
+        name: parameter.detach() for name, parameter in model.named_parameters()
+    }  # DeepSpeed reallocates parameters
     _prepare_model(model, engine)
-    described = deepspeed_config(
+    config = deepspeed_config(
         engine,
         optim,
         precision=engine.precision,
@@ -295,7 +297,7 @@ def wrap(
         world_size=world.size,
         num_parameters=sum(weight.numel() for weight in initial.values()),
     )
-    wrapped = _initialize(model, groups, optim=optim, described=described)
+    wrapped = _initialize(model, groups, optim=optim, config=config)
     layout = layout_of(
         wrapped,
         groups,
@@ -318,9 +320,9 @@ def _prepare_model(model: nn.Module, engine: EngineConfig) -> None:
 
 
 def _initialize(
-    model: nn.Module, groups: Sequence[ParameterGroup], *, optim: OptimConfig, described: dict[str, Any]
+    model: nn.Module, groups: Sequence[ParameterGroup], *, optim: OptimConfig, config: dict[str, Any]
 ) -> Any:
-    # The shared-memory op serves inference only; building it takes 40 s and a C++ compiler.
+    # The shared-memory op is only used for inference; building it takes 40 s and a C++ compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
     deepspeed_logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -328,7 +330,7 @@ def _initialize(
         wrapped, *_ = deepspeed.initialize(
             model=model,
             optimizer=build_optimizer(groups, optim=optim),
-            config=described,
+            config=config,
             dist_init_required=False,
         )
     return wrapped

@@ -1,4 +1,4 @@
-"""The torch side of each optimizer; its facts are in train/config/facts/optimizers.py, under the same name."""
+"""Torch implementations of the optimizers; their facts are in train/config/facts/optimizers.py, by the same names."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from train.config.facts.optimizers import OptimizerFacts
 from train.config.run import OptimConfig
 from train.tasks.task import ParameterGroup
 
-_CHUNK_ELEMENTS = 2**24  # of a weight, at a time: the update is never there as a whole
+_CHUNK_ELEMENTS = 2**24  # elements processed at a time, so that the full update is never materialized
 
 
 class SquaredUpdate(Protocol):
-    """Reconstructs an update from the state that the step left, so that no copy of the weights is kept."""
+    """Reconstructs an update from the state after the step, so that no copy of the weights is needed."""
 
     def __call__(
         self, state: Mapping[str, Tensor], *, lr: float, weight_decay: float, updates: int, optim: OptimConfig
     ) -> Tensor:
-        """Return the squared norm of what the optimizer's latest step added to a weight, () fp64.
+        """Return the squared norm of the latest update of a weight, () fp64.
 
         Args:
             state: "weight" and the optimizer's state after the step, (n,) each.
             lr: Learning rate of the step.
-            weight_decay: Of this weight.
-            updates: How many steps the state has seen, this one included.
+            weight_decay: Weight decay of this weight.
+            updates: Number of updates so far, including this one.
             optim: The optimizer's settings.
         """
         ...
@@ -38,12 +38,12 @@ class SquaredUpdate(Protocol):
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What the engine and the probes ask of an optimizer.
+    """The operations that the engine and the probes need from an optimizer.
 
     Args:
-        facts: The state it keeps.
-        build: Makes torch's optimizer of parameter groups.
-        new_state: Returns the state of a flat fp32 tensor after some updates, all of `facts.state` at zero.
+        facts: Name and state tensors.
+        build: Creates the torch optimizer for parameter groups.
+        new_state: Returns the state for a flat fp32 tensor after a number of updates, with `facts.state` at zero.
         squared_update: See SquaredUpdate.
     """
 
@@ -54,13 +54,13 @@ class Optimizer:
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], *, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Return the configured optimizer over the groups; the loop sets the rate each step."""
-    described = [
+    """Return the configured optimizer for the groups; the loop sets the learning rate at each step."""
+    torch_groups = [
         {"params": list(group.parameters.values()), "weight_decay": group.weight_decay, "name": group.name}
         for group in groups
         if group.parameters
     ]
-    return OPTIMIZERS[optim.optimizer].build(described, optim)
+    return OPTIMIZERS[optim.optimizer].build(torch_groups, optim)
 
 
 # -------------------------------------------------------------------------------------------------------------- AdamW

@@ -1,7 +1,7 @@
-"""Where DeepSpeed keeps fp32 weights, optimizer state and gradients: one class per way of laying them out.
+"""Memory layouts of DeepSpeed's fp32 weights, optimizer state and gradients, one class per layout.
 
-Everything that reaches into DeepSpeed's internals stands here (deepspeed 0.19.8), and tests/train/engine/test_engine.py
-fails loudly where a new release moves it.
+All code that depends on DeepSpeed internals is in this file (deepspeed 0.19.8); tests/train/engine/test_engine.py fails
+if a new release changes them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from train.tasks.task import ParameterGroup
 
 
 class Fragment(NamedTuple):
-    """A run of one parameter's elements: live fp32 views of the weight and of its optimizer state on this rank."""
+    """Consecutive elements of one parameter: live fp32 views of the weight and its optimizer state on this rank."""
 
     name: str
     start: int  # first element, in the flattened parameter
@@ -26,19 +26,19 @@ class Fragment(NamedTuple):
 
     @property
     def numel(self) -> int:
-        """Number of elements in the run."""
+        """Number of elements."""
         return self.tensors["weight"].numel()
 
     def narrow(self, offset: int, numel: int) -> Fragment:
-        """Return the part of the run that begins `offset` elements in."""
+        """Return the part of `numel` elements that starts at `offset`."""
         parts = {key: tensor.narrow(0, offset, numel) for key, tensor in self.tensors.items()}
         return Fragment(self.name, self.start + offset, parts)
 
 
 class ParameterLayout:
-    """Where one ZeRO stage keeps fp32 weights, optimizer state and gradients."""
+    """Location of the fp32 weights, optimizer state and gradients of one ZeRO stage."""
 
-    replicated = False  # whether every rank holds all of it
+    replicated = False  # whether every rank holds a full copy
 
     def __init__(self, wrapped: Any, groups: Sequence[ParameterGroup], optimizer: Optimizer):
         self.wrapped = wrapped
@@ -49,7 +49,7 @@ class ParameterLayout:
 
     @property
     def inner(self) -> torch.optim.Optimizer:
-        """Our own torch optimizer, which DeepSpeed steps."""
+        """The torch optimizer that DeepSpeed steps."""
         return self.optimizer.optimizer
 
     @property
@@ -62,7 +62,7 @@ class ParameterLayout:
         raise NotImplementedError
 
     def refresh_weights(self) -> None:
-        """Bring the model's weights in line with the fp32 masters, on all ranks."""
+        """Update the model's weights from the fp32 masters on all ranks."""
         raise NotImplementedError
 
     def gradients(self) -> Iterator[Tensor]:
@@ -70,25 +70,25 @@ class ParameterLayout:
         raise NotImplementedError
 
     def gradient_fragments(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the reduced gradient of what `fragments` yields, with its parameter's name, before `step`."""
+        """Yield the reduced gradient of each fragment with its parameter's name; valid before `step`."""
         raise NotImplementedError
 
     def clip_gradients(self, limit: float) -> Tensor | None:
-        """Clip here and return the norm, where DeepSpeed does not; None where it does."""
+        """Clip and return the norm if DeepSpeed does not clip itself; else return None."""
         return None
 
     def create_optimizer_state(self, updates: int) -> None:
-        """Create the optimizer's state as after `updates` steps, at zero, for all tensors before any step."""
+        """Create zero optimizer state for all tensors, with the step count at `updates`."""
         for flat in self.flat_tensors:
             self.inner.state[flat] = self._new_state(flat, updates)
 
     def held_bytes(self) -> dict[str, int]:
         """Return bytes held on this rank, by kind."""
-        kept = [state[key] for state in self.inner.state.values() for key in self._state_names]
+        states = [state[key] for state in self.inner.state.values() for key in self._state_names]
         return {
             "parameters": sum(_bytes(parameter) for parameter in self.wrapped.module.parameters()),
             "gradients": sum(_bytes(gradient) for gradient in self.gradients()),
-            "optimizer": sum(_bytes(tensor) for tensor in [*kept, *self.flat_tensors]),
+            "optimizer": sum(_bytes(tensor) for tensor in [*states, *self.flat_tensors]),
         }
 
     def _views(self, flat: Tensor, start: int, numel: int) -> dict[str, Tensor]:
@@ -141,12 +141,12 @@ class ReplicatedLayout(ParameterLayout):
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         else:
             for parameter in parameters:
-                parameter.grad = None  # torch's optimizers pass over parameters without a gradient
+                parameter.grad = None  # torch's optimizers skip parameters without a gradient
         return norm
 
 
 class ReplicatedHalfLayout(ReplicatedLayout):
-    """Stage 0 in bf16 (FP16_UnfusedOptimizer): fp32 masters beside every parameter."""
+    """Stage 0 in bf16 (FP16_UnfusedOptimizer): an fp32 master for every parameter."""
 
     @property
     @override
@@ -188,7 +188,7 @@ class PartitionedOptimizerLayout(ParameterLayout):
         return list(self.optimizer.single_partition_of_fp32_groups)
 
     def _mapped(self) -> Iterator[tuple[Tensor, str, nn.Parameter, Any]]:
-        """Yield flat tensor, name, parameter and DeepSpeed's mapping of what lives here, at least in part."""
+        """Yield flat tensor, name, parameter and DeepSpeed's mapping for parameters at least partly on this rank."""
         for group, flat in zip(self.groups, self.flat_tensors, strict=True):
             for name, parameter in group.parameters.items():
                 mapping = parameter._hp_mapping  # type: ignore[attr-defined]
@@ -221,7 +221,8 @@ class PartitionedOptimizerLayout(ParameterLayout):
         for parameter in self.wrapped.module.parameters():
             if parameter.grad is not None:
                 yield parameter.grad
-        # During accumulation stage 2 keeps whole parameters that touch its partition; at the end, the partition.
+        # During accumulation, stage 2 keeps whole gradients of parameters that overlap its partition; at the end, only
+        # the partition.
         for held in (self.optimizer.all_grad_tensors, self.optimizer.averaged_gradients):
             for gradients in held.values():
                 yield from (gradient for gradient in gradients or [] if gradient is not None)
@@ -248,7 +249,7 @@ class BF16OptimizerLayout(PartitionedOptimizerLayout):
 
 
 class PartitionedParameterLayout(ParameterLayout):
-    """Stage 3: each parameter is cut over the ranks; the last piece may be padded."""
+    """Stage 3: each parameter is split across the ranks; the last piece may be padded."""
 
     @property
     @override
@@ -256,7 +257,7 @@ class PartitionedParameterLayout(ParameterLayout):
         return list(self.optimizer.fp32_partitioned_groups_flat)
 
     def _pieces(self) -> Iterator[tuple[str, nn.Parameter, int, int]]:
-        """Yield name, parameter, and first element and length of its piece here, without padding."""
+        """Yield name, parameter, and start and length of this rank's piece, without padding."""
         for group in self.groups:
             for name, parameter in group.parameters.items():
                 numel = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
@@ -291,7 +292,7 @@ class PartitionedParameterLayout(ParameterLayout):
 
     @override
     def held_bytes(self) -> dict[str, int]:
-        held = super().held_bytes()  # counts what is whole here: nothing between steps but the persistent parameters
+        held = super().held_bytes()  # whole parameters; between steps, only the persistent ones
         held["parameters"] += sum(_bytes(p.ds_tensor) for p in self.wrapped.module.parameters())  # type: ignore[attr-defined]
         return held
 
@@ -303,7 +304,7 @@ def _bytes(tensor: Tensor) -> int:
 def layout_of(
     wrapped: Any, groups: Sequence[ParameterGroup], *, optimizer: Optimizer, zero_stage: int, precision: str
 ) -> ParameterLayout:
-    """Tell from ZeRO stage, precision and DeepSpeed's choice of optimizer how a wrapped model is laid out."""
+    """Return the layout of a wrapped model, by ZeRO stage, precision and DeepSpeed's choice of optimizer."""
     if zero_stage == 3:
         return PartitionedParameterLayout(wrapped, groups, optimizer)
     if zero_stage == 0:

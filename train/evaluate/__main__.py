@@ -1,9 +1,10 @@
-r"""A checkpoint judged again, on other data if asked: `python -m train.evaluate RUN [key=value ...] [--step N]`.
+r"""Evaluation of a saved checkpoint: `python -m train.evaluate RUN [key=value ...] [--step N]`.
 
     python -m train.evaluate runs/middlebury-fdkn-x8 \
         task.data.validation_sources='[{path: data/nyu, split: test, units_per_value: 100}]'
 
-One process, no engine; the figures are those that a validation of the run itself would log.
+Overrides select other validation data. Runs in one process without the engine; the metrics equal those that the run
+itself logs in a validation.
 """
 
 from __future__ import annotations
@@ -27,44 +28,44 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
 
     Args:
         run: A run folder.
-        overrides: Settings of the task's data and figures, as on the command line.
-        step: Which checkpoint; None: the newest.
+        overrides: Evaluation settings of the task, as on the command line.
+        step: Step of the checkpoint; None for the newest.
 
     Returns:
-        The checkpoint's step, and the `validation_*` figures.
+        The checkpoint's step and the `validation_*` metrics.
 
     Raises:
-        ConfigError: RUN is no run, has no such checkpoint, or an override is wrong, changes the model, or would not be
-            read; or there is no such data.
+        ConfigError: RUN is not a run folder or has no such checkpoint; an override is invalid, changes the model, or
+            would be ignored; or the data does not exist.
         CheckpointError: The checkpoint is damaged.
     """
     return _evaluate(evaluation_config(run, overrides), run, step)
 
 
 def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
-    """Return a run's configuration with other settings of its evaluation; needs no torch.
+    """Return a run's configuration with evaluation settings overridden; does not import torch.
 
     Raises:
-        ConfigError: RUN is no run, or an override is wrong, changes the model, or would not be read.
+        ConfigError: RUN is not a run folder, or an override is invalid, changes the model, or would be ignored.
     """
     as_trained = read_run(run)
-    faults = list(_out_of_place(overrides, overridable(as_trained)))
+    faults = list(_forbidden(overrides, overridable(as_trained)))
     if faults:
         raise ConfigError(faults)
     return load(run / "config.yaml", [*_as_trained(run, as_trained.task, overrides), *overrides])
 
 
 def overridable(config: RunConfig) -> list[str]:
-    """Return the settings that an evaluation may override: where and how the model is judged. Lists count as one."""
+    """Return the settings that an evaluation may override: its data and metrics. A list counts as one setting."""
     evaluation = {path: setting.evaluation for path, setting in settings_in(config)}
     return [path for path, may in evaluation.items() if may and not nearest(path.rpartition(".")[0], evaluation)]
 
 
 def _as_trained(run: Path, trained: TaskConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """Yield the settings by which a language model can read other text.
+    """Yield the overrides that let a language model read other text.
 
-    Its tokens are those that it has learned: a tokenizer made of the text would be another with other text. And other
-    sources take the place of a part of the text that was trained on.
+    The run's own tokenizer is used, as one trained on other text would differ; and separate validation sources replace
+    the held-out fraction of the training text.
     """
     if isinstance(trained, LanguageModelConfig) and any(override.startswith("task.data.") for override in overrides):
         yield f"task.data.tokenizer={run / 'assets'}"
@@ -72,13 +73,13 @@ def _as_trained(run: Path, trained: TaskConfig, overrides: Sequence[str]) -> Ite
             yield "task.data.validation_fraction=null"
 
 
-def _out_of_place(overrides: Sequence[str], allowed: Sequence[str]) -> Iterator[str]:
+def _forbidden(overrides: Sequence[str], allowed: Sequence[str]) -> Iterator[str]:
     for override in overrides:
         key = override.partition("=")[0]
         if not any(f"{key}.".startswith(f"{path}.") for path in allowed):
             yield (
-                f"{key}: can not be another than the run's; what may be is where it is judged, as "
-                f"task.data.validation_sources (all: {', '.join(allowed)})"
+                f"{key}: cannot be overridden; only evaluation settings can, e.g. task.data.validation_sources "
+                f"(all: {', '.join(allowed)})"
             )
 
 
@@ -102,45 +103,48 @@ def _evaluate(config: RunConfig, run: Path, step: int | None) -> tuple[int, dict
     chunks = [np.arange(samples)[first : first + size] for first in range(0, samples, size)]
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
     means = validation_means(task, model, chunks, world=world)
-    assert means is not None, "nobody asks it to stop"
+    assert means is not None, "no stop can be requested here"
     return CheckpointReader(source).progress.step, task.validation_report(means)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    given = _parse(arguments)
+    """Run the command and return the exit code."""
+    options = _parse(arguments)
     try:
-        return _print_metrics(given)
+        return _print_metrics(options)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m train.evaluate", description="Judge a checkpoint again.")
-    parser.add_argument("run", type=Path, help="a run folder, like runs/NAME")
+    parser = argparse.ArgumentParser(prog="python -m train.evaluate", description="Evaluate a saved checkpoint.")
+    parser.add_argument("run", type=Path, help="run folder, for example runs/NAME")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="task.data.validation_sources=...: other data"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="evaluation settings, for example task.data.validation_sources=...",
     )
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
-    parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
     return parser.parse_intermixed_args(arguments)
 
 
-def _print_metrics(given: argparse.Namespace) -> int:
-    config = evaluation_config(given.run, given.overrides)
+def _print_metrics(options: argparse.Namespace) -> int:
+    config = evaluation_config(options.run, options.overrides)
     from train.checkpoint.checkpoint import CheckpointError
     from train.observe.jsonl import strict
 
     try:
-        step, metrics = _evaluate(config, given.run, given.step)
+        step, metrics = _evaluate(config, options.run, options.step)
     except (CheckpointError, OSError) as error:
         print(f"evaluation failed: {error}", file=sys.stderr)
         return 1
-    if given.json:
+    if options.json:
         print(json.dumps(strict({"step": step, **metrics})))
         return 0
-    print(f"step {step} of {given.run}")
+    print(f"step {step} of {options.run}")
     for name, value in metrics.items():
         print(f"  {name.removeprefix('validation_').replace('_', ' '):28}{value:12.6g}")
     return 0

@@ -1,4 +1,4 @@
-"""The metrics of a validation split, for a run's own evaluations and for a checkpoint judged later."""
+"""Metrics of a validation split, for evaluations during a run and of saved checkpoints."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def validation_means(
     step: int = 0,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Return the means over a validation split, shared evenly among the ranks; None if stopped meanwhile.
+    """Return the means over a validation split, divided evenly among the ranks; None if stopped meanwhile.
 
-    Every rank makes the same number of forward passes, as ZeRO-3 needs; a surplus pass counts for nothing.
+    Every rank makes the same number of forward passes, as ZeRO-3 requires; surplus passes get weight 0.
 
     Args:
-        task: Whose samples and metrics.
-        model: In eval mode.
+        task: The task that provides samples and metrics.
+        model: The model, in eval mode.
         chunks: Sample ids of each pass, over all ranks.
-        world: This rank's place.
-        step: For what the task draws.
-        is_stopped: Asked before every pass; all ranks get the same answer.
+        world: This rank's position.
+        step: The step, for anything random in the task.
+        is_stopped: Called before every pass; must return the same value on all ranks.
     """
     means = Accumulator()
     with torch.no_grad():
@@ -48,10 +48,10 @@ def validation_means(
 
 
 def validation_chunks(samples: int, *, size: int, ranks: int) -> list[np.ndarray]:
-    """Return the ids 0 to `samples` in chunks: `size` each, and one each for those that make no round of full ones.
+    """Split the ids 0 to `samples` - 1 into chunks of `size`, with a remainder of single-sample chunks.
 
-    Of `ranks` chunks after each other all have one length: a task that passes each sample by itself makes as many
-    passes on every rank.
+    Each round of `ranks` consecutive chunks has one length, so a task that processes samples one by one makes the same
+    number of passes on every rank.
     """
     whole = samples - samples % (size * ranks)
     full = [np.arange(first, first + size) for first in range(0, whole, size)]

@@ -1,7 +1,7 @@
-"""Checkpoints as self-contained Hugging Face folders.
+"""Self-contained Hugging Face folders written from checkpoints.
 
-Such a folder loads with `AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True)` where only torch and
-transformers are installed: it holds the weights as safetensors, the model's own source files, the tokenizer, a
+Such a folder loads with `AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True)` with only torch and
+transformers installed: it contains the weights as safetensors, the model's own source files, the tokenizer, a
 generation config and a model card with the run's metrics.
 """
 
@@ -32,14 +32,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def write_model_folder(
     task: Task, source: Path, out: Path, *, dtype: torch.dtype, card: str | None = None
 ) -> PreTrainedModel:
-    """Write a checkpoint as a Hugging Face folder, complete or not at all.
+    """Write a checkpoint as a Hugging Face folder, atomically.
 
     Args:
-        task: builds the model and knows what belongs beside its weights.
-        source: a checkpoint folder.
-        out: must not exist, or be empty.
-        dtype: of the weights on disk.
-        card: text of README.md.
+        task: The task, which builds the model and saves its assets.
+        source: The checkpoint folder.
+        out: The folder to write; must be empty or not exist.
+        dtype: Type of the weights on disk.
+        card: Text of README.md.
 
     Returns:
         The model in fp32, on the CPU.
@@ -74,7 +74,7 @@ def load_model(task: Task, source: Path) -> PreTrainedModel:
 
 
 def chosen_checkpoint(run: Path, step: int | None) -> Path:
-    """Return a run's checkpoint of a step, the newest by default.
+    """Return the folder of a run's checkpoint for a step, the newest by default.
 
     Raises:
         ConfigError: There is no such checkpoint.
@@ -82,18 +82,20 @@ def chosen_checkpoint(run: Path, step: int | None) -> Path:
     folder = run / CHECKPOINTS
     steps = complete_steps(folder)
     if not steps:
-        raise ConfigError([f"{run}: has no complete checkpoint yet"])
+        raise ConfigError([f"{run}: has no complete checkpoint"])
     if step is not None and step not in steps:
-        raise ConfigError([f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, steps))}"])
+        raise ConfigError(
+            [f"--step {step}: {run} has no such checkpoint; available steps: {', '.join(map(str, steps))}"]
+        )
     return folder / step_name(steps[-1] if step is None else step)
 
 
 def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
-    """Return the README of an exported model: what it is, how to load it, the run's last figures."""
+    """Return the README of an exported model: description, usage, and the run's last metrics."""
     card = task.card()
     head = ["library_name: transformers", *([f"pipeline_tag: {card.pipeline_tag}"] if card.pipeline_tag else [])]
-    figures = last_figures(run, step)
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:,.6g} |" for name, value in figures.items())
+    metrics = last_metrics(run, step)
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:,.6g} |" for name, value in metrics.items())
     optim = config.optim
     lines = "\n".join([*head, f"tags: [{', '.join(card.tags)}]"])
     return f"""---
@@ -108,7 +110,7 @@ def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
 {card.usage}
 ```
 
-| figure | value |
+| metric | value |
 |---|---|
 {rows}
 
@@ -116,35 +118,35 @@ Data: {card.data}. Peak learning rate {optim.lr:g}, weight decay {optim.weight_d
 """
 
 
-def last_figures(run: Path, step: int) -> dict[str, float]:
-    """Return the last training and validation figures of a run, up to a step."""
-    figures: dict[str, Any] = {}
+def last_metrics(run: Path, step: int) -> dict[str, float]:
+    """Return the last training and validation metrics of a run, up to a step."""
+    metrics: dict[str, Any] = {}
     path = run / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
         row: Mapping[str, Any] = json.loads(line)
         if row["step"] <= step:
-            figures |= row
-    shown = ["step", "tokens", "loss", *(name for name in figures if name.startswith("validation_"))]
-    return {name: figures[name] for name in shown if figures.get(name) is not None}
+            metrics |= row
+    names = ["step", "tokens", "loss", *(name for name in metrics if name.startswith("validation_"))]
+    return {name: metrics[name] for name in names if metrics.get(name) is not None}
 
 
 def continuation(folder: Path, prompt: str, *, tokens: int = 80) -> str:
-    """Load an exported folder the way anyone would and return what it writes after a prompt."""
+    """Load an exported folder as any user would and return its continuation of a prompt."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     torch.manual_seed(0)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-    written = model.generate(**inputs, max_new_tokens=tokens, do_sample=True, top_k=40, temperature=0.8)
-    return tokenizer.decode(written[0], skip_special_tokens=True)
+    output = model.generate(**inputs, max_new_tokens=tokens, do_sample=True, top_k=40, temperature=0.8)
+    return tokenizer.decode(output[0], skip_special_tokens=True)
 
 
 def export(run: Path, out: Path, *, step: int | None = None, dtype: str = "fp32") -> int:
-    """Export a run's checkpoint; returns its step.
+    """Export a run's checkpoint and return its step.
 
     Raises:
-        ConfigError: RUN is no run, has no such checkpoint, or OUT is in use.
+        ConfigError: RUN is not a run folder, has no such checkpoint, or OUT is in use.
         CheckpointError: The checkpoint is damaged.
     """
     from train.tasks import build_task
@@ -152,10 +154,10 @@ def export(run: Path, out: Path, *, step: int | None = None, dtype: str = "fp32"
     config = read_run(run)
     source = chosen_checkpoint(run, step)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError([f"{out}: exists and is not an empty folder; give another, or delete it"])
+        raise ConfigError([f"{out}: exists and is not an empty folder; choose another, or delete it"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    found, task = CheckpointReader(source).progress.step, build_task(config)
+    saved_step, task = CheckpointReader(source).progress.step, build_task(config)
     if dtype == "bf16" and not task.supports_bf16:
-        raise ConfigError([f"--dtype bf16: {config.task.kind} is computed in fp32; write --dtype fp32, or nothing"])
-    write_model_folder(task, source, out, dtype=DTYPES[dtype], card=model_card(task, config, run, found))
-    return found
+        raise ConfigError([f"--dtype bf16: {config.task.kind} models run in fp32 only; write --dtype fp32, or omit it"])
+    write_model_folder(task, source, out, dtype=DTYPES[dtype], card=model_card(task, config, run, saved_step))
+    return saved_step

@@ -1,4 +1,4 @@
-"""Weighted means of metrics, accumulated on the device and reduced over ranks on request."""
+"""Weighted means of metrics, accumulated on the device and reduced across ranks on request."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from train.tasks.task import Sums
 
 
 class Accumulator:
-    """Sums and weights by name, kept on the device until their means are read."""
+    """Sums and weights by metric, kept on the device until the means are read."""
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}  # (sum, weight) of this rank, (2,) fp64
 
     def add(self, sums: Sums) -> None:
-        """Add one micro-batch's sums; does not wait for the device."""
+        """Add the sums of one micro-batch, without waiting for the device."""
         for name, (value, weight) in sums.items():
             pair = torch.stack((value.detach().double(), weight.detach().double()))
             self.totals[name] = self.totals[name] + pair if name in self.totals else pair
 
     def means(self) -> dict[str, float]:
-        """Return the means over all ranks: one reduction, one wait."""
+        """Return the means over all ranks, with one reduction and one device synchronization."""
         names = sorted(self.totals)
         if not names:
             return {}

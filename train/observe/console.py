@@ -1,4 +1,4 @@
-"""The console: one line per row of metrics, and a progress bar on a terminal."""
+"""Console sink: one line per row of metrics, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from train.observe.sink import Sink, Table
 
 
 class Console(Sink):
-    """What a person watches.
+    """Console output.
 
     Args:
-        steps: Of the whole run.
-        done: Those taken before this start.
+        steps: Number of steps of the whole run.
+        done: Number of steps before this start.
     """
 
     def __init__(self, *, steps: int, done: int) -> None:
@@ -48,18 +48,18 @@ class Console(Sink):
 
 
 def console_line(step: int, steps: int, fields: Mapping[str, Any], seconds_left: float) -> str:
-    """Return the line that a person reads: training figures, or those of a validation."""
+    """Return the console line for a row of training or validation metrics."""
     head = f"step {step:>{len(str(steps))}}/{steps}"
     if "validation_loss" in fields:
         names = [name for name in fields if name.startswith("validation_")]
-        figures = (f"{name.removeprefix('validation_')} {_number(fields[name])}" for name in names)
-        return f"{head}  validation  {'  '.join(figures)}"
+        metrics = (f"{name.removeprefix('validation_')} {_number(fields[name])}" for name in names)
+        return f"{head}  validation  {'  '.join(metrics)}"
     mfu = f"  mfu {100 * fields['mfu']:4.1f}%" if fields["mfu"] is not None else ""
     rate = fields.get("tokens_per_second")
-    speed_shown = f"{rate:9,.0f} tok/s" if rate is not None else f"{fields['samples_per_second']:9,.1f} samples/s"
+    speed = f"{rate:9,.0f} tok/s" if rate is not None else f"{fields['samples_per_second']:9,.1f} samples/s"
     return (
         f"{head}  loss {_number(fields['loss'])}  grad {_number(fields['grad_norm'])}  lr {fields['lr']:.2e}"
-        f"  {speed_shown}{mfu}  {fields['step_seconds']:6.3f} s/step  {_duration(seconds_left)} left"
+        f"  {speed}{mfu}  {fields['step_seconds']:6.3f} s/step  {_duration(seconds_left)} left"
     )
 
 

@@ -1,4 +1,4 @@
-"""The pictures and arrays that a task shows of one step."""
+"""Gallery of the images and arrays that a task produces at one step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 class RunGallery:
-    """Pictures for the sinks and arrays in a folder of one step; on ranks other than 0, nothing.
+    """Sends images to the sinks and saves arrays in a folder; does nothing on ranks other than 0.
 
     Args:
-        folder: For the arrays of this step; None: they are not kept.
-        sinks: Where pictures go.
-        step: The step that is shown.
+        folder: Folder for the arrays of this step; None discards them.
+        sinks: Destinations of images.
+        step: The current step.
     """
 
     def __init__(self, folder: Path | None, sinks: Sequence[Sink], step: int) -> None:
@@ -29,15 +29,15 @@ class RunGallery:
         self._step = step
 
     def image(self, name: str, pixels: Tensor) -> None:
-        """Show a picture: (3 or 1, H, W), from 0 to 1."""
-        if not self._sinks:  # do not wait for the device in vain
+        """Show an image: (3 or 1, H, W), from 0 to 1."""
+        if not self._sinks:  # do not wait for the device needlessly
             return
         picture = pixels.detach().float().clamp(0, 1).cpu()
         for sink in self._sinks:
             sink.image(self._step, name, picture)
 
     def arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write arrays to NAME.npz, complete or not at all; a full disk costs the file, not the run."""
+        """Write arrays to NAME.npz atomically; if the disk is full, only this file is lost."""
         if self._folder is None:
             return
         partial = self._folder / f"{name}.npz.partial"
@@ -47,4 +47,6 @@ class RunGallery:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
             partial.rename(partial.with_suffix(""))
         except OSError as error:
-            logger.error("%s: %s; training goes on without it", partial.with_suffix(""), error.strerror or error)
+            logger.error(
+                "%s: %s; training continues without this file", partial.with_suffix(""), error.strerror or error
+            )

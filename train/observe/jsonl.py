@@ -1,4 +1,4 @@
-"""JSON Lines: the .jsonl files of a run folder, strict JSON, whole lines, cut back at a resume."""
+"""JSON Lines sink: the .jsonl files of a run folder, in strict JSON and whole lines, truncated on resume."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 class JsonLines(Sink):
-    """One file per table, made by its first row.
+    """One file per table, created with its first row.
 
     Args:
-        folder: Of the run.
-        done: The step that the run resumes after: later rows are dropped, as they will come again; events stay.
+        folder: The run folder.
+        done: The step after which the run resumes; later rows are dropped, as they are written again. Events stay.
     """
 
     def __init__(self, folder: Path, *, done: int) -> None:
@@ -48,7 +48,7 @@ class JsonLines(Sink):
 
 
 class LineFile:
-    """A file of JSON lines that only grows. A full disk does not end the run: lines wait until there is room."""
+    """An append-only file of JSON lines. A full disk does not stop the run: lines are buffered until there is space."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +57,7 @@ class LineFile:
         self._warned = False
 
     def append(self, fields: Mapping[str, Any]) -> None:
-        """Write a line, after those that still wait."""
+        """Write a line, after any buffered lines."""
         self._waiting += json.dumps(strict(fields), allow_nan=False).encode() + b"\n"
         size = os.fstat(self._file.fileno()).st_size
         try:
@@ -65,22 +65,22 @@ class LineFile:
             if written != len(self._waiting):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            os.ftruncate(self._file.fileno(), size)  # no half lines
+            os.ftruncate(self._file.fileno(), size)  # no partial lines
             if not self._warned:
-                logger.error("%s: %s; its lines are kept and written when that is over", self.path, error.strerror)
+                logger.error("%s: %s; lines are buffered and written once there is space", self.path, error.strerror)
             self._warned = True
             return
         self._waiting, self._warned = b"", False
 
     def close(self) -> None:
-        """Close the file; lines that could not be written are lost now, and that is said."""
+        """Close the file; log an error if buffered lines are lost."""
         if self._waiting:
-            logger.error("%s: %d lines could not be written", self.path, self._waiting.count(b"\n"))
+            logger.error("%s: %d buffered lines are lost", self.path, self._waiting.count(b"\n"))
         self._file.close()
 
 
 def cut_after_step(path: Path, step: int | None) -> None:
-    """Drop a half-written last line, and every row after `step`: a resumed run writes them again."""
+    """Drop an incomplete last line and every row after `step`, which the resumed run writes again."""
     if not path.exists():
         return
     kept = [line for line in path.read_bytes().splitlines(keepends=True) if _is_kept(line, step)]
@@ -98,7 +98,7 @@ def _is_kept(line: bytes, step: int | None) -> bool:
 
 
 def strict(value: Any) -> Any:
-    """Return a JSON value in which what is not finite is null."""
+    """Return a JSON value with non-finite numbers replaced by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

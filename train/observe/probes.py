@@ -1,7 +1,7 @@
-"""What a run measures of its own inside: the activations of the passes that train, the gradients of the very step.
+"""Training-time probes: activation statistics and gradient norms, taken from the training step itself.
 
-Plain words in the loop: `watching` stands around a step's passes, `read_gradients` between the last backward and the
-optimizer, `write` after it. On a step that is not measured each returns at once.
+The loop calls `watching` around the passes of a step, `read_gradients` between the last backward pass and the
+optimizer, and `write` after the optimizer. On steps that are not measured, each returns immediately.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from train.engine.optimizers import OPTIMIZERS
 from train.observe.run_log import RunLog
 from train.ranks.distributed import gather_over_ranks
 
-# What a rank adds up for each parameter. Squares and sums add over ranks; a minimum and a maximum do not.
+# Quantities that each rank accumulates per parameter. Squares and sums are added over ranks; minima and maxima are not.
 _SUMS = ("gradient", "weight", "update", "scale_sum")
-_COLUMNS = {**dict.fromkeys(_SUMS, 0.0), "scale_min": math.inf, "scale_max": -math.inf}  # name -> value of no elements
+_COLUMNS = {**dict.fromkeys(_SUMS, 0.0), "scale_min": math.inf, "scale_max": -math.inf}  # name -> neutral value
 
 
 class Probes:
-    """Measures steps at the intervals of `probes.*` and writes activations.jsonl and gradients.jsonl.
+    """Measures steps at the intervals set in `probes.*` and writes activations.jsonl and gradients.jsonl.
 
-    Every rank takes part in every call; rank 0 writes.
+    All calls are collective; rank 0 writes.
 
     Args:
-        config: The run's.
-        sites: Where activations are measured.
-        engine: The engine that trains.
-        log: Where the rows go.
+        config: The run configuration.
+        sites: The sites where activations are measured.
+        engine: The training engine.
+        log: The run log that receives the rows.
     """
 
     def __init__(self, config: RunConfig, *, sites: Sequence[Site], engine: Engine, log: RunLog) -> None:
@@ -45,10 +45,10 @@ class Probes:
         self._log = log
         self._activations = ActivationProbe(sites)
         self._scales = norm_scales(engine.module)
-        self._figures = {column: {} for column in _COLUMNS}  # column -> parameter -> () fp64
+        self._values = {column: {} for column in _COLUMNS}  # column -> parameter -> () fp64
 
     def measures_activations(self, step: int) -> bool:
-        """Return whether the passes of this step are measured."""
+        """Return whether the activations of this step are measured."""
         return self._is_measured(step, self._config.probes.activations_every)
 
     def measures_gradients(self, step: int) -> bool:
@@ -60,9 +60,9 @@ class Probes:
 
     @contextmanager
     def watching(self, step: int) -> Iterator[None]:
-        """Measure the activations of the forward passes inside, when this step is due.
+        """Measure the activations of the enclosed forward passes if this step is due.
 
-        Compiled blocks run eagerly meanwhile, in backward too: hooks would need a second graph otherwise.
+        Compiled blocks run eagerly meanwhile, including backward, as hooks would require a second graph.
         """
         if not self.measures_activations(step):
             yield
@@ -72,22 +72,22 @@ class Probes:
             yield
 
     def read_gradients(self, step: int) -> None:
-        """Measure gradients and weights as the step found them: reduced, before clipping and before the update."""
+        """Measure gradients and weights before clipping and before the update; gradients are already reduced."""
         if not self.measures_gradients(step):
             return
-        self._figures = {column: {} for column in _COLUMNS}
+        self._values = {column: {} for column in _COLUMNS}
         for name, gradient in self._engine.owned_gradients():
-            self._figures["gradient"][name] = squared_norm(gradient)
+            self._values["gradient"][name] = squared_norm(gradient)
         for fragment in self._engine.owned_fragments():
             weight = fragment.tensors["weight"]
-            self._figures["weight"][fragment.name] = squared_norm(weight)
+            self._values["weight"][fragment.name] = squared_norm(weight)
             if fragment.name in self._scales:
-                self._figures["scale_min"][fragment.name] = weight.min().double()
-                self._figures["scale_sum"][fragment.name] = weight.double().sum()
-                self._figures["scale_max"][fragment.name] = weight.max().double()
+                self._values["scale_min"][fragment.name] = weight.min().double()
+                self._values["scale_sum"][fragment.name] = weight.double().sum()
+                self._values["scale_max"][fragment.name] = weight.max().double()
 
     def write(self, step: int, lr: float, *, applied: bool) -> None:
-        """Write what this step showed; `applied` tells whether its update reached the weights."""
+        """Write the measurements of this step; `applied` is whether its update reached the weights."""
         if self.measures_activations(step):
             rows = self._activations.rows(gather_over_ranks)
             self._log.activations(step, rows, self._activations.histograms(gather_over_ranks))
@@ -97,11 +97,11 @@ class Probes:
             self._log.gradients(step, self._gradient_rows())
 
     def _measure_updates(self, lr: float) -> None:
-        """Reconstruct each update from the optimizer's state after the step: no copy of the weights is kept."""
+        """Reconstruct each update from the optimizer state after the step, so that no copy of the weights is needed."""
         optim, decays = self._config.optim, self._engine.weight_decays
         squared_update = OPTIMIZERS[optim.optimizer].squared_update
         for fragment in self._engine.owned_fragments():
-            self._figures["update"][fragment.name] = squared_update(
+            self._values["update"][fragment.name] = squared_update(
                 fragment.tensors,
                 lr=lr,
                 weight_decay=decays[fragment.name],
@@ -114,27 +114,26 @@ class Probes:
         table = self._over_ranks(list(shapes))
         rows = []
         for index, (name, shape) in enumerate(shapes.items()):
-            figures = {column: values[index] for column, values in table.items()}
-            numel, weight = math.prod(shape), math.sqrt(figures["weight"])
+            values = {column: entries[index] for column, entries in table.items()}
+            numel, weight = math.prod(shape), math.sqrt(values["weight"])
             row = {
                 "layer": layer_of(name),
                 "parameter": name,
                 "numel": numel,
-                "norm": math.sqrt(figures["gradient"]),
+                "norm": math.sqrt(values["gradient"]),
                 "parameter_norm": weight,
-                "update_ratio": math.sqrt(figures["update"]) / weight if weight else None,
+                "update_ratio": math.sqrt(values["update"]) / weight if weight else None,
             }
             if name in self._scales:
-                low, high = figures["scale_min"], figures["scale_max"]
-                row |= {"scale_min": low, "scale_mean": figures["scale_sum"] / numel, "scale_max": high}
+                low, high = values["scale_min"], values["scale_max"]
+                row |= {"scale_min": low, "scale_mean": values["scale_sum"] / numel, "scale_max": high}
             rows.append(row)
         return rows
 
     def _over_ranks(self, names: list[str]) -> dict[str, list[float]]:
-        """Join the ranks' figures: by column, one value for each name."""
+        """Combine the values of all ranks into one value per column and name."""
         columns = [
-            _column([self._figures[column].get(name) for name in names], nothing)
-            for column, nothing in _COLUMNS.items()
+            _column([self._values[column].get(name) for name in names], neutral) for column, neutral in _COLUMNS.items()
         ]
         over_ranks = torch.stack(gather_over_ranks(torch.stack(columns)))  # (ranks, columns, names)
         joined = dict(zip(_COLUMNS, over_ranks.unbind(1), strict=True))
@@ -145,10 +144,10 @@ class Probes:
         }
 
 
-def _column(values: list[Tensor | None], nothing: float) -> Tensor:
-    """Bring a column to the CPU in one copy."""
-    here = [value for value in values if value is not None]
-    column = torch.full((len(values),), nothing, dtype=torch.float64)
-    if here:
-        column[torch.tensor([value is not None for value in values])] = torch.stack(here).cpu()
+def _column(values: list[Tensor | None], neutral: float) -> Tensor:
+    """Copy a column to the CPU in one transfer."""
+    present = [value for value in values if value is not None]
+    column = torch.full((len(values),), neutral, dtype=torch.float64)
+    if present:
+        column[torch.tensor([value is not None for value in values])] = torch.stack(present).cpu()
     return column

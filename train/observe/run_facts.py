@@ -1,4 +1,4 @@
-"""The facts that a run leaves in its folder: configuration, settings, machine and code."""
+"""Records of a run in its folder: configuration, settings, machine and code."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from train.config.load import to_yaml
 from train.config.report_facts import report_facts
 from train.config.run import RunConfig
 
-if TYPE_CHECKING:  # a finished run is recognised before torch is imported
+if TYPE_CHECKING:  # a finished run is recognized before torch is imported
     from train.ranks.distributed import World
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy")
 
 
 def write_config(config: RunConfig) -> None:
-    """Write config.yaml, the configuration with its defaults filled in, and settings.json."""
+    """Write config.yaml, the configuration with defaults filled in, and settings.json."""
     config.folder.mkdir(parents=True, exist_ok=True)
     _replace(config.folder / run_layout.CONFIG, to_yaml(config))
     _replace(config.folder / run_layout.SETTINGS, json.dumps(report_facts(config), indent=1) + "\n")
 
 
 def write_environment(folder: Path, *, world: World, precision: str, facts: Mapping[str, Any]) -> None:
-    """Write environment.json: code, versions, host, device, what `auto` became; no variables of the environment."""
+    """Write environment.json: code, versions, host, device, resolved precision; no environment variables."""
     import torch
 
-    described = {
+    environment = {
         **_code(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -45,12 +45,12 @@ def write_environment(folder: Path, *, world: World, precision: str, facts: Mapp
         "precision": precision,
         "data": dict(facts),
     }
-    _replace(folder / "environment.json", json.dumps(described, indent=1) + "\n")
+    _replace(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
 
 
-def write_deepspeed_config(folder: Path, described: Mapping[str, Any]) -> None:
-    """Write deepspeed.json: the configuration that DeepSpeed really runs with."""
-    _replace(folder / "deepspeed.json", json.dumps(described, indent=1) + "\n")
+def write_deepspeed_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write deepspeed.json: the configuration that DeepSpeed actually uses."""
+    _replace(folder / "deepspeed.json", json.dumps(config, indent=1) + "\n")
 
 
 def _replace(path: Path, text: str) -> None:
@@ -60,7 +60,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _code() -> dict[str, Any]:
-    """Return the commit of this code, and whether it was changed since; a snapshot of `launch slurm` knows its own."""
+    """Return the commit and whether there are uncommitted changes; in a `launch slurm` snapshot, as recorded there."""
     root = Path(__file__).resolve().parents[2]
     if (root / "snapshot.json").exists():
         return json.loads((root / "snapshot.json").read_text())
@@ -70,10 +70,10 @@ def _code() -> dict[str, Any]:
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         command = ["git", "-C", str(root), *arguments]
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return result.stdout.strip()
 
 
 def _processor() -> str:

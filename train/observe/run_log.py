@@ -1,4 +1,4 @@
-"""The log of a run: rows of metrics, probes and events, handed to every sink."""
+"""Log of a run: rows of metrics, probes and events, forwarded to every sink."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from train.observe.sink import Sink, Table, magnitude_histogram
 from train.observe.tensorboard import TensorBoard
 from train.ranks.distributed import World, gather_hosts
 
-_DRAWN_ACTIVATIONS = ("variance", "max_abs", "top1_over_median", "fp16_overflow_share")
-_DRAWN_GRADIENTS = {
+_PLOTTED_ACTIVATIONS = ("variance", "max_abs", "top1_over_median", "fp16_overflow_share")
+_PLOTTED_GRADIENTS = {
     "norm": "gradient_norm",
     "parameter_norm": "parameter_norm",
     "update_ratio": "update_ratio",
@@ -27,14 +27,14 @@ _DRAWN_GRADIENTS = {
 
 
 class RunLog:
-    """Everything that grows in a run folder while it trains; only rank 0 has sinks, the others' calls do nothing.
+    """Forwards everything that a run logs to its sinks; only rank 0 has sinks, calls on other ranks do nothing.
 
     Args:
-        folder: Of the run.
-        world: This rank's place.
-        steps: Of the whole run.
-        done: Those taken before this start.
-        hyperparameters: The run's configuration as nested plain values.
+        folder: The run folder.
+        world: This rank's position.
+        steps: Number of steps of the whole run.
+        done: Number of steps before this start.
+        hyperparameters: The run configuration as nested plain values.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class RunLog:
             return
         self._sinks += [JsonLines(folder, done=done), TensorBoard(folder / "tensorboard", first_step=done + 1)]
         self._console = Console(steps=steps, done=done)
-        self._sinks.append(self._console)  # the last: its line stands for what has been written
+        self._sinks.append(self._console)  # last: its line confirms that the other sinks have written
         for sink in self._sinks:
             sink.hyperparameters(hyperparameters)
 
     def event(self, kind: str, *, step: int, **fields: Any) -> None:
-        """Log something that happened once."""
+        """Log a one-time event."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._row("events", step, {"time": now, "event": kind, "step": step, **fields})
 
     def row(self, step: int, fields: Mapping[str, Any]) -> None:
-        """Log the metrics of a step, or of a validation after it."""
+        """Log the metrics of a step or of a validation."""
         numbers = _finite(fields)
         for sink in self._sinks:
             sink.row("metrics", step, {"step": step, **fields})
@@ -68,11 +68,11 @@ class RunLog:
     def activations(
         self, step: int, rows: Sequence[Mapping[str, Any]], histograms: Mapping[tuple[int | None, str], Tensor]
     ) -> None:
-        """Log what the activation probe measured: a row for each site, and counts by exponent for some."""
+        """Log the activation probe: a row per site, and histograms of exponents for some sites."""
         for row in rows:
             self._row("activations", step, {"step": step, **row})
             place = _place(row["layer"], row["site"])
-            self._scalars(step, {f"{name}/{place}": row[name] for name in _DRAWN_ACTIVATIONS})
+            self._scalars(step, {f"{name}/{place}": row[name] for name in _PLOTTED_ACTIVATIONS})
         for (layer, site), counts in histograms.items():
             histogram = magnitude_histogram(counts)
             if histogram is None:
@@ -81,25 +81,25 @@ class RunLog:
                 sink.histogram(step, f"log2_magnitude/{_place(layer, site)}", histogram)
 
     def gradients(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Log what the gradient probe measured: a row for each parameter."""
+        """Log the gradient probe: a row per parameter."""
         for row in rows:
             self._row("gradients", step, {"step": step, **row})
-            drawn = {f"{label}/{row['parameter']}": row.get(name) for name, label in _DRAWN_GRADIENTS.items()}
-            self._scalars(step, drawn)
+            scalars = {f"{label}/{row['parameter']}": row.get(name) for name, label in _PLOTTED_GRADIENTS.items()}
+            self._scalars(step, scalars)
 
     def gallery(self, step: int) -> RunGallery:
-        """Return where a task shows what it does at this step."""
+        """Return the gallery for the images and arrays of this step."""
         folder = self.folder / "images" / f"step_{step:06d}" if self._sinks else None
         return RunGallery(folder, self._sinks, step)
 
     def tick(self) -> None:
-        """Move the progress bar by one step."""
+        """Advance the progress bar by one step."""
         if self._console is not None:
             self._console.tick()
 
     def close(self) -> None:
-        """Flush and close everything."""
-        for sink in reversed(self._sinks):  # the progress bar first, so that no error is written into it
+        """Flush and close all sinks."""
+        for sink in reversed(self._sinks):  # the progress bar first, so that errors do not garble it
             sink.close()
 
     def _row(self, table: Table, step: int, fields: Mapping[str, Any]) -> None:
@@ -117,5 +117,5 @@ def _finite(fields: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _place(layer: int | None, site: str) -> str:
-    """Return a name by which TensorBoard sorts layers: those below 1000 in their order."""
+    """Return a name under which TensorBoard sorts layers numerically, up to layer 999."""
     return site if layer is None else f"layer_{layer:03d}.{site}"

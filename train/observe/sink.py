@@ -1,6 +1,6 @@
-"""The interface of a sink: one destination of what a run logs, such as files, TensorBoard or the console.
+"""Sink interface: a destination for everything a run logs, such as files, TensorBoard or the console.
 
-A new sink is a file with a subclass of Sink, and a line in train/observe/run_log.py that opens it.
+A new sink is a file with a subclass of Sink, plus a line in train/observe/run_log.py that opens it.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ Table = Literal["metrics", "events", "activations", "gradients"]
 
 
 class Histogram(NamedTuple):
-    """Counts between edges."""
+    """Counts between bin edges."""
 
     edges: Tensor  # (N + 1,) int64, ascending
     counts: Tensor  # (N,) fp64
 
 
 class Sink(Protocol):
-    """A destination; the bodies here ignore everything, and a sink overrides what it takes.
+    """A logging destination; the default methods do nothing, and a sink overrides those it needs.
 
-    Sinks exist on rank 0 only. A sink that fails, on a full disk say, logs an error and lets the run go on.
+    Sinks exist on rank 0 only. A sink that fails, e.g. because the disk is full, logs an error; the run continues.
     """
 
     def hyperparameters(self, values: Mapping[str, Any]) -> None:
-        """Take the run's configuration as nested plain values, once, before anything else."""
+        """Receive the run configuration as nested plain values, once, before anything else."""
 
     def row(self, table: Table, step: int, fields: Mapping[str, Any]) -> None:
-        """Take a row of a table as it stands in TABLE.jsonl; rows of `events` may come from another thread."""
+        """Receive a row of a table as in TABLE.jsonl; rows of `events` may come from another thread."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Take finite numbers by tag: those of a row of metrics, or of one site or parameter of a probed step."""
+        """Receive finite numbers by tag: from a row of metrics, or from one site or parameter of a probed step."""
 
     def histogram(self, step: int, name: str, histogram: Histogram) -> None:
-        """Take a histogram over log2 of the magnitude."""
+        """Receive a histogram of log2 magnitudes."""
 
     def image(self, step: int, name: str, pixels: Tensor) -> None:
-        """Take a picture: (3 or 1, H, W) fp32 on the CPU, from 0 to 1."""
+        """Receive an image: (3 or 1, H, W) fp32 on the CPU, from 0 to 1."""
 
     def flush(self) -> None:
-        """Make what came so far visible to readers; called after each row of metrics."""
+        """Make everything received so far visible to readers; called after each row of metrics."""
 
     def close(self) -> None:
-        """Write what is left and let go of resources."""
+        """Write any remaining data and release resources."""
 
 
 def magnitude_histogram(counts: Tensor) -> Histogram | None:
-    """Return counts by exponent, (256,), as a histogram over log2 of the magnitude.
+    """Convert counts by exponent, (256,), to a histogram of log2 magnitudes.
 
-    The ends (zeros, infinities) are left out; None if nothing else is there.
+    The end bins (zeros, infinities) are excluded; returns None if all others are empty.
     """
     inside = counts[1:-1].nonzero().flatten() + 1
     if not len(inside):

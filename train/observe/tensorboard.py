@@ -1,4 +1,4 @@
-"""TensorBoard: scalars, histograms and pictures."""
+"""TensorBoard sink: scalars, histograms and images."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ logger = logging.getLogger(__name__)
 
 
 class TensorBoard(Sink):
-    """TensorBoard's event files; a full disk ends the drawing, not the run.
+    """Writes TensorBoard event files; a full disk stops the writing, not the run.
 
     Args:
-        folder: For the event files.
-        first_step: What an earlier start drew from this step on is dropped.
+        folder: Folder for the event files.
+        first_step: The first step of this start; TensorBoard hides older data from this step on.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and for one rank only
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed on one rank only
 
         self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=first_step)
 
     @override
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._draw(lambda writer, name=name, value=value: writer.add_scalar(name, value, step))
+            self._write(lambda writer, name=name, value=value: writer.add_scalar(name, value, step))
 
     @override
     def histogram(self, step: int, name: str, histogram: Histogram) -> None:
         edges, counts = histogram
         middles = edges[:-1] + 0.5
-        self._draw(
+        self._write(
             lambda writer: writer.add_histogram_raw(
                 name,
                 min=float(edges[0]),
@@ -56,21 +56,23 @@ class TensorBoard(Sink):
 
     @override
     def image(self, step: int, name: str, pixels: Tensor) -> None:
-        self._draw(lambda writer: writer.add_image(name, pixels, step))
+        self._write(lambda writer: writer.add_image(name, pixels, step))
 
     @override
     def flush(self) -> None:
-        self._draw(lambda writer: writer.flush())
+        self._write(lambda writer: writer.flush())
 
     @override
     def close(self) -> None:
-        self._draw(lambda writer: writer.close())
+        self._write(lambda writer: writer.close())
 
-    def _draw(self, draw: Callable[[SummaryWriter], object]) -> None:
+    def _write(self, write: Callable[[SummaryWriter], object]) -> None:
         if self._writer is None:
             return
         try:
-            draw(self._writer)
+            write(self._writer)
         except OSError as error:
-            logger.error("TensorBoard ends here (%s); all figures are in the .jsonl files", error.strerror or error)
+            logger.error(
+                "TensorBoard logging stopped (%s); all metrics are in the .jsonl files", error.strerror or error
+            )
             self._writer = None

@@ -1,4 +1,4 @@
-"""Where this process stands among its peers: start-up, teardown, device, threads, logging by rank."""
+"""Process group of a rank: start-up, teardown, device, threads, collectives and per-rank logging."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: `rank` of `size`, `local_rank` of `local_size` on this machine."""
+    """Position of this process: `rank` of `size`, `local_rank` of `local_size` on this machine."""
 
     rank: int
     size: int
@@ -31,14 +31,14 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one rank that writes logs and prints."""
+        """Whether this is the rank that prints and writes logs."""
         return self.rank == 0
 
 
 def world_size_from_environment() -> int:
-    """Return how many ranks the launcher announced (torchrun, accelerate; srun by way of `launchers`); 1 without one.
+    """Return the world size set by the launcher (torchrun, accelerate; srun via `launcher_env`); 1 without one.
 
-    Judged by RANK and WORLD_SIZE alone: `accelerate launch` sets MASTER_ADDR even for a single process.
+    Only RANK and WORLD_SIZE are considered: `accelerate launch` sets MASTER_ADDR even for a single process.
     """
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 1
 
@@ -47,8 +47,8 @@ def start(*, threads: int | None = None, timeout: datetime.timedelta = datetime.
     """Join the process group (gloo for CPU tensors, NCCL for GPU tensors), once, and set device and threads.
 
     Args:
-        timeout: How long a collective may take, of every group: DeepSpeed makes its own, and says nothing of it.
-        threads: CPU threads of this rank; None: OMP_NUM_THREADS, else an equal share of the cores of this process.
+        timeout: Timeout of collectives in every group, including those that DeepSpeed creates without setting one.
+        threads: CPU threads of this rank; None for OMP_NUM_THREADS, else an equal share of the available cores.
     """
     _announce_single_process()
     joined = dist.is_initialized()
@@ -74,20 +74,20 @@ def start(*, threads: int | None = None, timeout: datetime.timedelta = datetime.
 
 
 def _device(local_rank: int) -> torch.device:
-    """Return this rank's GPU, or the CPU; `srun --gpus-per-task=1` shows each rank its own GPU alone."""
+    """Return this rank's GPU, or the CPU; `srun --gpus-per-task=1` shows each rank only its own GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else local_rank)
 
 
 def stop() -> None:
-    """Leave the process group, if one was joined."""
+    """Leave the process group, if this process has joined one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _announce_single_process() -> None:
-    """Describe a world of one in the environment, where no launcher did: DeepSpeed would look for MPI otherwise."""
+    """Set the environment variables of a single-rank world if no launcher did; else DeepSpeed would look for MPI."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return
     with socket.socket() as listener:
@@ -98,45 +98,45 @@ def _announce_single_process() -> None:
 
 
 def number_of_ranks() -> int:
-    """Return how many ranks there are; 1 without a process group."""
+    """Return the number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Add up a tensor over all ranks, in place; returns it."""
+    """Sum a tensor over all ranks in place, and return it."""
     if number_of_ranks() > 1:
         dist.all_reduce(values)
     return values
 
 
 def gather_over_ranks(values: Tensor) -> list[Tensor]:
-    """Return every rank's tensor, in the order of ranks, on every rank; all have the same shape."""
-    everyone = values.new_zeros(dist.get_world_size(), *values.shape)
-    everyone[dist.get_rank()] = values
-    return list(sum_over_ranks(everyone))
+    """Return every rank's tensor, ordered by rank, on every rank; all must have the same shape."""
+    gathered = values.new_zeros(dist.get_world_size(), *values.shape)
+    gathered[dist.get_rank()] = values
+    return list(sum_over_ranks(gathered))
 
 
 def gather_floats(value: float) -> list[float]:
-    """Return every rank's value, in the order of ranks, on every rank."""
+    """Return every rank's value, ordered by rank, on every rank."""
     return [float(other) for other in gather_over_ranks(torch.tensor(value, dtype=torch.float64))]
 
 
 def gather_hosts() -> list[str]:
-    """Return the name of every rank's machine, in the order of ranks, on every rank."""
+    """Return the host name of every rank, ordered by rank, on every rank."""
     name = socket.gethostname().encode()[:64]
     mine = torch.tensor(list(name.ljust(64, b"\0")), dtype=torch.int64)
     return [bytes(other.tolist()).rstrip(b"\0").decode() for other in gather_over_ranks(mine)]
 
 
 def all_agree(ok: bool) -> bool:
-    """Return whether every rank said yes; a meeting point for all of them."""
+    """Return whether `ok` is true on every rank; also acts as a barrier."""
     return all(vote == 1.0 for vote in gather_floats(1.0 if ok else 0.0))
 
 
 class SideChannel:
-    """A process group of its own, on the CPU: a thread's small messages beside what the main thread computes.
+    """A separate CPU process group, for small messages alongside the collectives of the main thread.
 
-    Every rank makes its channels in the same order, and of each channel only one thread's calls may be under way.
+    All ranks must create their channels in the same order, and only one thread may use a channel at a time.
     """
 
     def __init__(self) -> None:
@@ -152,12 +152,12 @@ class SideChannel:
         return int(values)
 
     def all_agree(self, ok: bool) -> bool:
-        """Return whether every rank said yes."""
+        """Return whether `ok` is true on every rank."""
         return self.largest(int(not ok)) == 0
 
 
 class _RankFilter(logging.Filter):
-    """Rank 0 says INFO; the others speak from WARNING on, and say who they are."""
+    """Rank 0 logs INFO and above; other ranks log WARNING and above, prefixed with their rank."""
 
     def __init__(self, rank: int, size: int):
         super().__init__()
@@ -169,7 +169,7 @@ class _RankFilter(logging.Filter):
 
 
 def set_up_logging() -> None:
-    """Send our own loggers to standard error, by rank; quiet third-party chatter that no user can act on."""
+    """Send our own loggers to standard error by rank, and silence third-party warnings that users cannot act on."""
     rank, size = int(os.environ.get("RANK", "0")), world_size_from_environment()
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_RankFilter(rank, size))
@@ -179,5 +179,5 @@ def set_up_logging() -> None:
         package_logger.handlers = [handler]
         package_logger.setLevel(logging.INFO)
         package_logger.propagate = False
-    # DeepSpeed calls collectives that torch is renaming; it is not the user's to change.
+    # DeepSpeed calls collectives that torch is renaming, which users cannot change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

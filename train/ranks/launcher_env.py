@@ -1,7 +1,7 @@
-"""What other launchers say, and are told: srun names the rank in its own words, accelerate asks for more.
+"""Adapters for other launchers: translate srun's variables to torchrun's, reject accelerate settings we would ignore.
 
-torchrun's words (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) are the ones that the rest
-of the program reads.
+The rest of the program reads only torchrun's variables: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 from train.config.errors import ConfigError
 from train.config.run import RunConfig
 
-USERS_THREADS = "PERILN_OMP_NUM_THREADS"  # what the user had set before torchrun wrote OMP_NUM_THREADS=1
+USERS_THREADS = "PERILN_OMP_NUM_THREADS"  # the user's value, from before torchrun set OMP_NUM_THREADS=1
 
 
 def adopt_srun(environment: MutableMapping[str, str]) -> None:
-    """Describe a task of a bare `srun python -m train` in torchrun's words.
+    """Set torchrun's variables for a task of a plain `srun python -m train`.
 
-    Only inside a step of several tasks: SLURM_NTASKS and SLURM_PROCID=0 also stand in a batch script that starts
-    Python without srun, and there nobody else would come.
+    Applies only within a step of several tasks: a batch script that starts Python without srun also has SLURM_NTASKS
+    and SLURM_PROCID=0, but no other task would join.
 
     Raises:
-        ConfigError: The step does not say where its tasks are.
+        ConfigError: SLURM does not describe where the tasks of the step run.
     """
     if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
         return
@@ -35,7 +35,7 @@ def adopt_srun(environment: MutableMapping[str, str]) -> None:
         return
     try:
         per_node = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
-        described = {
+        variables = {
             "RANK": environment["SLURM_PROCID"],
             "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
             "LOCAL_RANK": environment["SLURM_LOCALID"],
@@ -44,24 +44,26 @@ def adopt_srun(environment: MutableMapping[str, str]) -> None:
             "MASTER_PORT": str(_port(environment["SLURM_JOB_ID"], environment["SLURM_STEP_ID"])),
         }
     except (KeyError, ValueError, IndexError) as error:
-        raise ConfigError([f"srun: the step does not describe its tasks ({error}); start it with torchrun"]) from None
-    for name, value in described.items():
+        raise ConfigError(
+            [f"srun: SLURM does not describe the tasks of this step ({error}); start the run with torchrun"]
+        ) from None
+    for name, value in variables.items():
         environment.setdefault(name, value)
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Return the tasks of each node from SLURM's notation: `2(x3),1` is [2, 2, 2, 1]."""
-    found: list[int] = []
+    """Parse SLURM's notation for tasks per node: `2(x3),1` is [2, 2, 2, 1]."""
+    tasks: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if match is None:
             raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={text}")
-        found += [int(match[1])] * int(match[2] or 1)
-    return found
+        tasks += [int(match[1])] * int(match[2] or 1)
+    return tasks
 
 
 def first_host(nodes: str) -> str:
-    """Return the first host of SLURM's notation: `gpu[07-09,12],login1` begins with gpu07."""
+    """Return the first host in SLURM's notation: gpu07 for `gpu[07-09,12],login1`."""
     first = re.split(r",(?![^\[]*\])", nodes)[0]  # at commas outside brackets
     host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", host):
@@ -70,45 +72,45 @@ def first_host(nodes: str) -> str:
 
 
 def threads_of_rank(environment: Mapping[str, str], *, threads: int | None, seen: int, local_size: int) -> int:
-    """Return how many CPU threads this rank computes with.
+    """Return the number of CPU threads for this rank.
 
     Args:
-        environment: OMP_NUM_THREADS counts where the user has set it. torchrun and accelerate write 1 where nobody has;
-            `train.ranks.torchrun` keeps the user's own number in PERILN_OMP_NUM_THREADS, to tell the two apart.
-        threads: engine.threads, which comes first.
-        seen: As in `cores_of_rank`, whose share is the default.
-        local_size: Ranks on this machine.
+        environment: OMP_NUM_THREADS is used if the user set it. torchrun and accelerate set it to 1 otherwise;
+            `train.ranks.torchrun` keeps the user's value in PERILN_OMP_NUM_THREADS to distinguish the two.
+        threads: engine.threads, which takes precedence.
+        seen: See `cores_of_rank`, which provides the default.
+        local_size: Number of ranks on this machine.
     """
     return threads or _users_threads(environment) or cores_of_rank(environment, seen=seen, local_size=local_size)
 
 
 def _users_threads(environment: Mapping[str, str]) -> int | None:
     number = environment.get(USERS_THREADS, environment.get("OMP_NUM_THREADS", "")).split(",")[0].strip()
-    if not number.isdecimal() or int(number) == 0:  # OpenMP does not take it either
+    if not number.isdecimal() or int(number) == 0:  # OpenMP rejects it too
         return None
     under_launcher = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & set(environment)
-    written_by_it = number == "1" and under_launcher and USERS_THREADS not in environment
-    return None if written_by_it else int(number)
+    set_by_launcher = number == "1" and under_launcher and USERS_THREADS not in environment
+    return None if set_by_launcher else int(number)
 
 
 def wait_passively_beside_other_ranks(environment: MutableMapping[str, str]) -> None:
-    """Let the threads of several ranks on one machine sleep while they wait for each other, unless the user decided.
+    """Make OpenMP threads sleep rather than spin if several ranks share a machine and the user has set no policy.
 
-    OpenMP's threads spin by default: 12 to 25 % faster for a process that has its cores to itself, several times slower
-    for processes that share them. Counts only where it is called before torch, and with it OpenMP, is loaded.
+    OpenMP threads spin by default: 12 to 25 % faster for a process with cores of its own, several times slower for
+    processes that share them. Takes effect only before torch, and with it OpenMP, is loaded.
     """
     if int(environment.get("LOCAL_WORLD_SIZE", "1")) > 1 and "GOMP_SPINCOUNT" not in environment:
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def cores_of_rank(environment: Mapping[str, str], *, seen: int, local_size: int) -> int:
-    """Return how many cores this rank should use.
+    """Return the number of cores this rank should use.
 
     Args:
-        environment: In a SLURM job it says how many cores are the job's; not every cluster binds to them.
-        seen: Cores that this process may run on: those of all ranks of the machine, or under a bare srun that binds its
-            tasks, this rank's own.
-        local_size: Ranks on this machine.
+        environment: In a SLURM job, contains the number of cores allocated; not every cluster binds jobs to them.
+        seen: Cores that this process may run on: those of all ranks on the machine or, under a plain srun that binds
+            its tasks, this rank's own.
+        local_size: Number of ranks on this machine.
     """
     of_job = int(environment.get("SLURM_CPUS_ON_NODE", str(seen)))
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and _is_task(environment):
@@ -117,28 +119,28 @@ def cores_of_rank(environment: Mapping[str, str], *, seen: int, local_size: int)
 
 
 def _is_task(environment: Mapping[str, str]) -> bool:
-    """Return whether each rank is a task of srun, not a child of a torchrun that is one."""
+    """Return whether each rank is a task of srun itself, rather than a child of a torchrun that srun started."""
     names = (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
     return "TORCHELASTIC_RUN_ID" not in environment and all(environment.get(a) == environment.get(b) for a, b in names)
 
 
 def refuse_other_engines(config: RunConfig, environment: Mapping[str, str]) -> None:
-    """Refuse what `accelerate launch` was told to do and this program would not: it has an engine of its own.
+    """Reject `accelerate launch` settings that this program would ignore, as it has an engine of its own.
 
     Raises:
-        ConfigError: Naming each variable, and the key that stands for it here.
+        ConfigError: With each variable and the setting to use instead.
     """
-    faults = list(_asked_of_accelerate(config, environment))
+    faults = list(_accelerate_faults(config, environment))
     if faults:
         raise ConfigError(faults)
 
 
-def _asked_of_accelerate(config: RunConfig, environment: Mapping[str, str]) -> Iterator[str]:
+def _accelerate_faults(config: RunConfig, environment: Mapping[str, str]) -> Iterator[str]:
     for name in ("FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         variable = f"ACCELERATE_USE_{name}"
         if environment.get(variable, "false").lower() in ("true", "1"):
-            yield f"{variable}: this program shards with DeepSpeed; launch without it and set engine.zero_stage"
-    asked = {
+            yield f"{variable}: this program shards with DeepSpeed; unset it and set engine.zero_stage"
+    requests = {
         "ACCELERATE_MIXED_PRECISION": ("engine.precision", config.engine.precision, ("no",)),
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("engine.zero_stage", str(config.engine.zero_stage), ()),
         "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": (
@@ -148,30 +150,30 @@ def _asked_of_accelerate(config: RunConfig, environment: Mapping[str, str]) -> I
         ),
         "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("engine.offload", "none", ()),
     }
-    for variable, (key, here, neutral) in asked.items():
+    for variable, (key, here, neutral) in requests.items():
         value = environment.get(variable, "").lower()
         if value and value not in neutral and value != here:
-            yield f"{variable}={value}: {key} is {here} here; set {key}, or launch without it"
+            yield f"{variable}={value}: conflicts with {key} {here}; change {key}, or unset the variable"
     if environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none").lower() not in ("none", ""):
-        yield "ACCELERATE_DEEPSPEED_CONFIG_FILE: would not be read; write its settings as engine.*"
+        yield "ACCELERATE_DEEPSPEED_CONFIG_FILE: would be ignored; write its settings as engine.*"
     backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no" and not (backend == "inductor" and config.engine.compile):
-        yield f"ACCELERATE_DYNAMO_BACKEND={backend}: set engine.compile=true instead, and launch without it"
+        yield f"ACCELERATE_DYNAMO_BACKEND={backend}: would be ignored; unset it and set engine.compile=true"
 
 
 def _port(job: str, step: str) -> int:
-    """Return a port that all tasks of a step agree on, below those that Linux gives away by itself."""
+    """Return a port that is the same for all tasks of a step and below Linux's ephemeral range."""
     return 10_000 + (int(job) * 17 + int(step)) % 10_000
 
 
-def tell_torchrun(text: str) -> None:
-    """Leave the reason why this rank ends where torchrun looks for it; does nothing under other launchers.
+def report_to_torchrun(text: str) -> None:
+    """Write the reason why this rank exits to torchrun's error file; does nothing under other launchers.
 
-    torchrun takes the rank with the earliest time, in whole seconds, for the cause. It dates itself those that it ends
-    because of this one and that leave no reason: a second earlier is before them.
+    torchrun attributes the failure to the rank with the earliest timestamp, in whole seconds, and stamps ranks that it
+    terminates without an error file itself. A timestamp one second in the past precedes those.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         with contextlib.suppress(OSError):
-            told = {"message": text, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}
-            Path(path).write_text(json.dumps({"message": told}))
+            message = {"message": text, "extraInfo": {"timestamp": str(int(time.time()) - 1)}}
+            Path(path).write_text(json.dumps({"message": message}))

@@ -1,4 +1,4 @@
-"""Stopping early and losing nothing: a signal to any rank leads all to a checkpoint at the next step boundary."""
+"""Early stopping without loss: after a signal to any rank, all ranks save a checkpoint at the next step boundary."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ from pathlib import Path
 
 from train.config.facts.exit_codes import STOPPED_EARLY
 from train.config.facts.run_layout import STOPPED
-from train.ranks.launcher_env import tell_torchrun
+from train.ranks.launcher_env import report_to_torchrun
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# SLURM may signal every process of a job, and torchrun and our launcher pass theirs on: one wish comes several times.
-_ONE_WISH_SECONDS = 2.0
-_WAY_OUT_SECONDS = 5.0  # for the main thread to leave preparation; in a collective it hears nothing
-NOTHING_LOST = "stopped before the first step: nothing is lost; start the same command again"
+# SLURM may signal every process of a job, and torchrun and our launcher forward theirs: one request may arrive several
+# times.
+_REPEAT_SECONDS = 2.0
+_EXIT_SECONDS = 5.0  # for the main thread to leave preparation; it cannot react inside a collective
+NOTHING_LOST = "stopped before the first step: nothing is lost; run the same command again to start"
 
 
 class StoppedInPreparationError(Exception):
-    """A signal came before the first step: there is nothing to save yet, and nothing is lost."""
+    """A signal arrived before the first step: there is nothing to save, and nothing is lost."""
 
 
 class StopSignal:
-    """Whether this process was asked to stop, and by which signal.
+    """The stop signal that this process has received, if any.
 
-    A Python handler runs only when the main thread comes back from a collective or a backward pass, seconds late. So
-    a thread reads the signals from a pipe and hears them at once: it says what is going to happen, and forces the exit
-    at a second signal or when the deadline has passed.
+    A Python signal handler runs only once the main thread returns from a collective or a backward pass, seconds late.
+    Therefore a thread reads the signals from a pipe and reacts immediately: it logs what happens next, and forces the
+    exit at a second signal or when the deadline has passed.
 
     Args:
-        deadline: Seconds from a signal to the forced exit; None: no limit.
-        folder: Where a stop before the first step is noted; None: another rank does it.
+        deadline: Seconds from a signal to the forced exit; None for no limit.
+        folder: Run folder in which to record a stop before the first step; None if another rank records it.
     """
 
     def __init__(self, *, deadline: float | None = None, folder: Path | None = None) -> None:
-        self.name: str | None = None  # of the signal that was heard
-        self._heard_at = 0.0  # on the monotonic clock
+        self.name: str | None = None  # of the received signal
+        self._received_at = 0.0  # on the monotonic clock
         self._deadline = deadline
         self._folder = folder
         self._preparing = False
@@ -53,14 +54,14 @@ class StopSignal:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear the signals inside; the main thread only."""
+        """Receive signals inside the context; main thread only."""
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
         before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         owner = os.getpid()
-        os.register_at_fork(after_in_child=lambda: _be_an_ordinary_process() if os.getppid() == owner else None)
-        thread = threading.Thread(target=self._hear, args=(receiver,), name="signals", daemon=True)
+        os.register_at_fork(after_in_child=lambda: _reset_signals() if os.getppid() == owner else None)
+        thread = threading.Thread(target=self._read_signals, args=(receiver,), name="signals", daemon=True)
         thread.start()
         try:
             yield
@@ -74,10 +75,10 @@ class StopSignal:
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
-        """Break off what happens inside at a signal.
+        """Abort the enclosed work on a signal.
 
         Raises:
-            StoppedInPreparationError: There was one.
+            StoppedInPreparationError: A signal arrived.
         """
         self._preparing = True
         try:
@@ -85,49 +86,49 @@ class StopSignal:
                 raise StoppedInPreparationError
             yield
         except StoppedInPreparationError:
-            self._tell_nothing_is_lost()
+            self._report_nothing_lost()
             raise
         finally:
             self._preparing = False
 
-    def is_saved(self) -> None:
-        """Say that the checkpoint lies on the disk: from here on signals change nothing."""
+    def mark_saved(self) -> None:
+        """Record that the final checkpoint is on disk; later signals have no effect."""
         self._saved = True
 
     def _handle(self, number: int, _: object) -> None:
         if self._preparing:
             raise StoppedInPreparationError
 
-    def _hear(self, receiver: socket.socket) -> None:
+    def _read_signals(self, receiver: socket.socket) -> None:
         while numbers := receiver.recv(16):
             for number in numbers:
                 if number in SIGNALS:
-                    self._heard(signal.Signals(number).name)
+                    self._receive(signal.Signals(number).name)
 
-    def _heard(self, name: str) -> None:
+    def _receive(self, name: str) -> None:
         if self._saved:
             return
-        if self.name == name and time.monotonic() - self._heard_at < _ONE_WISH_SECONDS:
+        if self.name == name and time.monotonic() - self._received_at < _REPEAT_SECONDS:
             return
         if self.name is not None:
             self._force(f"{name} after {self.name}")
-        self.name, self._heard_at = name, time.monotonic()
-        then = "" if self._preparing else ": saving a checkpoint at the end of this step; a second signal exits at once"
-        logger.warning("%s%s", name, then)
+        self.name, self._received_at = name, time.monotonic()
+        plan = "" if self._preparing else ": saving a checkpoint at the end of this step; a second signal exits at once"
+        logger.warning("received %s%s", name, plan)
         if self._preparing:
-            _after(_WAY_OUT_SECONDS, self._leave_preparation)
+            _run_after(_EXIT_SECONDS, self._leave_preparation)
         if self._deadline is not None:
-            _after(self._deadline, lambda: self._force(f"{name} was {self._deadline:g} s ago"))
+            _run_after(self._deadline, lambda: self._force(f"no checkpoint within {self._deadline:g} s of {name}"))
 
     def _leave_preparation(self) -> None:
-        """Leave from this thread, if the main one has not: it may wait for a rank that has left already."""
+        """Exit from this thread if the main thread is stuck, e.g. waiting for a rank that has already left."""
         if self._preparing:
-            self._tell_nothing_is_lost()
+            self._report_nothing_lost()
             logger.warning("%s", NOTHING_LOST)
             os._exit(STOPPED_EARLY)
 
-    def _tell_nothing_is_lost(self) -> None:
-        tell_torchrun(NOTHING_LOST)
+    def _report_nothing_lost(self) -> None:
+        report_to_torchrun(NOTHING_LOST)
         if self._folder is not None:
             note_stopped(self._folder, step=0, name=self.name or "signal")
 
@@ -135,18 +136,18 @@ class StopSignal:
         if self._saved:
             return
         self._leave_preparation()
-        logger.error("%s: leaving without a new checkpoint; the last complete one is untouched", reason)
+        logger.error("%s: exiting without a new checkpoint; the last complete one is intact", reason)
         os._exit(1)
 
 
-def _after(seconds: float, act: Callable[[], None]) -> None:
+def _run_after(seconds: float, act: Callable[[], None]) -> None:
     timer = threading.Timer(seconds, act)
     timer.daemon = True
     timer.start()
 
 
-def _be_an_ordinary_process() -> None:
-    """Undo in a forked worker what it inherited: its own end is not a signal to this run."""
+def _reset_signals() -> None:
+    """Undo the inherited signal handling in a forked worker, so that ending it does not stop the run."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -154,13 +155,13 @@ def _be_an_ordinary_process() -> None:
 
 
 def note_stopped(folder: Path, *, step: int, name: str) -> None:
-    """Write into the run folder that the run stopped early: a torchrun that is ended from outside can not tell."""
+    """Record an early stop in the run folder, as a torchrun that is itself terminated cannot report it."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    noted = {"exit_code": STOPPED_EARLY, "step": step, "signal": name, "time": now}
+    record = {"exit_code": STOPPED_EARLY, "step": step, "signal": name, "time": now}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / STOPPED).write_text(json.dumps(noted) + "\n")
+    (folder / STOPPED).write_text(json.dumps(record) + "\n")
 
 
 def forget_stopped(folder: Path) -> None:
-    """Take the note of an earlier stop away."""
+    """Delete the record of an earlier stop."""
     (folder / STOPPED).unlink(missing_ok=True)

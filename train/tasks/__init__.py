@@ -1,4 +1,4 @@
-"""Which task a configuration asks for."""
+"""Dispatch from a configuration to its task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from train.tasks.task import Task
 
 
 def build_task(config: RunConfig) -> Task:
-    """Return a run's task; its data are not opened yet."""
+    """Return the task of a run, without opening its data."""
     match config.task:
         case LanguageModelConfig():
             from train.tasks.language_model import LanguageModel

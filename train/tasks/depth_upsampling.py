@@ -1,4 +1,4 @@
-"""Depth up-sampling guided by colour: Kim, Ponce and Ham, Deformable kernel networks, IJCV 2021, section 4."""
+"""Depth upsampling guided by color: Kim, Ponce and Ham, Deformable kernel networks, IJCV 2021, section 4."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from train.tasks.image_batch import Images, images_of, training_sample, with_inp
 from train.tasks.joint_filtering import SECTIONS, JointFiltering, absolute_error, add, add_judged
 from train.tasks.task import Batch, ModelCard, Sums
 
-SHIFT = 16  # pixels, each way: farther than a window of 15 reaches
+SHIFT = 16  # pixels, along both axes: beyond the reach of a window of 15
 BASELINES = ("bicubic", "joint_bilateral", "guided_filter")
 
 
 class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
-    """The task `depth_upsampling`: a low-resolution depth map, brought to full size, becomes sharp.
+    """The task `depth_upsampling`: sharpen a low-resolution depth map that was upsampled to full size.
 
-    Each map is normalised to [0, 1] by its own valid values; errors are told in `units_per_value` of its values.
-    Validation batches also hold `units` (B,), what 1.0 is worth, and `baselines` (B, 3), the errors of other methods.
+    Each map is normalized to [0, 1] by its own valid values; errors are reported in its original values times
+    `units_per_value`. Validation batches also contain `units` (B,), the units per 1.0 of normalized depth, and
+    `baselines` (B, 3), the errors of other methods.
     """
 
-    figures = ("loss", "rmse")  # the loss is of normalised depth, the error in units
+    metric_names = ("loss", "rmse")  # loss on normalized depth, error in units
 
     def _training_sample(self, index: int, step: int) -> dict[str, np.ndarray]:
         data = self.config.data
-        pair, _ = self._normalised(self.training.read(index))
-        seen = patch(
+        pair, _ = self._normalized(self.training.read(index))
+        sample = patch(
             with_input(pair, self._degraded(pair)),
             crop=data.crop,
             flips=data.flips,
@@ -44,42 +45,51 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
             step=step,
             sample_id=index,
         )
-        return training_sample(seen)
+        return training_sample(sample)
 
     def _validation_sample(self, index: int) -> dict[str, np.ndarray]:
-        pair, span = self._normalised(self.validation.read(index))
-        given = self._degraded(pair)
+        pair, span = self._normalized(self.validation.read(index))
+        degraded = self._degraded(pair)
         units = np.float32(span.width * pair.units_per_value)
-        sample = {"guidance": pair.guidance, "input": given, "truth": pair.target, "valid": pair.valid, "units": units}
+        sample = {
+            "guidance": pair.guidance,
+            "input": degraded,
+            "truth": pair.target,
+            "valid": pair.valid,
+            "units": units,
+        }
         return sample | (
-            {"baselines": self._errors_of_others(index, pair, given, units)} if self.config.baselines else {}
+            {"baselines": self._baseline_errors(index, pair, degraded, units)} if self.config.baselines else {}
         )
 
-    def _normalised(self, pair: Pair) -> tuple[Pair, Span]:
+    def _normalized(self, pair: Pair) -> tuple[Pair, Span]:
         span = min_max(pair.target, pair.valid)
         return pair._replace(target=np.where(pair.valid[..., None], span.to_unit(pair.target), np.float32(0))), span
 
     def _degraded(self, pair: Pair) -> np.ndarray:
         return degrade(pair.target, pair.valid, scale=self.config.data.scale, mode=self.config.data.downsampling)
 
-    def _errors_of_others(self, index: int, pair: Pair, given: np.ndarray, units: np.float32) -> np.ndarray:
-        """Return the errors of the baselines, (3,), reckoned once for each pair."""
-        if index not in self._others:
-            found = {"bicubic": given, **baselines(pair.guidance, given, pair.valid, scale=self.config.data.scale)}
+    def _baseline_errors(self, index: int, pair: Pair, degraded: np.ndarray, units: np.float32) -> np.ndarray:
+        """Return the errors of the baselines, (3,), computed once per pair."""
+        if index not in self._baselines:
+            outputs = {
+                "bicubic": degraded,
+                **baselines(pair.guidance, degraded, pair.valid, scale=self.config.data.scale),
+            }
             truth, valid = (torch.from_numpy(x).reshape(1, 1, *x.shape[:2]) for x in (pair.target, pair.valid))
-            self._others[index] = np.array(
-                [self._rmse(torch.from_numpy(found[name]).reshape(truth.shape), truth, valid) for name in BASELINES]
+            self._baselines[index] = np.array(
+                [self._rmse(torch.from_numpy(outputs[name]).reshape(truth.shape), truth, valid) for name in BASELINES]
             )
-        return (self._others[index] * units).astype(np.float32)
+        return (self._baselines[index] * units).astype(np.float32)
 
     def _rmse(self, output: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        """Return the root of the mean squared error over valid pixels, `border` pixels along the edges left out, ()."""
+        """Return the root mean squared error over valid pixels, excluding `border` pixels along the edges, ()."""
         output, truth, valid = (self._inside(x) for x in (output, truth, valid))
         squares = torch.where(valid, output.float() - truth, 0.0).double().square().sum()
         return (squares / valid.sum().clamp(min=1)).sqrt().float()
 
     def _inside(self, image: Tensor) -> Tensor:
-        """Return an image (1, C, H, W) without its border, where it is large enough to have one."""
+        """Return an image (1, C, H, W) without its border, if it is large enough."""
         border = self.config.border
         inside = (slice(border, size - border) if size > 2 * border else slice(None) for size in image.shape[2:])
         return image[(..., *inside)]
@@ -87,7 +97,7 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
         """Return the absolute error per valid pixel, and the root mean squared error per image, in units.
 
-        An image without a valid pixel inside its border has no error: it counts for nothing, with any method.
+        An image without valid pixels inside its border has no error and gets weight 0, for every method.
         """
         sums: Sums = {}
         judged = torch.stack([self._inside(image.valid).any() for image in images_of(batch)]).float()
@@ -104,7 +114,7 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
         return sums
 
     def _other_guidances(self, guidance: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield guidances that tell nothing, and the wrong thing."""
+        """Yield an uninformative guidance and a misleading one."""
         if self.config.other_guidance:
             yield "constant", guidance.mean(dim=(2, 3), keepdim=True).expand_as(guidance)
             yield "shifted", shifted(guidance, SHIFT)
@@ -122,16 +132,16 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
         (height, width), scale = pairs.size(smallest), self.config.data.scale
         if min(height, width) < scale:
             yield (
-                f"task.data.scale: {scale} leaves nothing of {pairs.name(smallest)} ({height} x {width} pixels) in "
-                f"{SECTIONS[split]}; write {min(height, width)} or less, or give larger images"
+                f"task.data.scale: {scale} is too large for {pairs.name(smallest)} ({height} x {width} pixels) in "
+                f"{SECTIONS[split]}; write {min(height, width)} or less, or use larger images"
             )
 
     def card(self) -> ModelCard:
-        """Return the README's text of an exported filter."""
+        """Return the model card of an exported filter."""
         data = self.config.data
         return self._card(
             form=f", {'residual' if self.config.model.residual else 'direct'} form",
-            purpose=f"sharpen depth maps that were made {data.scale} times smaller ({data.downsampling}) by the colour "
-            f"image.",
+            purpose=f"sharpen depth maps downsampled by a factor of {data.scale} ({data.downsampling}), guided by the "
+            f"color image.",
             usage='sharp = model.filter(Image.open("guidance.png"), Image.open("target.png"))',
         )

@@ -1,4 +1,4 @@
-"""What an image task shows of itself: for the report, arrays with the kernels of one pixel; for TensorBoard, a strip.
+"""Exhibits of image tasks: arrays with the kernel of one pixel for the report, and an image strip for TensorBoard.
 
 H, W height and width, C channels, K * K samples of a kernel.
 """
@@ -19,24 +19,24 @@ from train.tasks.task import Gallery
 
 
 class Exhibit(NamedTuple):
-    """One image, what the filter made of it, and what the filter read for it."""
+    """One image with the filter's output and the kernels behind it."""
 
     name: str
     image: Images
     output: Tensor  # (1, C, H, W)
-    kernels: DKNOutput  # of the first channel, where each is filtered alone
-    units: float  # what an error of 1.0 is worth
+    kernels: DKNOutput  # of the first channel, if channels are filtered separately
+    units: float  # units per error of 1.0
     unit: str | None
 
 
 def show(exhibit: Exhibit, model: nn.Module, gallery: Gallery, *, pixel: tuple[int, int] | None) -> None:
-    """Put an exhibit into a gallery: arrays as analysis/ reads them, and guidance, input, output, truth in a row.
+    """Add an exhibit to a gallery: arrays as read by analysis/, and a strip of guidance, input, output and truth.
 
     Args:
-        exhibit: What to show.
+        exhibit: The exhibit to show.
         model: The filter, possibly wrapped by the engine.
-        gallery: Where to.
-        pixel: Row and column whose kernel is kept; None: where the truth is steepest.
+        gallery: The destination.
+        pixel: Row and column of the pixel whose kernel is saved; None for the steepest point of the truth.
     """
     filter_model = getattr(model, "module", model)
     assert isinstance(filter_model, DKNModel)
@@ -47,14 +47,14 @@ def show(exhibit: Exhibit, model: nn.Module, gallery: Gallery, *, pixel: tuple[i
 
 
 def steepest(image: Images) -> tuple[int, int]:
-    """Return row and column of the valid pixel across which the truth changes most, away from the image's edges."""
+    """Return row and column of the valid pixel with the largest slope of the truth, away from the image's edges."""
     truth, valid = image.truth.mean(dim=1)[0].double(), image.valid[0, 0]
     height, width = truth.shape
     if min(height, width) < 3:
         return height // 2, width // 2
-    known = valid[1:-1, 2:] & valid[1:-1, :-2] & valid[2:, 1:-1] & valid[:-2, 1:-1] & valid[1:-1, 1:-1]
+    is_known = valid[1:-1, 2:] & valid[1:-1, :-2] & valid[2:, 1:-1] & valid[:-2, 1:-1] & valid[1:-1, 1:-1]
     across, down = truth[1:-1, 2:] - truth[1:-1, :-2], truth[2:, 1:-1] - truth[:-2, 1:-1]
-    slope = torch.where(known, across.square() + down.square(), -1.0)
+    slope = torch.where(is_known, across.square() + down.square(), -1.0)
     margin = min(16, (min(slope.shape) - 1) // 2)
     middle = slope[margin : slope.shape[0] - margin, margin : slope.shape[1] - margin]
     place = int(middle.argmax())
@@ -62,7 +62,7 @@ def steepest(image: Images) -> tuple[int, int]:
 
 
 def _inside(pixel: tuple[int, int], truth: Tensor) -> tuple[int, int]:
-    """Return the pixel, or the last one of an image that does not reach so far."""
+    """Return the pixel, clamped to the image."""
     return min(pixel[0], truth.shape[-2] - 1), min(pixel[1], truth.shape[-1] - 1)
 
 
@@ -93,7 +93,7 @@ def _pixels(planes: Tensor) -> np.ndarray:
 
 
 def _strip(exhibit: Exhibit) -> Tensor:
-    """Return guidance, input, output, truth, and the errors of input and output on one scale, (3, H, 6 W)."""
+    """Return guidance, input, output, truth, and the errors of input and output on a common scale, (3, H, 6 W)."""
     image = exhibit.image
     before, after = (
         (x - image.truth).abs().mean(dim=1, keepdim=True) * image.valid for x in (image.input, exhibit.output)
@@ -104,9 +104,9 @@ def _strip(exhibit: Exhibit) -> Tensor:
 
 
 def shifted(guidance: Tensor, pixels: int) -> Tensor:
-    """Return a guidance moved down and to the right, its first row and column repeated: (B, C, H, W).
+    """Return a guidance shifted down and to the right, with its first row and column repeated: (B, C, H, W).
 
-    Both ways, for edges that run along the way stay where they are: moved to the right alone, the guidance still tells
-    every horizontal edge truly.
+    It is shifted along both axes, as edges parallel to a shift stay in place: shifted only to the right, the guidance
+    would still show every horizontal edge correctly.
     """
     return F.pad(guidance, (pixels, 0, pixels, 0), mode="replicate")[..., : guidance.shape[-2], : guidance.shape[-1]]

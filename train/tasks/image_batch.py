@@ -1,7 +1,7 @@
-"""Batches of images of different sizes, and the images in them.
+"""Batches of images of different sizes.
 
-B batch, H height, W width, C channels. Each image is padded to the largest of its batch on its way, and cut back to its
-own size before the network sees it.
+B batch, H height, W width, C channels. Images are padded to the largest size in the batch and cropped back to their own
+size before they reach the network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from train.tasks.task import Batch
 
 
 class Images(NamedTuple):
-    """One image of a batch, cut back to its own size: (1, C, H, W) each."""
+    """One image of a batch, cropped to its own size: (1, C, H, W) each."""
 
     guidance: Tensor
     input: Tensor
@@ -27,7 +27,7 @@ class Images(NamedTuple):
 
 
 def images_of(batch: Batch) -> Iterator[Images]:
-    """Yield the images of a batch one by one, without what pads them."""
+    """Yield the images of a batch one by one, without padding."""
     for n, (height, width) in enumerate(batch["size"].tolist()):
         parts = (batch[key][n : n + 1, :, :height, :width] for key in Images._fields)
         yield Images(*parts)
@@ -37,8 +37,8 @@ def as_batch(samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
     """Stack samples into tensors, each image padded with zeros to the largest height and width.
 
     Args:
-        samples: `guidance`, `input`, `truth` (H, W, C) float32 and `valid` (H, W) bool; whatever else they hold is
-            stacked as it is.
+        samples: `guidance`, `input`, `truth` (H, W, C) float32 and `valid` (H, W) bool; other entries are
+            stacked unchanged.
     """
     sizes = np.array([sample["valid"].shape for sample in samples])
     height, width = sizes.max(axis=0)
@@ -58,12 +58,12 @@ def _planes(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(np.pad(image, ((0, 0), (0, rows), (0, columns))))
 
 
-def with_input(pair: Pair, given: np.ndarray) -> Pair:
-    """Return a pair whose target carries the network's input behind it, so that both are cut and mirrored together."""
-    return pair._replace(target=np.concatenate([pair.target, given], axis=2))
+def with_input(pair: Pair, image: np.ndarray) -> Pair:
+    """Return a pair with the network's input appended to the target, so that both are cropped and flipped together."""
+    return pair._replace(target=np.concatenate([pair.target, image], axis=2))
 
 
 def training_sample(pair: Pair) -> dict[str, np.ndarray]:
-    """Return the sample of a pair with input: truth and input apart again."""
-    truth, given = np.split(pair.target, 2, axis=2)
-    return {"guidance": pair.guidance, "input": given, "truth": truth, "valid": pair.valid}
+    """Return the sample of a pair from `with_input`, with truth and input separated again."""
+    truth, image = np.split(pair.target, 2, axis=2)
+    return {"guidance": pair.guidance, "input": image, "truth": truth, "valid": pair.valid}

@@ -1,4 +1,4 @@
-"""What the tasks that train a joint image filter share: the network, pairs of images, the loss.
+"""Common base of the tasks that train a joint image filter: network, image pairs, loss.
 
 B batch, H height, W width, C channels.
 """
@@ -44,41 +44,41 @@ model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)
 
 
 class JointFiltering(Task, Generic[Config]):
-    """A task that trains a filter by the mean absolute error over valid pixels; `weight` counts these.
+    """A task that trains a filter on the mean absolute error over valid pixels; `weight` counts valid pixels.
 
-    Its batches hold `guidance` (B, 3, H, W), `input` and `truth` (B, C, H, W), `valid` (B, 1, H, W) bool and `size`
+    Batches contain `guidance` (B, 3, H, W), `input` and `truth` (B, C, H, W), `valid` (B, 1, H, W) bool and `size`
     (B, 2) int64, height and width of each image.
     """
 
-    figures: ClassVar[tuple[str, ...]]  # of the filter itself, in the order in which they are told
+    metric_names: ClassVar[tuple[str, ...]]  # metrics of the filter itself, in reporting order
 
     def __init__(self, config: Config, *, optim: OptimConfig, seed: int, micro_batch_size: int) -> None:
         self.config: Config = config
         self._optim = optim
         self._seed = seed
         self._micro_batch_size = micro_batch_size
-        self._others: dict[int, np.ndarray] = {}  # errors of other methods on a validation pair
+        self._baselines: dict[int, np.ndarray] = {}  # metrics of other methods by validation pair
 
     # ------------------------------------------------------------------------------------------------------- the data
 
     @cached_property
     def training(self) -> Pairs:
-        """The pairs to train on."""
+        """The training pairs."""
         return open_pairs(self.config.data.sources, path=SECTIONS["training"])
 
     @cached_property
     def validation(self) -> Pairs:
-        """The pairs to be judged by."""
+        """The validation pairs."""
         return open_pairs(self.config.data.validation_sources, path=SECTIONS["validation"])
 
     @property
     def num_training_samples(self) -> int:
-        """Pairs to train on."""
+        """Number of training pairs."""
         return len(self.training)
 
     @property
     def num_validation_samples(self) -> int:
-        """Pairs to be judged by."""
+        """Number of validation pairs."""
         return len(self.validation)
 
     @property
@@ -89,15 +89,15 @@ class JointFiltering(Task, Generic[Config]):
 
     @property
     def data_facts(self) -> Mapping[str, Any]:
-        """How many pairs there are, and the names of those to be judged by."""
+        """The numbers of pairs, and the names of the first 100 validation pairs."""
         names = [self.validation.name(i) for i in range(min(len(self.validation), 100))]
         return {"training_pairs": len(self.training), "validation_pairs": len(self.validation), "validation": names}
 
     def check(self) -> None:
-        """Look for all images, and whether they can be trained on as they are.
+        """Check that all images exist and are suitable for training.
 
         Raises:
-            ConfigError: Something is missing, or sizes do not fit a crop or each other.
+            ConfigError: Images are missing, smaller than the crop, or of different sizes in one batch.
         """
         self._require("training", "validation")
 
@@ -114,18 +114,18 @@ class JointFiltering(Task, Generic[Config]):
         return [*self._size_faults(split, pairs), *self._channel_faults(split, pairs)]
 
     def _size_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
-        if split == "validation":  # whole images, each by itself
+        if split == "validation":  # whole images, one by one
             return
         sizes = {pairs.size(i): pairs.name(i) for i in range(len(pairs))}
         crop = self.config.data.crop
         for size, name in sizes.items():
             if crop is not None and min(size) < crop:
-                yield f"task.data.crop: {crop} is more than {name} has ({size[0]} x {size[1]}); lower it"
+                yield f"task.data.crop: {crop} exceeds the size of {name} ({size[0]} x {size[1]}); lower it"
                 return
         if crop is None and len(sizes) > 1 and self._micro_batch_size > 1:
             yield (
-                f"micro_batch_size: {self._micro_batch_size} images of different sizes make no batch; write 1, or give "
-                f"task.data.crop"
+                f"micro_batch_size: {self._micro_batch_size} images of different sizes cannot form a batch; write 1, "
+                f"or set task.data.crop"
             )
 
     def _channel_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
@@ -133,12 +133,12 @@ class JointFiltering(Task, Generic[Config]):
             if pairs.channels(i) != 1:
                 yield (
                     f"{SECTIONS[split]}: the target {pairs.name(i)} has {pairs.channels(i)} channels; "
-                    f"this task takes maps with one, like depth"
+                    f"this task requires single-channel maps, such as depth"
                 )
                 return
 
     def prepare(self) -> str:
-        """Look at everything once; nothing needs to be written."""
+        """Check the data; nothing needs to be written."""
         self.check()
         return (
             f"{len(self.training):,} training and {len(self.validation):,} validation pairs are ready "
@@ -151,11 +151,11 @@ class JointFiltering(Task, Generic[Config]):
         _ = self.data_fingerprint
 
     def open_validation(self) -> None:
-        """Open the pairs to be judged by and check them; those to train on may be gone."""
+        """Open and check the validation pairs; the training pairs need not exist."""
         self._require("validation")
 
     def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
-        """Read pairs and make their inputs; everything random in training is a function of (seed, step, id)."""
+        """Read pairs and produce their inputs; all randomness in training is a function of (seed, step, id)."""
         if split == "validation":
             return as_batch([self._validation_sample(int(i)) for i in sample_ids])
         return as_batch([self._training_sample(int(i), step) for i in sample_ids])
@@ -169,17 +169,17 @@ class JointFiltering(Task, Generic[Config]):
     # ---------------------------------------------------------------------------------------------------- the network
 
     def build_model(self) -> DKNModel:
-        """Return the filter, drawn from the run's seed."""
+        """Return the filter, initialized from the run's seed."""
         torch.manual_seed(self._seed)
         return DKNModel(DKNConfig(**asdict(self.config.model)))
 
     def describe(self, model: nn.Module) -> dict[str, str]:
-        """Return operations."""
+        """Return the operations per pixel."""
         assert isinstance(model, DKNModel)
         return {"forward FLOPs per pixel": f"{model.flops_per_pixel():,.0f}"}
 
     def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
-        """Sort: kernels of convolutions decay, norms and biases do not."""
+        """Group parameters: convolution kernels have weight decay, norms and biases do not."""
         named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         kernels = {name: parameter for name, parameter in named.items() if parameter.ndim > 1}
         others = {name: parameter for name, parameter in named.items() if parameter.ndim <= 1}
@@ -187,12 +187,12 @@ class JointFiltering(Task, Generic[Config]):
         return [ParameterGroup("matrix", kernels, decay), ParameterGroup("norm_or_bias", others, 0.0)]
 
     def probe_sites(self, model: nn.Module) -> list[Site]:
-        """Return what every convolution and norm gives out."""
+        """Return the outputs of every convolution and norm."""
         assert isinstance(model, DKNModel)
         return sites_of_any(model.kernels)
 
     def cost(self, model: nn.Module) -> SampleCost:
-        """Return the operations of a pair, where all have one size: backward costs twice what forward does."""
+        """Return the operations per pair if all have one size; backward costs twice as much as forward."""
         assert isinstance(model, DKNModel)
         crop = self.config.data.crop
         sizes = {self.training.size(i) for i in range(len(self.training))} if crop is None else {(crop, crop)}
@@ -200,8 +200,8 @@ class JointFiltering(Task, Generic[Config]):
         return SampleCost(tokens=None, flops=None if sizes else 3 * model.flops_per_pixel() * height * width)
 
     def save_assets(self, folder: Path) -> None:
-        """Write how images become tensors; of what is a hole, what the training data say."""
-        DKNImageProcessor(invalid=_holes(self.config.data.sources)).save_pretrained(folder)
+        """Save the image processor, using the training data's definition of missing pixels."""
+        DKNImageProcessor(invalid=_missing_value(self.config.data.sources)).save_pretrained(folder)
 
     # ------------------------------------------------------------------------------------------------------- the loss
 
@@ -210,25 +210,25 @@ class JointFiltering(Task, Generic[Config]):
         return float(batch["valid"].sum())
 
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Return the summed absolute error over valid pixels; images of one size make one pass."""
+        """Return the summed absolute error over valid pixels; all images have one size."""
         output = model(batch["guidance"], batch["input"]).output
         loss_sum = absolute_error(output, batch["truth"], batch["valid"])
         weight = batch["valid"].sum().float()
         return StepOutput(loss_sum, weight, {"loss": (loss_sum.detach(), weight)})
 
     def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Return the figures of the filter itself, then those of other methods and other guidances."""
-        others = (name for name in means if name not in self.figures)
-        return {f"validation_{name}": means[name] for name in (*self.figures, *others)}
+        """Return the metrics of the filter itself, followed by those of other methods and other guidances."""
+        others = (name for name in means if name not in self.metric_names)
+        return {f"validation_{name}": means[name] for name in (*self.metric_names, *others)}
 
-    # --------------------------------------------------------------------------------------------- what it shows
+    # --------------------------------------------------------------------------------------------- exhibits
 
     @abstractmethod
     def _filtered(self, model: nn.Module, image: Images) -> tuple[Tensor, DKNOutput]:
-        """Return an image as the task filters it, (1, C, H, W), and the last pass."""
+        """Return an image filtered for this task, (1, C, H, W), and the output of the last pass."""
 
     def _units(self, batch: Batch) -> tuple[float, str | None]:
-        """Return what an error of 1.0 is worth in a batch of one image, and the unit's name."""
+        """Return the units per error of 1.0 in a batch of one image, and the name of the unit."""
         return 1.0, None
 
     def illustrate(self, model: nn.Module, gallery: Gallery) -> None:
@@ -242,12 +242,12 @@ class JointFiltering(Task, Generic[Config]):
             show(exhibit, model, gallery, pixel=self.config.shown_pixel)
 
     def _card(self, *, form: str = "", purpose: str, usage: str) -> ModelCard:
-        """Return the card.
+        """Return the model card.
 
         Args:
-            form: What is to be added to the filter's shape.
-            purpose: What it was trained to do, and anything after it.
-            usage: What to do with the loaded `model`.
+            form: Addition to the description of the filter's shape.
+            purpose: What the filter was trained to do, with any further sentences.
+            usage: Code that uses the loaded `model`.
         """
         model = self.config.model
         sources = [*self.config.data.sources, *self.config.data.validation_sources]
@@ -261,34 +261,34 @@ class JointFiltering(Task, Generic[Config]):
         )
 
 
-def _holes(sources: Sequence[PairSourceConfig]) -> Literal["zero", "none"] | float:
-    """Return DKNImageProcessor's `invalid` for a filter that learned from some sources, by their `missing`.
+def _missing_value(sources: Sequence[PairSourceConfig]) -> Literal["zero", "none"] | float:
+    """Derive DKNImageProcessor's `invalid` from the `missing` settings of the training sources.
 
-    Drawn scenes have no holes, and no say; `zero` where nothing else has one. Where sources disagree, zeros are holes
-    if any source has them so: a measured zero is then filled, and comes back as it was, where a hole that counts as a
-    value would spoil all around it. Else the first number that any source names; `none` if all say null. The
-    data themselves are not looked at: NYU's arrays of normalised depth, whose zeros are read as values, count by what
-    is written.
+    Procedural scenes have no missing pixels and are disregarded; without other sources the result is `zero`. If sources
+    disagree, zero is missing if it is in any source: a measured zero is then filled in and restored afterwards, whereas
+    a missing pixel treated as a value would corrupt its surroundings. Otherwise the first number set by any source is
+    used, or `none` if all are null. Only the settings count, not the data: NYU's arrays of normalized depth, whose
+    zeros are read as values, are treated according to their setting.
     """
-    said = [source.missing for source in sources if source.path not in KINDS]
-    numbers = [missing for missing in said if missing is not None]
-    if 0 in numbers or not said:
+    settings = [source.missing for source in sources if source.path not in KINDS]
+    numbers = [missing for missing in settings if missing is not None]
+    if 0 in numbers or not settings:
         return "zero"
     return numbers[0] if numbers else "none"
 
 
 def absolute_error(output: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Return the sum of absolute differences over valid pixels, () fp32; what is not valid may hold anything."""
+    """Return the sum of absolute differences over valid pixels, () fp32; other pixels may have any value."""
     return torch.where(valid, output.float() - truth, 0.0).abs().sum()
 
 
 def add(sums: Sums, name: str, value: Tensor, weight: Tensor | None = None) -> None:
-    """Add a value and its weight (1 where none is given) to the sums of a name."""
+    """Add a value and its weight (1 by default) to the sums of a name."""
     value_before, weight_before = sums.get(name, (torch.zeros_like(value), torch.zeros_like(value)))
     more = torch.ones_like(value) if weight is None else weight.to(value)
     sums[name] = (value_before + value, weight_before + more)
 
 
 def add_judged(sums: Sums, name: str, values: Tensor, judged: Tensor) -> None:
-    """Add figures of images, those of which there is something to judge: both of one shape, `judged` 0 or 1."""
+    """Add metrics of several images, each with weight `judged` (0 or 1), which has the same shape."""
     add(sums, name, (values * judged).sum(), judged.sum())

@@ -1,4 +1,4 @@
-"""Causal language modelling: a decoder, windows of text, cross-entropy."""
+"""Causal language modeling: a decoder, windows of text, cross-entropy."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class LanguageModel(Task):
 
     @cached_property
     def data(self) -> cache.TextData:
-        """The windows of text, tokenised here where the corpus is small."""
+        """The windows of text, tokenized on first use if the corpus is small."""
         return cache.prepare(self.config.data, vocab_size=self.config.model.vocab_size)
 
     @property
     def num_training_samples(self) -> int:
-        """Windows to train on."""
+        """Number of training windows."""
         return self.data.num_training_samples
 
     @property
     def num_validation_samples(self) -> int:
-        """Windows to validate on."""
+        """Number of validation windows."""
         return self.data.num_validation_samples
 
     @property
@@ -61,27 +61,27 @@ class LanguageModel(Task):
 
     @property
     def data_facts(self) -> Mapping[str, Any]:
-        """What the corpus holds."""
+        """Facts about the corpus."""
         return self.data.facts
 
     def check(self) -> None:
-        """Look at sources and tokenizer."""
+        """Check the sources and the tokenizer."""
         cache.check(self.config.data, vocab_size=self.config.model.vocab_size)
 
     def prepare(self) -> str:
-        """Tokenise and pack the corpus, whatever its size."""
-        data = cache.prepare(self.config.data, vocab_size=self.config.model.vocab_size, may_tokenise=True)
+        """Tokenize and pack the corpus, regardless of its size."""
+        data = cache.prepare(self.config.data, vocab_size=self.config.model.vocab_size, may_tokenize=True)
         return (
             f"{data.num_training_samples:,} training and {data.num_validation_samples:,} validation windows of "
             f"{self.config.data.sequence_length} tokens are ready (fingerprint {data.fingerprint})"
         )
 
     def outline(self) -> PeriLNForCausalLM:
-        """Return the decoder for its shapes."""
+        """Return the decoder, for its shapes only."""
         return decoder(self.config)
 
     def describe(self, model: nn.Module) -> dict[str, str]:
-        """Return parameters beside the vocabulary's, and operations."""
+        """Return the number of parameters without embedding and head, and the operations per token."""
         assert isinstance(model, PeriLNForCausalLM)
         length = self.config.data.sequence_length
         return {
@@ -90,12 +90,12 @@ class LanguageModel(Task):
         }
 
     def build_model(self) -> PeriLNForCausalLM:
-        """Return the decoder, drawn from the run's seed."""
+        """Return the decoder, initialized from the run's seed."""
         torch.manual_seed(self._seed)
         return decoder(self.config, end_of_text=self.data.eos_token_id)
 
     def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
-        """Sort by role: matrices, embeddings and output norms decay by their own keys; other norms do not."""
+        """Group by role: matrices, embeddings and output norms have decay settings; other norms do not decay."""
         optim = self._optim
         embedding = optim.weight_decay if optim.embedding_weight_decay is None else optim.embedding_weight_decay
         decays = {
@@ -113,12 +113,12 @@ class LanguageModel(Task):
         ]
 
     def probe_sites(self, model: nn.Module) -> list[Site]:
-        """Return the residual stream, and what each sub-layer adds to it before and after its output norm."""
+        """Return the residual stream and each sub-layer's output, before and after its output norm."""
         assert isinstance(model, PeriLNForCausalLM)
         return list(_probe_sites(model.model))
 
     def cost(self, model: nn.Module) -> SampleCost:
-        """Return a window's tokens and operations."""
+        """Return the tokens and operations per window."""
         assert isinstance(model, PeriLNForCausalLM)
         length = self.config.data.sequence_length
         return SampleCost(tokens=length, flops=length * model.flops_per_token(length))
@@ -131,11 +131,11 @@ class LanguageModel(Task):
         return batch
 
     def weight(self, batch: Batch) -> float:
-        """Return the number of tokens predicted: all but each window's first."""
+        """Return the number of predicted tokens: all but the first of each window."""
         return float(batch["tokens"][:, 1:].numel())
 
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Return the summed objective; the loss that is shown is cross-entropy alone, without z-loss."""
+        """Return the summed objective; the logged loss is cross-entropy alone, without z-loss."""
         tokens = batch["tokens"]
         output = model(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1)
         weight = output.loss.new_tensor(float(tokens[:, 1:].numel()))
@@ -145,12 +145,12 @@ class LanguageModel(Task):
         return StepOutput(output.loss, weight, metrics)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        """Return cross-entropy per token and, for bits per byte, per byte of the predicted text."""
+        """Return the cross-entropy per token and, for bits per byte, per byte of predicted text."""
         loss_sum, weight = self.step(model, batch).metrics["loss"]
         return {"loss": (loss_sum, weight), "loss_per_byte": (loss_sum, batch["target_bytes"].sum().float())}
 
     def card(self) -> ModelCard:
-        """Return the README's text of an exported decoder."""
+        """Return the model card of an exported decoder."""
         model, data = self.config.model, self.config.data
         return ModelCard(
             pipeline_tag="text-generation",
@@ -170,7 +170,7 @@ class LanguageModel(Task):
         loss = means["loss"]
         return {
             "validation_loss": loss,
-            "validation_perplexity": math.exp(min(loss, 700.0)),  # e^700 is the end of a double
+            "validation_perplexity": math.exp(min(loss, 700.0)),  # e^700 is near the largest double
             "validation_bits_per_byte": means["loss_per_byte"] / math.log(2),
         }
 
@@ -189,10 +189,10 @@ def _probe_sites(model: PeriLNModel) -> Iterator[Site]:
 
 
 def decoder(config: LanguageModelConfig, *, end_of_text: int | None = None) -> PeriLNForCausalLM:
-    """Return the decoder that a configuration describes, freshly drawn."""
-    described = PeriLNConfig(**asdict(config.model))
-    described.bos_token_id = described.eos_token_id = end_of_text
-    described._attn_implementation = config.attention
-    model = PeriLNForCausalLM(described)
+    """Return a newly initialized decoder for a configuration."""
+    model_config = PeriLNConfig(**asdict(config.model))
+    model_config.bos_token_id = model_config.eos_token_id = end_of_text
+    model_config._attn_implementation = config.attention
+    model = PeriLNForCausalLM(model_config)
     model.generation_config.eos_token_id = end_of_text
     return model

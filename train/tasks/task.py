@@ -1,4 +1,4 @@
-"""What the training loop asks of a task. The loop knows nothing else of what is being learned."""
+"""The Task interface: everything the training loop knows about model, data and loss."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from analysis.measure.activations import Site, sites_of_any
 from train.data.split import Split
 
-Batch = dict[str, Tensor]  # every value holds one entry per sample along its first dimension
-Sums = dict[str, tuple[Tensor, Tensor]]  # name -> (sum, weight), fp32 scalars; a mean is taken over all ranks at once
+Batch = dict[str, Tensor]  # every value has one entry per sample along its first dimension
+Sums = dict[str, tuple[Tensor, Tensor]]  # name -> (sum, weight), fp32 scalars; means are taken over all ranks together
 
 
 _USAGE = """\
@@ -24,18 +24,18 @@ model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)"""
 
 
 class StepOutput(NamedTuple):
-    """One forward pass over one micro-batch."""
+    """Result of one forward pass over a micro-batch."""
 
     loss_sum: Tensor  # () fp32: the objective, summed (not averaged) over what `weight` counts
     weight: Tensor  # () fp32: equal to the task's weight(batch)
-    metrics: Sums  # shown beside the loss; "loss" is what the logs call the loss
+    metrics: Sums  # logged metrics; "loss" is the loss in the logs
 
 
 class SampleCost(NamedTuple):
-    """What one sample costs, for throughput figures."""
+    """Cost of one sample, for throughput metrics."""
 
-    tokens: int | None  # null where the task has none
-    flops: float | None  # forward and backward, recomputation not counted
+    tokens: int | None  # None if the task has none
+    flops: float | None  # forward and backward, excluding recomputation
 
 
 class ParameterGroup(NamedTuple):
@@ -47,57 +47,58 @@ class ParameterGroup(NamedTuple):
 
 
 class ModelCard(NamedTuple):
-    """What an exported model's README says of it beside its figures."""
+    """Task-specific content of an exported model's README."""
 
-    pipeline_tag: str | None  # of the hub's; None: it has none for this
+    pipeline_tag: str | None  # on the Hugging Face hub; None if no tag applies
     tags: list[str]
     summary: str  # Markdown
-    usage: str  # Python; FOLDER stands for where the model lies
+    usage: str  # Python; FOLDER stands for the model folder
     data: str
 
 
 class Gallery(Protocol):
-    """Where a task puts what figures can not tell: pictures on TensorBoard, arrays in the run folder's images/."""
+    """Sink for images and arrays that scalar metrics cannot convey: TensorBoard, and images/ in the run folder."""
 
     def image(self, name: str, pixels: Tensor) -> None:
-        """Show a picture: (3 or 1, H, W), from 0 to 1."""
+        """Show an image: (3 or 1, H, W), from 0 to 1."""
         ...
 
     def arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep arrays in images/step_NNNNNN/NAME.npz."""
+        """Save arrays to images/step_NNNNNN/NAME.npz."""
         ...
 
 
 class Task(ABC):
-    """A model, its data and its loss. Making one is cheap; its data are opened when they are first needed.
+    """A model, its data and its loss. Construction is cheap; data is opened on first use.
 
-    What a new task must write is abstract and comes first; everything after it has a default that fits any network.
+    The methods that a new task must implement are abstract and come first; all others have defaults that fit any
+    network.
 
-    `weight(batch)` (tokens, valid pixels) must follow from the batch alone: the loop sums it over all micro-batches
-    and ranks before the first backward pass, so that the gradient is that of the exact mean over the global batch.
+    `weight(batch)` (tokens, valid pixels) must depend on the batch alone: the loop sums it over all micro-batches and
+    ranks before the first backward pass, so that the gradient is that of the exact mean over the global batch.
     """
 
-    supports_bf16: ClassVar[bool] = False  # whether its metrics mean the same there
+    supports_bf16: ClassVar[bool] = False  # whether its metrics are still meaningful in bf16
 
-    # ----------------------------------------------------------------------------------------------- each task's own
+    # ----------------------------------------------------------------------------------------------- to be implemented
 
     @abstractmethod
     def build_model(self) -> nn.Module:
-        """Return the initialised model in fp32 on the CPU; the same for every rank, a function of the seed."""
+        """Return the initialized model in fp32 on the CPU; a function of the seed, hence the same on every rank."""
 
     @abstractmethod
     def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
-        """Sort the trainable parameters into groups; each in exactly one."""
+        """Assign every trainable parameter to exactly one group."""
 
     @property
     @abstractmethod
     def num_training_samples(self) -> int:
-        """Samples to train on; opens the data."""
+        """Number of training samples; opens the data."""
 
     @property
     @abstractmethod
     def num_validation_samples(self) -> int:
-        """Samples to be judged by; opens the data."""
+        """Number of validation samples; opens the data."""
 
     @property
     @abstractmethod
@@ -113,28 +114,28 @@ class Task(ABC):
 
     @abstractmethod
     def weight(self, batch: Batch) -> float:
-        """Return the denominator's share of this batch."""
+        """Return this batch's contribution to the denominator of the mean loss."""
 
     @abstractmethod
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Run the forward pass of training."""
+        """Run a training forward pass."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        """Return the sums of one validation batch; the model is in eval mode, without gradients."""
+        """Return the sums of one validation batch; the model is in eval mode and gradients are disabled."""
 
     # -------------------------------------------------------------------------------------------------------- the data
 
     def check(self) -> None:
-        """Look at the data, without preparing them where that takes long.
+        """Check the data, without lengthy preparation.
 
         Raises:
-            ConfigError: A run could not train on them.
+            ConfigError: A run could not train on the data.
         """
         self.open_data()
 
     def prepare(self) -> str:
-        """Make the data ready, however long it takes; returns a sentence that says what is ready."""
+        """Prepare the data, however long it takes; return a one-sentence summary."""
         self.open_data()
         return (
             f"{self.num_training_samples:,} training and {self.num_validation_samples:,} validation samples are ready "
@@ -142,51 +143,51 @@ class Task(ABC):
         )
 
     def open_data(self) -> None:
-        """Open the data now: what needs them later would do so by itself."""
+        """Open the data now rather than on first use."""
         _ = self.num_training_samples, self.num_validation_samples, self.data_fingerprint
 
     def open_validation(self) -> None:
-        """Open no more of the data than judging needs.
+        """Open only the data needed for an evaluation.
 
         Raises:
-            ConfigError: A model could not be judged by them.
+            ConfigError: The data is not suitable for an evaluation.
         """
         self.open_data()
 
     @property
     def data_facts(self) -> Mapping[str, Any]:
-        """What environment.json records of the data."""
+        """Facts about the data for environment.json."""
         return {"training_samples": self.num_training_samples, "validation_samples": self.num_validation_samples}
 
     # --------------------------------------------------------------------------------------------------- the network
 
     def outline(self) -> nn.Module:
-        """Return the model for its shapes alone, buildable on the meta device and without data."""
+        """Return the model for its shapes only; must work on the meta device and without data."""
         return self.build_model()
 
     def describe(self, model: nn.Module) -> dict[str, str]:
-        """Return counts of an outline that `--describe` prints, by name."""
+        """Return additional counts for `--describe`, by name."""
         return {}
 
     def probe_sites(self, model: nn.Module) -> list[Site]:
-        """Name the places where activations are measured."""
+        """Return the sites where activations are measured."""
         return sites_of_any(model)
 
     def cost(self, model: nn.Module) -> SampleCost:
-        """Return what one training sample costs."""
+        """Return the cost of one training sample."""
         return SampleCost(tokens=None, flops=None)
 
     # ---------------------------------------------------------------------------------------------------- the results
 
     def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Turn the means over the whole validation split into `validation_loss` and other `validation_*` metrics."""
+        """Convert the means over the validation split to `validation_loss` and other `validation_*` metrics."""
         return {f"validation_{name}": mean for name, mean in means.items()}
 
     def illustrate(self, model: nn.Module, gallery: Gallery) -> None:  # noqa: B027 (showing nothing is a choice)
-        """Show what the model does with some validation samples; as `evaluate`, and on every rank the same."""
+        """Show model outputs for some validation samples; called as `evaluate`, with the same samples on every rank."""
 
     def card(self) -> ModelCard:
-        """Return what an exported model's README says."""
+        """Return the task-specific content of an exported model's README."""
         return ModelCard(
             pipeline_tag=None,
             tags=[],
@@ -196,4 +197,4 @@ class Task(ABC):
         )
 
     def save_assets(self, folder: Path) -> None:  # noqa: B027 (most models need nothing)
-        """Write what an exported model needs beside its weights (tokenizer, image processor) into a folder."""
+        """Write the assets that an exported model needs besides weights (tokenizer, image processor) to a folder."""

@@ -1,7 +1,7 @@
-"""Texture removal: a filter that has learned to denoise depth is applied to an image that is its own guidance.
+"""Texture removal: a filter trained to denoise depth is applied to an image that serves as its own guidance.
 
-Kim, Ponce and Ham (IJCV 2021) show it without figures. Here an image with texture is compared with the same without:
-the ratio of peak signal to noise over the whole image, and along the edges of the clean one, which should be kept.
+Kim, Ponce and Ham (IJCV 2021) report no metrics for it. Here the filtered image is compared with the clean one: peak
+signal-to-noise ratio over the whole image, and along the edges of the clean image, which should be preserved.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from train.tasks.image_batch import Images, images_of, training_sample, with_inp
 from train.tasks.joint_filtering import SECTIONS, JointFiltering, absolute_error, add, add_judged
 from train.tasks.task import Batch, ModelCard, Sums
 
-METHODS = ("input", "joint_bilateral", "guided_filter")  # what ours is compared with; input: nothing is done
-EDGE_SLOPE = 0.1  # change of brightness per pixel that makes an edge
-EDGE_REACH = 2  # pixels around an edge that count as its neighbourhood
-_NOISE = 0x40153  # stream of the draws, apart from that of crops
+METHODS = ("input", "joint_bilateral", "guided_filter")  # methods to compare with; input: unfiltered
+EDGE_SLOPE = 0.1  # change of brightness per pixel that counts as an edge
+EDGE_REACH = 2  # pixels around an edge that count as its neighborhood
+_NOISE = 0x40153  # random stream, separate from that of crops
 
 
 class TextureRemoval(JointFiltering[TextureRemovalConfig]):
-    """The task `texture_removal`: trained on noisy depth with colour, judged on images with texture.
+    """The task `texture_removal`: trained on noisy depth with color, evaluated on textured images.
 
-    Validation batches have colour for `input` and `truth` (B, 3, H, W), `guidance` being the input, and
-    `others` (B, 3, 2): psnr and edge psnr of METHODS.
+    In validation batches `input` and `truth` are color (B, 3, H, W), `guidance` is the input, and `others` (B, 3, 2)
+    contains psnr and edge psnr of METHODS.
     """
 
-    figures = ("loss", "psnr", "edge_psnr")  # the loss is of colours from 0 to 1, the ratios are in dB
+    metric_names = ("loss", "psnr", "edge_psnr")  # loss on colors from 0 to 1, ratios in dB
 
     def _training_sample(self, index: int, step: int) -> dict[str, np.ndarray]:
         data = self.config.data
@@ -46,33 +46,33 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
         depth = np.where(pair.valid[..., None], depth, np.float32(0))
         noise = Draws(_NOISE, data.seed, step, index).normal(depth.shape) * data.noise
         noisy = with_input(pair._replace(target=depth), (depth + noise).astype(np.float32))
-        seen = patch(noisy, crop=data.crop, flips=data.flips, seed=data.seed, step=step, sample_id=index)
-        return training_sample(seen)
+        sample = patch(noisy, crop=data.crop, flips=data.flips, seed=data.seed, step=step, sample_id=index)
+        return training_sample(sample)
 
     def _validation_sample(self, index: int) -> dict[str, np.ndarray]:
         pair = self.validation.read(index)
         sample = {"guidance": pair.guidance, "input": pair.guidance, "truth": pair.target, "valid": pair.valid}
-        return sample | ({"others": self._figures_of_others(index, pair)} if self.config.baselines else {})
+        return sample | ({"others": self._baseline_ratios(index, pair)} if self.config.baselines else {})
 
-    def _figures_of_others(self, index: int, pair: Pair) -> np.ndarray:
-        """Return both figures of METHODS, (3, 2), reckoned once for each pair."""
-        if index not in self._others:
+    def _baseline_ratios(self, index: int, pair: Pair) -> np.ndarray:
+        """Return both ratios of METHODS, (3, 2), computed once per pair."""
+        if index not in self._baselines:
             image = pair.guidance
-            found = {
+            outputs = {
                 "input": image,
                 **baselines(image, image, pair.valid, scale=None, iterations=self.config.iterations),
             }
             truth, valid = _planes(pair.target), torch.from_numpy(pair.valid)[None, None]
-            self._others[index] = np.stack([self._figures(_planes(found[name]), truth, valid) for name in METHODS])
-        return self._others[index]
+            self._baselines[index] = np.stack([self._ratios(_planes(outputs[name]), truth, valid) for name in METHODS])
+        return self._baselines[index]
 
-    def _figures(self, output: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    def _ratios(self, output: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         """Return psnr and edge psnr, (2,) fp32 in dB."""
         squares = (output.float() - truth).double().square().mean(dim=1, keepdim=True)
         return torch.stack([_psnr(squares[place]) for place in self._places(truth, valid)]).float()
 
     def _places(self, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what each of both is taken over, (1, 1, H, W) bool: `border` pixels along the edges are left out."""
+        """Return the pixels for psnr and for edge psnr, (1, 1, H, W) bool each, excluding the border."""
         border = self.config.border
         inside = valid.clone()
         if border and min(valid.shape[2:]) > 2 * border:
@@ -81,9 +81,9 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
         return inside, inside & edges(truth)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        """Return the absolute error per pixel, and both ratios per image, ours and the others'.
+        """Return the absolute error per pixel and both ratios per image, for the filter and the baselines.
 
-        An image without edges has no ratio along them: it counts for nothing there, with any method.
+        An image without edges has no edge psnr and gets weight 0 there, for every method.
         """
         sums: Sums = {}
         judged = torch.stack([self._judged(image) for image in images_of(batch)])
@@ -91,33 +91,33 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
             output, _ = self._filtered(model, image)
             channels = output.shape[1]
             add(sums, "loss", absolute_error(output, image.truth, image.valid), image.valid.sum() * channels)
-            figures = self._figures(output, image.truth, image.valid)
-            add_judged(sums, "psnr", figures[0], counts[0])
-            add_judged(sums, "edge_psnr", figures[1], counts[1])
-        for name, figures in zip(METHODS, batch["others"].unbind(1), strict=True) if self.config.baselines else ():
-            add_judged(sums, f"{name}_psnr", figures[:, 0], judged[:, 0])
-            add_judged(sums, f"{name}_edge_psnr", figures[:, 1], judged[:, 1])
+            ratios = self._ratios(output, image.truth, image.valid)
+            add_judged(sums, "psnr", ratios[0], counts[0])
+            add_judged(sums, "edge_psnr", ratios[1], counts[1])
+        for name, ratios in zip(METHODS, batch["others"].unbind(1), strict=True) if self.config.baselines else ():
+            add_judged(sums, f"{name}_psnr", ratios[:, 0], judged[:, 0])
+            add_judged(sums, f"{name}_edge_psnr", ratios[:, 1], judged[:, 1])
         return sums
 
     def _judged(self, image: Images) -> Tensor:
-        """Return whether there is anything to take either ratio over, (2,) fp32, 0 or 1."""
+        """Return whether there are pixels for either ratio, (2,) fp32, 0 or 1."""
         return torch.stack([place.any() for place in self._places(image.truth, image.valid)]).float()
 
     def _filtered(self, model: nn.Module, image: Images) -> tuple[Tensor, DKNOutput]:
-        """Apply the filter again and again, to each channel alone; returns the image and the last pass."""
+        """Apply the filter `iterations` times to each channel; return the image and the output of the last pass."""
         channels = image.input.shape[1]
         guidance, filtered = image.guidance.expand(channels, -1, -1, -1), image.input.transpose(0, 1)
-        found = DKNOutput()
+        output = DKNOutput()
         for _ in range(self.config.iterations):
-            found = model(guidance, filtered)
-            filtered = found.output
-        return filtered.transpose(0, 1), found
+            output = model(guidance, filtered)
+            filtered = output.output
+        return filtered.transpose(0, 1), output
 
     def card(self) -> ModelCard:
-        """Return the README's text of an exported filter."""
+        """Return the model card of an exported filter."""
         return self._card(
-            purpose=f"free depth maps of noise with a deviation of {self.config.data.noise:g} of their range. Applied "
-            f"to an image that is its own guidance, it removes texture.",
+            purpose=f"remove noise with a standard deviation of {self.config.data.noise:g} of the range from depth "
+            f"maps. Applied to an image that is its own guidance, it removes texture.",
             usage='image = Image.open("image.png")\n'
             f"smooth = model.filter(image, image, iterations={self.config.iterations})",
         )
@@ -129,23 +129,23 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
         for i in range(len(pairs)):
             if pairs.channels(i) != 3:
                 yield (
-                    f"{SECTIONS[split]}: {pairs.name(i)} is not in colour; give images with texture and the same "
-                    f"without, as in {{path: procedural-textures, stop: 8}}"
+                    f"{SECTIONS[split]}: {pairs.name(i)} is not in color; use pairs of textured and clean "
+                    f"images, as in {{path: procedural-textures, stop: 8}}"
                 )
                 return
 
 
 def edges(image: Tensor) -> Tensor:
-    """Return where an image (1, C, H, W) has edges near, (1, 1, H, W) bool."""
-    grey = image.mean(dim=1, keepdim=True)
-    across, down = F.pad(grey.diff(dim=3), (0, 1)).abs(), F.pad(grey.diff(dim=2), (0, 0, 0, 1)).abs()
+    """Return the pixels near edges of an image (1, C, H, W): (1, 1, H, W) bool."""
+    gray = image.mean(dim=1, keepdim=True)
+    across, down = F.pad(gray.diff(dim=3), (0, 1)).abs(), F.pad(gray.diff(dim=2), (0, 0, 0, 1)).abs()
     steep = (torch.maximum(across, down) > EDGE_SLOPE).float()
     return F.max_pool2d(steep, 2 * EDGE_REACH + 1, stride=1, padding=EDGE_REACH) > 0
 
 
 def _psnr(squares: Tensor) -> Tensor:
-    """Return the ratio of a peak of 1 to a mean squared error, in dB, at most 100; 100 too of nothing."""
-    mean = squares.mean() if squares.numel() else squares.sum()  # one that is not finite stays so
+    """Return the ratio of a peak of 1 to the mean squared error, in dB, at most 100; 100 for no pixels."""
+    mean = squares.mean() if squares.numel() else squares.sum()  # non-finite values stay non-finite
     return -10 * mean.clamp(min=1e-10).log10()
 
 

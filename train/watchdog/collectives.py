@@ -1,8 +1,8 @@
-"""Which collectives this rank has called: counted in Python, on the way into torch.distributed.
+"""Trace of the collectives called by this rank, recorded in Python at the entry to torch.distributed.
 
-DeepSpeed and our own code call them as attributes of the module, so that is where they are counted; what only runs on
-the device, or in C++, is not seen. The calls lie in shared memory, where ranks of this machine can read them even
-after this one died: gloo ends a process on the spot when the sizes of two ranks do not match.
+DeepSpeed and our own code call collectives as attributes of the module, so they are wrapped there; calls made only on
+the device or in C++ are not recorded. The trace is kept in shared memory, where other ranks on this machine can read it
+even after this one died: gloo aborts a process when the sizes of two ranks do not match.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
-# Calls that every member of a group makes in the same order and with the same sizes; so neither send nor receive.
+# Calls that every member of a group makes in the same order and with the same sizes; hence neither send nor recv.
 _COUNTED = (
     "all_gather",
     "all_gather_coalesced",
@@ -39,38 +39,38 @@ _COUNTED = (
     "reduce_scatter_tensor",
     "scatter",
 )
-_SLOTS, _SLOT_BYTES = 4096, 96  # after one for the phase
+_SLOTS, _SLOT_BYTES = 4096, 96  # following one slot for the phase
 
 
 class Call(NamedTuple):
     """One collective of one rank."""
 
-    number: int  # from 1, counted over the whole process; all ranks call the same ones in the same order
+    number: int  # from 1, counted per process; all ranks make the same calls in the same order
     group: str
     name: str
-    numel: int  # elements of its tensors; 0 where it has none
+    numel: int  # elements of its tensors; 0 if it has none
 
     def __str__(self) -> str:
-        """Return it as a person would say it."""
+        """Return a readable description."""
         amount = f" of {self.numel} elements" if self.numel else ""
         return f"{self.name}{amount} (collective {self.number})"
 
     @property
     def kind(self) -> tuple[str, str, int]:
-        """What must be the same on all ranks."""
+        """The properties that must match on all ranks."""
         return self.group, self.name, self.numel
 
 
 class Trace(NamedTuple):
-    """What a rank has kept in shared memory."""
+    """The trace of a rank in shared memory."""
 
     phase: str
     step: int
-    calls: list[Call]  # the last ones, in their order
+    calls: list[Call]  # the latest ones, in order
 
 
 class Collectives:
-    """Counts this rank's collectives, from `install` to `remove`."""
+    """Records this rank's collectives between `install` and `remove`."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -81,11 +81,11 @@ class Collectives:
         self.last: Call | None = None
 
     def install(self) -> None:
-        """Put a counter before each collective of torch.distributed."""
+        """Wrap each collective of torch.distributed."""
         try:
             self._path.unlink(missing_ok=True)
             self._descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        except OSError:  # the last call is known without it
+        except OSError:  # `last` works without it
             self._descriptor = None
         for name in _COUNTED:
             original = getattr(dist, name, None)
@@ -94,11 +94,11 @@ class Collectives:
                 setattr(dist, name, self._counted(name, original))
 
     def note(self, phase: str, step: int) -> None:
-        """Keep what the calls from here on belong to."""
+        """Record the phase and step of subsequent calls."""
         self._keep(f"{phase} {step}", slot=0)
 
     def remove(self, *, forget: bool) -> None:
-        """Take the counters away; `forget`: and what they have counted."""
+        """Restore the original functions; with `forget`, delete the trace as well."""
         for name, original in self._originals.items():
             setattr(dist, name, original)
         self._originals = {}
@@ -114,13 +114,13 @@ class Collectives:
 
     def _counted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
-        def call(*given: Any, **named: Any) -> Any:
-            if self._originals and not _is_aside():
-                self._count(name, (*given, *named.values()))
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            if self._originals and not _is_helper_thread():
+                self._count(name, (*arguments, *keywords.values()))
             thread = threading.get_ident()
             self._waiting.add(thread)
             try:
-                return original(*given, **named)
+                return original(*arguments, **keywords)
             except BaseException as error:
                 error.periln_collective = str(self.last)  # type: ignore[attr-defined]  # for failed_in_a_collective
                 raise
@@ -129,9 +129,9 @@ class Collectives:
 
         return call
 
-    def _count(self, name: str, given: Sequence[Any]) -> None:
+    def _count(self, name: str, arguments: Sequence[Any]) -> None:
         self._number += 1
-        self.last = call = Call(self._number, _group_name(given)[:24], name, next(_sizes(given), 0))
+        self.last = call = Call(self._number, _group_name(arguments)[:24], name, next(_sizes(arguments), 0))
         self._keep(f"{call.number} {call.group} {name} {call.numel}", slot=1 + (call.number - 1) % _SLOTS)
 
     def _keep(self, text: str, *, slot: int) -> None:
@@ -144,12 +144,12 @@ class Collectives:
 
 
 def failed_in_a_collective(error: BaseException) -> bool:
-    """Return whether an error came out of a collective."""
+    """Return whether an error was raised inside a collective."""
     return hasattr(error, "periln_collective")
 
 
 def trace_path(run_folder: Path, rank: int) -> Path:
-    """Return where a rank of this machine keeps its calls: in memory, so that no file system can hold a step up."""
+    """Return the trace file of a rank on this machine; in memory, so that no file system can delay a step."""
     memory = Path("/dev/shm")
     folder = memory if memory.is_dir() else Path(tempfile.gettempdir())
     run = hashlib.sha256(str(run_folder.resolve()).encode()).hexdigest()[:16]
@@ -157,7 +157,7 @@ def trace_path(run_folder: Path, rank: int) -> Path:
 
 
 def read_trace(path: Path) -> Trace | None:
-    """Return what a rank of this machine, dead or alive, has kept; None where there is nothing."""
+    """Return the trace of a rank on this machine, dead or alive; None if there is none."""
     try:
         head, *lines = path.read_text().splitlines()
         phase, step = head.split()
@@ -173,20 +173,20 @@ def _calls(lines: Iterable[str]) -> Iterator[Call]:
             yield Call(int(fields[0]), fields[1], fields[2], int(fields[3]))
 
 
-def _is_aside() -> bool:
-    """Return whether this is a thread that works beside training, in no fixed order; autograd's are not Python's."""
+def _is_helper_thread() -> bool:
+    """Return whether this thread works alongside training, in no fixed order; autograd threads do not count."""
     thread = threading.current_thread()
     return thread is not threading.main_thread() and not isinstance(thread, threading._DummyThread)
 
 
-def _group_name(given: Sequence[Any]) -> str:
-    group = next((value for value in given if isinstance(value, dist.ProcessGroup)), None) or dist.group.WORLD
+def _group_name(arguments: Sequence[Any]) -> str:
+    group = next((value for value in arguments if isinstance(value, dist.ProcessGroup)), None) or dist.group.WORLD
     return getattr(group, "group_name", "") or "?"
 
 
-def _sizes(given: Sequence[Any]) -> Iterator[int]:
-    """Yield the elements of each tensor, or list of tensors, among the arguments."""
-    for value in given:
+def _sizes(arguments: Sequence[Any]) -> Iterator[int]:
+    """Yield the number of elements of each tensor, or list of tensors, among the arguments."""
+    for value in arguments:
         if isinstance(value, Tensor):
             yield value.numel()
         elif isinstance(value, list) and value and isinstance(value[0], Tensor):

@@ -1,4 +1,4 @@
-"""The other ranks as a rank sees them, by their heartbeats: alive, silent, gone, or never come."""
+"""Conditions of the other ranks according to their heartbeats: alive, silent, gone, or never started."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from train.watchdog.collectives import Call, read_trace, trace_path
 from train.watchdog.heartbeat import BEAT_SECONDS, Heartbeat
 from train.watchdog.verdict import Condition, Peer
 
-SILENCE_SECONDS = 5 * BEAT_SECONDS  # a heartbeat that stands still for so long has stopped
+SILENCE_SECONDS = 5 * BEAT_SECONDS  # without a change, after which a heartbeat counts as stopped
 
 
 class Peers:
-    """The ranks, as their heartbeats show them since this was made: one that moves is alive.
+    """The ranks, observed through their heartbeats; a rank whose heartbeat changes is alive.
 
     Args:
         folder: The run folder.
-        size: The number of ranks.
-        rank: This one, which is alive.
-        host: Its machine, where it can see whether a process is gone.
-        began: When this rank's process began, in seconds of the clock.
+        size: Number of ranks.
+        rank: This rank, which is alive.
+        host: This machine, on which it can be checked whether a process still exists.
+        began: Start time of this rank's process, in seconds since the epoch.
     """
 
     def __init__(self, folder: Path, size: int, *, rank: int, host: str, began: float):
         self._folder, self._rank, self._host, self._began = folder, rank, host, began
         self._until = time.monotonic() + SILENCE_SECONDS
-        self._moved: dict[int, float] = {}  # when a rank's heartbeat was last seen to move
+        self._moved: dict[int, float] = {}  # when a rank's heartbeat was last seen to change
         self._last = {rank: self._beat(rank) for rank in range(size)}
-        self.pause = min(max(0.25, size / 100), SILENCE_SECONDS / 4)  # many ranks ask a file system less often
+        self.pause = min(max(0.25, size / 100), SILENCE_SECONDS / 4)  # with many ranks, poll the file system less often
 
     def _beat(self, rank: int) -> Heartbeat | None:
         return heartbeat.read(heartbeat.path_of(self._folder, rank))
 
     def settled(self) -> bool:
-        """Return whether every rank is known to be alive or not."""
+        """Return whether the condition of every rank is known."""
         conditions = [self._look_at(rank)[0] for rank in self._last]
         return time.monotonic() > self._until or not {"silent", "never"} & set(conditions)
 
     def look(self) -> list[Peer]:
-        """Return what is known now."""
+        """Return the current state of all ranks."""
         return [self._peer(rank) for rank in self._last]
 
     def all_answered(self) -> bool:
-        """Return whether no rank that is alive still owes its answer."""
+        """Return whether every rank that is alive has answered."""
         return all(peer.answer is not None or peer.condition != "alive" for peer in self.look())
 
     def _peer(self, rank: int) -> Peer:
@@ -57,10 +57,10 @@ class Peers:
         answer = heartbeat.read_answer(heartbeat.answer_path(self._folder, rank)) if beat.state == "answering" else None
         if answer:
             return Peer(rank, condition, beat, answer, [Call(*call) for call in answer.trace])
-        kept = read_trace(trace_path(self._folder, rank)) if beat.host == self._host else None
-        if kept is None:
+        trace = read_trace(trace_path(self._folder, rank)) if beat.host == self._host else None
+        if trace is None:
             return Peer(rank, condition, beat)
-        return Peer(rank, condition, replace(beat, phase=kept.phase, step=kept.step), None, kept.calls)
+        return Peer(rank, condition, replace(beat, phase=trace.phase, step=trace.step), None, trace.calls)
 
     def _look_at(self, rank: int) -> tuple[Condition, Heartbeat | None]:
         before = self._last[rank]
@@ -79,7 +79,7 @@ class Peers:
         return ("alive" if time.monotonic() - self._moved.get(rank, -math.inf) < SILENCE_SECONDS else "silent"), beat
 
     def _is_of_an_earlier_start(self, beat: Heartbeat) -> bool:
-        """Whether it was written well before this process began; ranks start within a minute of each other."""
+        """Return whether it was written well before this process started; ranks start within a minute of each other."""
         return datetime.datetime.fromisoformat(beat.time).timestamp() < self._began - 60
 
 
@@ -94,6 +94,6 @@ def answers(peer: Peer) -> bool:
     return peer.condition == "alive" and peer.heartbeat is not None and peer.heartbeat.state == "answering"
 
 
-def what_was_told(peers: list[Peer]) -> str:
-    """Return what a rank has said already of why the run ends."""
+def published_verdict(peers: list[Peer]) -> str:
+    """Return the verdict that another rank has already published; empty if there is none."""
     return next((peer.heartbeat.verdict for peer in peers if peer.heartbeat and peer.heartbeat.verdict), "")

@@ -1,13 +1,13 @@
-"""Ends a run that hangs, in bounded time, and says which rank holds it up.
+"""Watchdog that terminates a hanging run in bounded time and reports the rank responsible.
 
-The main thread says what it is about (`enter`); a thread watches the deadline of that. When it has passed, a rank looks
-at the others' heartbeats: it goes on waiting while one of them is alive and within a longer deadline of its own (rank
-0 saves, the rest are at the next step already). Once none is, every rank that still answers writes down its stacks;
-the lowest of them judges, writes RUN/stacks.txt, names the culprit in the last line of the log, and all end with
-exit code 1: about `SILENCE_SECONDS` after the deadline, plus a few.
+The main thread declares its current phase (`enter`), and a thread watches the deadline of that phase. Once it has
+passed, the rank checks the heartbeats of the others: it keeps waiting while any of them is alive and within a longer
+deadline of its own (rank 0 saves while the others are already at the next step). Otherwise every rank that still
+responds records its stacks; the lowest of them determines the verdict, writes RUN/stacks.txt and logs the culprit last,
+and all exit with code 1, about `SILENCE_SECONDS` plus a few seconds after the deadline.
 
-Behind the thread stands faulthandler's timer, which needs neither Python's lock nor a file system: should this
-process be unable to do all that, its stacks go to standard error and it ends a little later.
+As a fallback, faulthandler's timer needs neither the GIL nor a file system: if this process cannot do the above, the
+timer prints its stacks to standard error and ends it a little later.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ import torch.distributed
 
 from train.config.facts.run_layout import STACKS
 from train.config.run import WatchdogConfig
-from train.ranks.launcher_env import tell_torchrun
+from train.ranks.launcher_env import report_to_torchrun
 from train.ranks.stopping import StoppedInPreparationError
 from train.watchdog import heartbeat
 from train.watchdog.collectives import Collectives, failed_in_a_collective, read_trace, trace_path
 from train.watchdog.heartbeat import Answer, Heartbeat, HeartbeatWriter
-from train.watchdog.peers import SILENCE_SECONDS, Peers, answers, is_busy, what_was_told
+from train.watchdog.peers import SILENCE_SECONDS, Peers, answers, is_busy, published_verdict
 from train.watchdog.verdict import Peer, Verdict, judge
 
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25
-_STUCK_SECONDS = 60.0  # what judging may take before faulthandler ends the process
+_STUCK_SECONDS = 60.0  # for the verdict, before faulthandler ends the process
 _LONGEST = datetime.timedelta(days=20)  # torch counts milliseconds in 32 bits
-_TRACE_CALLS = 2000  # of an answer
+_TRACE_CALLS = 2000  # in an answer
 
 
 class Phase(NamedTuple):
-    """What the main thread is about."""
+    """The current phase of the main thread."""
 
     name: str
     step: int
@@ -59,7 +59,7 @@ class Phase(NamedTuple):
 
 
 def process_group_timeout(config: WatchdogConfig) -> datetime.timedelta:
-    """Return how long a collective may take: longer than any deadline, so that the watchdog is the first to speak."""
+    """Return the timeout of collectives: longer than any deadline, so that the watchdog reports first."""
     longest = _longest(config)
     if longest is None:
         return _LONGEST
@@ -67,24 +67,24 @@ def process_group_timeout(config: WatchdogConfig) -> datetime.timedelta:
 
 
 def _longest(config: WatchdogConfig) -> float | None:
-    """Return the longest deadline in seconds; None where a phase has none."""
+    """Return the longest deadline in seconds; None if any phase has no deadline."""
     deadlines = (config.step, config.first_step, config.evaluation, config.save, config.preparation)
-    given = [deadline for deadline in deadlines if deadline is not None]
-    return max(given) if len(given) == len(deadlines) else None
+    limits = [deadline for deadline in deadlines if deadline is not None]
+    return max(limits) if len(limits) == len(deadlines) else None
 
 
 class Watchdog:
-    """Watches this rank while it is entered as a context.
+    """Context manager that watches this rank.
 
-    An error that leaves the context is told in the heartbeat; one that came out of a collective ends the process with
-    exit code 1, once it is known which rank was lost. One that another rank's signal in preparation has caused leaves
-    as StoppedInPreparationError: this rank has nothing to save either.
+    An error that leaves the context is published in the heartbeat. An error from a collective ends the process with
+    exit code 1, once the lost rank is known; but if that rank was stopped by a signal in preparation, it becomes a
+    StoppedInPreparationError, as this rank has nothing to save either.
 
     Args:
         config: The deadlines.
         folder: The run folder.
         rank: This rank.
-        size: The number of ranks.
+        size: Number of ranks.
     """
 
     def __init__(self, config: WatchdogConfig, folder: Path, *, rank: int, size: int):
@@ -102,14 +102,14 @@ class Watchdog:
         self.enter("preparation")
 
     def enter(self, name: str, step: int = 0) -> None:
-        """Begin a phase, whose deadline counts from now: preparation, step, evaluation or save."""
+        """Enter a phase (preparation, step, evaluation or save); its deadline starts now."""
         if name == "step" and not self._has_stepped:
             name, self._has_stepped = "first_step", True
         self._phase = Phase(name, step, time.monotonic(), getattr(self._config, name))
         self._collectives.note(name, step)
 
     def announce(self) -> None:
-        """Write heartbeats from here on; what is found wrong before it leaves no run folder behind."""
+        """Start writing heartbeats; faults reported earlier leave no run folder behind."""
         with contextlib.suppress(OSError):
             heartbeat.answer_path(self._folder, self._rank).unlink(missing_ok=True)
         self._writer.start()
@@ -124,7 +124,7 @@ class Watchdog:
         stopped = isinstance(error, StoppedInPreparationError)
         if error is not None and self._size > 1 and is_lost_contact(error):
             self._stop_watching()
-            stopped = self._tell_lost_contact(error)
+            stopped = self._report_lost_contact(error)
         self._state = "stopped" if stopped else "failed" if isinstance(error, Exception) else "finished"
         self._error = f"{type(error).__name__}: {_first_line(error)}" if error is not None else ""
         self._writer.write_now(timeout=5)
@@ -145,7 +145,7 @@ class Watchdog:
         tick, beat, longest = time.monotonic(), 0.0, _longest(self._config)
         while not self._done.wait(_TICK_SECONDS):
             now = time.monotonic()
-            if now - tick > 2 + _TICK_SECONDS:  # this process was suspended: the time does not count
+            if now - tick > 2 + _TICK_SECONDS:  # this process was suspended; do not count that time
                 self._excuse(now - tick)
             tick = now
             if now - beat > heartbeat.BEAT_SECONDS:
@@ -168,14 +168,14 @@ class Watchdog:
         return phase.deadline is not None and self._seconds(phase) >= phase.deadline
 
     def _arm(self, seconds: float | None) -> None:
-        """Let faulthandler end the process after so long, unless it is armed again before."""
+        """Let faulthandler end the process after this time, unless re-armed."""
         if seconds is None:
             faulthandler.cancel_dump_traceback_later()
         else:
             faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
     def _look_around(self, phase: Phase) -> None:
-        """End the run, unless this rank goes on meanwhile; waits for ranks that are within a deadline of their own."""
+        """End the run unless this rank makes progress; wait for ranks that are within their own deadlines."""
         if not self._writer.is_running:
             self.announce()
         peers = Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
@@ -187,22 +187,22 @@ class Watchdog:
 
     # ------------------------------------------------------------------------------------------------- the end
 
-    def _tell_lost_contact(self, error: BaseException) -> bool:
-        """End the run and name the rank that is gone; returns if none is, and the error is this rank's own.
+    def _report_lost_contact(self, error: BaseException) -> bool:
+        """End the run and report the rank that is gone; return only if no rank failed.
 
         Returns:
-            Whether a rank is gone because a signal stopped it in preparation.
+            True if a rank is gone because a signal stopped it in preparation; False if the error is this rank's own.
         """
         with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all ranks as soon as one has died
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun terminates all ranks as soon as one has died
         self._arm(_STUCK_SECONDS)
         peers = Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
         while not peers.settled():
             time.sleep(peers.pause)
-        known = peers.look()
-        if any(peer.heartbeat and peer.heartbeat.state == "stopped" for peer in known if peer.condition == "gone"):
+        ranks = peers.look()
+        if any(peer.heartbeat and peer.heartbeat.state == "stopped" for peer in ranks if peer.condition == "gone"):
             return True
-        if all(peer.condition == "alive" and not answers(peer) for peer in known):
+        if all(peer.condition == "alive" and not answers(peer) for peer in ranks):
             return False
         innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
         self._answer(innermost, stacks="".join(traceback.format_exception(error)), waiting=True)
@@ -216,15 +216,15 @@ class Watchdog:
         self._finish(peers, reason)
 
     def _answer(self, frame: FrameType | None = None, *, stacks: str = "", waiting: bool = False) -> None:
-        """Write down where this rank is, for the one that judges: at a frame of an error, or where it stands now."""
+        """Publish this rank's position for the verdict: the frame of an error, or the current frame."""
         frames = sys._current_frames()
         frame = frame or frames[self._main]
-        kept = read_trace(trace_path(self._folder, self._rank))
+        trace = read_trace(trace_path(self._folder, self._rank))
         answer = Answer(
             waiting=waiting or self._is_waiting(frame),
             place=_place(frame),
             stacks=stacks or "".join(_stacks(frames, first=self._main)),
-            trace=[list(call) for call in kept.calls[-_TRACE_CALLS:]] if kept else [],
+            trace=[list(call) for call in trace.calls[-_TRACE_CALLS:]] if trace else [],
         )
         with contextlib.suppress(OSError):
             heartbeat.write(heartbeat.answer_path(self._folder, self._rank), answer)
@@ -236,42 +236,44 @@ class Watchdog:
         return inside or (frame.f_code.co_name == "wait" and "torch" in frame.f_code.co_filename)
 
     def _finish(self, peers: Peers, reason: str) -> NoReturn:
-        """Let the lowest rank that answers speak, and end the process."""
+        """Let the lowest responding rank report the verdict, and end the process."""
         self._arm(_STUCK_SECONDS)
-        known = peers.look()
-        speaker = min([self._rank, *[p.rank for p in known if answers(p)]])
-        told = what_was_told([peer for peer in known if peer.rank != self._rank])
-        if speaker == self._rank and not told:
-            self._verdict = told = self._speak(known, reason)
+        ranks = peers.look()
+        reporter = min([self._rank, *[p.rank for p in ranks if answers(p)]])
+        verdict = published_verdict([peer for peer in ranks if peer.rank != self._rank])
+        if reporter == self._rank and not verdict:
+            self._verdict = verdict = self._report_verdict(ranks, reason)
             self._writer.write_now(timeout=5)
-            self._forget_the_dead(known)
-            time.sleep(3 * peers.pause)  # the others leave when they read it: torchrun would end them, and us, at once
+            self._delete_dead_traces(ranks)
+            time.sleep(3 * peers.pause)  # the others exit once they read it; torchrun would terminate all of us at once
         else:
             until = time.monotonic() + SILENCE_SECONDS
-            while not told and time.monotonic() < until:
+            while not verdict and time.monotonic() < until:
                 time.sleep(peers.pause)
-                told = what_was_told(peers.look())
-        tell_torchrun(told or reason)
+                verdict = published_verdict(peers.look())
+        report_to_torchrun(verdict or reason)
         self._collectives.remove(forget=True)
         logging.shutdown()
         os._exit(1)
 
-    def _speak(self, known: list[Peer], reason: str) -> str:
-        verdict = judge(known)
+    def _report_verdict(self, ranks: list[Peer], reason: str) -> str:
+        verdict = judge(ranks)
         dump_flight_recorder(self._folder, self._rank)
-        advice = "start the same command again to go on"
+        advice = "run the same command again to resume"
         if not verdict.ranks:
-            advice = f"raise watchdog.{self._phase.name} ({self._phase.deadline:g} s) if it may take so long; {advice}"
+            advice = (
+                f"raise watchdog.{self._phase.name} ({self._phase.deadline:g} s) if the phase may take longer; {advice}"
+            )
         path = self._folder / STACKS
-        answered = sum(peer.answer is not None for peer in known)
+        answered = sum(peer.answer is not None for peer in ranks)
         with contextlib.suppress(OSError):
-            path.write_text(_report(verdict, reason, known))
-        logger.error("%s: stacks of %d of %d ranks are in %s; %s", reason, answered, len(known), path, advice)
+            path.write_text(_report(verdict, reason, ranks))
+        logger.error("%s: stacks of %d of %d ranks are in %s; %s", reason, answered, len(ranks), path, advice)
         logger.error("%s", verdict.text)
         return verdict.text
 
-    def _forget_the_dead(self, known: list[Peer]) -> None:
-        for peer in known:
+    def _delete_dead_traces(self, ranks: list[Peer]) -> None:
+        for peer in ranks:
             if peer.condition == "gone" and peer.heartbeat and peer.heartbeat.host == self._host:
                 trace_path(self._folder, peer.rank).unlink(missing_ok=True)
 
@@ -295,7 +297,7 @@ class Watchdog:
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Return whether an error means that another rank is gone, rather than a fault of this one."""
+    """Return whether an error means that another rank is gone, rather than that this one failed."""
     if type(error) is not RuntimeError and not isinstance(error, torch.distributed.DistError):
         return False
     signs = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Timed out waiting", "Broken pipe")
@@ -303,10 +305,10 @@ def is_lost_contact(error: BaseException) -> bool:
 
 
 def dump_flight_recorder(folder: Path, rank: int) -> None:
-    """Write what NCCL has recorded, where there is NCCL, for `torch.distributed.flight_recorder.fr_trace`."""
+    """Write NCCL's flight record, if there is one, for `torch.distributed.flight_recorder.fr_trace`."""
     from torch._C import _distributed_c10d
 
-    dump = getattr(_distributed_c10d, "_dump_nccl_trace", None)  # there is none without CUDA
+    dump = getattr(_distributed_c10d, "_dump_nccl_trace", None)  # missing without CUDA
     if dump is None:
         return
     with contextlib.suppress(OSError, RuntimeError):
@@ -315,22 +317,22 @@ def dump_flight_recorder(folder: Path, rank: int) -> None:
 
 
 def record_flights(folder: Path) -> None:
-    """Ask NCCL to keep a record of its last collectives; before the process group starts."""
+    """Enable NCCL's flight recorder; call before the process group starts."""
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / "logs" / "nccl_trace_"))
 
 
-def _report(verdict: Verdict, reason: str, known: list[Peer]) -> str:
+def _report(verdict: Verdict, reason: str, ranks: list[Peer]) -> str:
     parts = [f"{verdict.text}\n{heartbeat.now()}: {reason}\n"]
-    for peer in known:
+    for peer in ranks:
         parts.append(f"\n==== {peer}: {peer.condition}, in {peer.where}; last collective: {peer.last}\n\n")
         parts.append(peer.answer.stacks if peer.answer else "(no answer)\n")
     return "".join(parts)
 
 
 def _stacks(frames: dict[int, FrameType], *, first: int) -> Iterator[str]:
-    """Yield the stack of every thread, the innermost call last; reads no source files."""
+    """Yield the stack of every thread, innermost call last, without reading source files."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for thread in sorted(frames, key=lambda ident: (ident != first, ident)):
         yield f"thread {names.get(thread, thread)}, innermost call last:\n"
@@ -345,13 +347,14 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _place(frame: FrameType) -> str:
-    """Return the innermost line that is nobody's library."""
+    """Return the innermost line outside of libraries and the watchdog itself."""
     foreign = ("site-packages", "/lib/python", "<frozen", __file__, heartbeat.__file__, "train/watchdog/collectives.py")
     own = (f for f in _outwards(frame) if not any(part in f.f_code.co_filename for part in foreign))
-    found = next(own, frame)
+    frame = next(own, frame)
+    path = Path(frame.f_code.co_filename)
     with contextlib.suppress(ValueError):
-        return f"{Path(found.f_code.co_filename).relative_to(Path.cwd())}:{found.f_lineno} in {found.f_code.co_name}"
-    return f"{found.f_code.co_filename}:{found.f_lineno} in {found.f_code.co_name}"
+        path = path.relative_to(Path.cwd())
+    return f"{path}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _first_line(error: BaseException | None) -> str:

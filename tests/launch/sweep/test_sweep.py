@@ -153,7 +153,7 @@ def test_finished_means_what_training_means_by_it(tmp_path: Path) -> None:
         ({"set": {"name": "x"}}, "set.name: a sweep names its members"),
         ({"name": "a/b"}, "name: 'a/b' names a folder"),
         ({"parallel": 0}, "parallel: 0 is too small; write 1 or more"),
-        ({"ranks": 3}, "8 samples cannot be shared evenly by 3 ranks"),
+        ({"ranks": 3}, "8 samples cannot be divided evenly among 3 ranks"),
         ({"paralel": 2}, "paralel: unknown key; did you mean parallel?"),
         ({"grid": {"optim.lr": [1e-3, 1e-3]}}, "members 1 and 2 are the same run (optim.lr=0.001); keep one"),
         ({"grid": {"optim.lrr": [1e-3]}}, "optim.lrr: unknown key; did you mean optim.lr?"),

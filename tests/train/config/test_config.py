@@ -134,7 +134,7 @@ def test_a_merge_key_shares_settings(tmp_path: Path) -> None:
 def test_a_key_given_twice_is_refused_with_both_lines(path: Path) -> None:
     path.write_text(path.read_text() + "seed: 1\nlog_every: 2\nseed: 2\n")
     lines = path.read_text().count("\n")
-    with pytest.raises(ConfigError, match=f":{lines}: seed is given twice, first on line {lines - 2}"):
+    with pytest.raises(ConfigError, match=f":{lines}: seed appears twice, first on line {lines - 2}"):
         load(path)
 
 
@@ -158,7 +158,7 @@ def test_every_rule_reads_keys_that_exist(tmp_path: Path, kind: str) -> None:
     leaves = check(RunConfig, to_dict(config)).leaves
     assert leaves.keys() >= set(key_paths(config.optim.__class__, "optim."))
     only = (
-        {"_a_crop_holds_two_pixels", "_other_guidance_is_seen"} if kind == "texture_removal" else set()
+        {"_a_crop_holds_two_pixels", "_other_guidance_is_read"} if kind == "texture_removal" else set()
     )  # speaks of depth up-sampling alone
     for rule in (*RULES, *TASK_RULES[kind]):
         if rule.__name__ not in only:
@@ -169,7 +169,7 @@ def test_a_key_of_another_task_is_not_recommended(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load(tiny_filter_file(tmp_path), ["task.model.num_attention_heads=3"])
     assert "did you mean" not in str(error.value)
-    assert "task.model.num_attention_heads: unknown key; allowed are architecture," in str(error.value)
+    assert "task.model.num_attention_heads: unknown key; allowed keys: architecture," in str(error.value)
 
 
 def test_the_activations_are_those_of_transformers() -> None:
@@ -183,7 +183,7 @@ def test_differences_name_what_may_not_change(path: Path) -> None:
     assert differences(old, load(path, may)) == []
     new = load(path, [*may, "seed=3", "task.data.sources=[a.txt, b.txt]", "optim.betas=[0.9, 0.99]"])
     assert "seed: 0 -> 3" in differences(old, new)
-    assert "task.data.sources.1.path: (not given) -> 'b.txt'" in differences(old, new)
+    assert "task.data.sources.1.path: (not set) -> 'b.txt'" in differences(old, new)
     assert "optim.betas: [0.9, 0.95] -> [0.9, 0.99]" in differences(old, new)
     assert len([line for line in differences(old, new) if not line.startswith("task.data.sources")]) == 2
 

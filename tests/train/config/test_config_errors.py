@@ -1,4 +1,4 @@
-"""What is wrong with a configuration is said at once: what was given, what is allowed, what to write instead."""
+"""Configuration errors: all faults are reported at once, each with the value given and what to write instead."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "entry that the list lacks": (["optim.betas=[0.9, 0.9]", "optim.betas.7=0.5"], ["optim.betas.7", "0 to 1"]),
     "override with blanks": (["optim.lr 3e-4"], ["optim.lr 3e-4", "write optim.lr=3e-4"]),
     "override with dashes": (["--optim.lr=3e-4"], ["write optim.lr=3e-4"]),
-    "override that is no YAML": (["optim.betas=[0.9"], ["optim.betas=[0.9", "not YAML"]),
+    "override that is no YAML": (["optim.betas=[0.9"], ["optim.betas=[0.9", "not valid YAML"]),
     "number in quotes": (["optim.lr='1e-3'"], ["optim.lr", "1e-3", "without quotes"]),
     "number for a name": (["name=400"], ["name", "400", "quotes"]),
     "number that is not finite": (["optim.lr=.inf"], ["optim.lr", "inf"]),
@@ -166,7 +166,7 @@ WRONG_FILTER: dict[str, tuple[list[str], list[str]]] = {
     "no images to be judged by": (["task.data.validation_sources=[]"], ["task.data.validation_sources"]),
     "units of images to train on": (
         ["task.data.sources.0.units_per_value=100"],
-        ["task.data.sources.0.units_per_value", "has no effect on images to train on"],
+        ["task.data.sources.0.units_per_value", "has no effect on training images"],
     ),
     "guidances of a filter that sees none": (
         ["task.other_guidance=true", "task.model.guidance=false"],
@@ -217,7 +217,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, case: str) -> None:
     assert len(error.value.faults) <= 2, error.value.faults
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     overrides = ["optim.lrr=1", "task.model.hidden_act=none", "steps=-1", "engine.zero_stage=7"]
     with pytest.raises(ConfigError) as error:
         load(tiny_file(tmp_path), overrides)

@@ -119,9 +119,9 @@ def test_a_full_disk_ends_tensorboard_and_not_the_run(tmp_path: Path, caplog: py
     def fail(_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    board._draw(fail)
+    board._write(fail)
     board.scalars(1, {"loss": 1.0})
     board.close()
     assert [record.getMessage() for record in caplog.records] == [
-        "TensorBoard ends here (No space left on device); all figures are in the .jsonl files"
+        "TensorBoard logging stopped (No space left on device); all metrics are in the .jsonl files"
     ]

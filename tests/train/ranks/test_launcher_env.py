@@ -14,8 +14,8 @@ from train.ranks.launcher_env import (
     cores_of_rank,
     first_host,
     refuse_other_engines,
+    report_to_torchrun,
     tasks_per_node,
-    tell_torchrun,
     threads_of_rank,
     wait_passively_beside_other_ranks,
 )
@@ -178,7 +178,7 @@ def test_torchrun_is_told_the_reason_before_what_it_ends_because_of_it(
 
     told = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(told))
-    tell_torchrun("stopped by a signal")
+    report_to_torchrun("stopped by a signal")
     failures = {
         0: ProcessFailure(local_rank=0, pid=1, exitcode=-15, error_file="<N/A>"),
         1: ProcessFailure(local_rank=1, pid=2, exitcode=75, error_file=str(told)),

@@ -36,7 +36,7 @@ def test_ranks_that_have_said_why_end_with_their_exit_code_and_nothing_else(code
     ("rank_1", "code", "said"),
     [
         ("exit 3", 3, "ended first, with exit code 3; the others"),
-        ("sh -c 'kill -KILL $PPID'", 1, "ended first, killed by SIGKILL: from outside, or for want of memory"),
+        ("sh -c 'kill -KILL $PPID'", 1, "ended first, killed by SIGKILL: from outside, or because memory ran out"),
         pytest.param(
             "sh -c 'kill -SEGV $PPID'", 1, "ended first, killed by SIGSEGV; the others", marks=pytest.mark.nightly
         ),
@@ -76,5 +76,5 @@ def test_what_rank_0_has_said_is_not_said_again() -> None:
 def test_torchrun_that_is_told_to_end_says_so() -> None:
     ended = ranks("if [ $RANK = 1 ]; then kill -TERM $PPID; fi; exec sleep 60")
     assert ended.returncode == 128 + signal.SIGTERM
-    assert ended.stderr.splitlines()[-1].startswith("SIGTERM has ended the ranks on ")
+    assert ended.stderr.splitlines()[-1].startswith("SIGTERM terminated the ranks on ")
     assert "Traceback" not in ended.stderr

@@ -186,10 +186,10 @@ def test_psnr_is_that_of_a_constant_error(tmp_path: Path) -> None:
     task = texture_task(tmp_path, "task.iterations=1", "task.border=0")
     batch = task.batch(np.array([0]), split="validation", step=1)
     truth, valid = batch["truth"], batch["valid"]
-    assert task._figures(truth + 0.1, truth, valid).tolist() == pytest.approx([20, 20], abs=1e-4)
-    assert task._figures(truth, truth, valid).tolist() == [100, 100]
-    assert task._figures(truth, truth, torch.zeros_like(valid)).tolist() == [100, 100]
-    assert task._figures(truth * math.nan, truth, valid).isnan().all()  # nothing that is broken is perfect
+    assert task._ratios(truth + 0.1, truth, valid).tolist() == pytest.approx([20, 20], abs=1e-4)
+    assert task._ratios(truth, truth, valid).tolist() == [100, 100]
+    assert task._ratios(truth, truth, torch.zeros_like(valid)).tolist() == [100, 100]
+    assert task._ratios(truth * math.nan, truth, valid).isnan().all()  # nothing that is broken is perfect
     sums = task.evaluate(Echo(), batch)
     assert float(sums["psnr"][0]) == pytest.approx(float(sums["input_psnr"][0]), abs=1e-4)
     assert float(sums["edge_psnr"][0]) == pytest.approx(float(sums["input_edge_psnr"][0]), abs=1e-4)
@@ -313,7 +313,7 @@ def test_targets_have_the_channels_that_a_task_can_use(tmp_path: Path) -> None:
         depth_task(tmp_path, f"task.data.sources={textures}").check()
     with pytest.raises(ConfigError, match=r"task\.data\.validation_sources: the target .* has 3 channels"):
         depth_task(tmp_path, f"task.data.validation_sources={textures}").check()
-    with pytest.raises(ConfigError, match="not in colour"):
+    with pytest.raises(ConfigError, match="not in color"):
         texture_task(tmp_path, "task.data.validation_sources=[{path: procedural-scenes, stop: 2}]").check()
 
 
@@ -402,7 +402,7 @@ def test_a_filter_is_exported_in_fp32_and_writes_no_text(tmp_path: Path, capsys:
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(tiny_filter_file(tmp_path).read_text())
     assert export.main([str(run), str(tmp_path / "out"), "--prompt", "hello"]) == 2
-    assert "--prompt: a model of the task depth_upsampling writes no text" in capsys.readouterr().err
+    assert "--prompt: a depth_upsampling model does not generate text" in capsys.readouterr().err
 
 
 def test_a_run_leaves_images_that_the_report_reads(ranks: Ranks, tmp_path: Path) -> None:

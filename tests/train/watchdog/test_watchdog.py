@@ -84,7 +84,7 @@ def test_a_rank_that_blocks_outside_a_collective_is_named(tmp_path: Path) -> Non
     assert ended.codes == [1, 1]
     assert STEP_DEADLINE <= ended.seconds <= STEP_DEADLINE + MARGIN
     assert ended.log[-1].startswith(f"[rank 0] rank 1 ({socket.gethostname()}, pid ")
-    assert "holds the others up in step 5, at tests/train/watchdog/hanging_rank.py" in ended.log[-1]
+    assert "blocks the others in step 5, at tests/train/watchdog/hanging_rank.py" in ended.log[-1]
     assert "while rank 0 waits in all_reduce" in ended.log[-1]
     text = (tmp_path / "runs/tiny/stacks.txt").read_text()
     assert "in read_a_fifo" in text.split("==== rank 1")[1]
@@ -100,7 +100,7 @@ def test_a_rank_that_leaves_out_a_collective_is_named(tmp_path: Path) -> None:
     assert ended.codes == [1, 1]
     assert ended.seconds <= STEP_DEADLINE + MARGIN
     assert ended.log[-1].startswith(f"[rank 0] rank 1 ({socket.gethostname()}, pid ")
-    assert "left out a collective" in ended.log[-1]
+    assert "skipped a collective" in ended.log[-1]
     assert "where rank 0 called all_reduce of 1 elements" in ended.log[-1]
     text = (tmp_path / "runs/tiny/stacks.txt").read_text()
     assert "in global_weight" in text.split("==== rank 1")[0]
@@ -116,7 +116,7 @@ def test_a_rank_that_leaves_out_a_collective_is_named_when_gloo_aborts(
     assert sorted(ended.codes, key=str) == [-signal.SIGABRT, 1]
     assert ended.seconds <= MARGIN
     assert "rank 1 (" in ended.log[-1]
-    assert "left out a collective" in ended.log[-1]
+    assert "skipped a collective" in ended.log[-1]
 
 
 @pytest.mark.slow
@@ -230,13 +230,13 @@ def test_of_ranks_on_gpus_the_one_with_fewer_calls_is_named() -> None:
 
 def test_ranks_that_never_came_are_named_together() -> None:
     peers = [peer(0), Peer(1, "never"), Peer(2, "never")]
-    assert judge(peers).text == "rank 1 and 1 more (ranks 2) never came: it has not begun, or still reads its data"
+    assert judge(peers).text == "rank 1 and 1 more (ranks 2) never started, or is still reading its data"
 
 
 def test_nobody_is_blamed_without_evidence() -> None:
     verdict = judge([peer(0, calls(A), waiting=False), peer(1, calls(A), waiting=False)])
     assert verdict.ranks == []
-    assert verdict.text.startswith("no rank stands out: all 2 ranks answer, rank 0 (n1, pid 10) is in step 5")
+    assert verdict.text.startswith("no rank stands out: all 2 ranks respond, rank 0 (n1, pid 10) is in step 5")
 
 
 # ------------------------------------------------------------------------------------------------------- looking

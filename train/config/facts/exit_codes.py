@@ -1,9 +1,9 @@
-"""Exit codes that a scheduler may act on: of `python -m train`, `launch local` and the SLURM scripts.
+"""Exit codes that schedulers can act on: from `python -m train`, `launch local` and the SLURM scripts.
 
-0 is done, 1 anything that went wrong while running.
+0 means done; 1 is any failure at run time.
 """
 
 from __future__ import annotations
 
-REFUSED = 2  # what the user gave is wrong; one message says what
-STOPPED_EARLY = 75  # on a signal, with a checkpoint saved: run the same command again (EX_TEMPFAIL of sysexits.h)
+REFUSED = 2  # invalid user input; one message lists every fault
+STOPPED_EARLY = 75  # by a signal, with a checkpoint saved: run the same command again (EX_TEMPFAIL in sysexits.h)

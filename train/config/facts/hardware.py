@@ -1,8 +1,8 @@
-"""Peak speeds of GPUs, for a run's MFU and for a plan's hours."""
+"""Peak GPU speeds, used for MFU and for the hours in a plan."""
 
 from __future__ import annotations
 
-# Dense bf16 peaks in FLOP/s, from the makers' data sheets. A name may be part of another: the longer one comes first.
+# Dense bf16 peaks in FLOP/s, from vendor data sheets. Where one name contains another, the longer one comes first.
 PEAK_FLOPS = {
     "H100 PCIe": 756e12,
     "H100": 989e12,
@@ -18,5 +18,5 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return the dense bf16 peak in FLOP/s of the GPU that a driver's name describes, None if it is not listed."""
+    """Return the dense bf16 peak in FLOP/s of a GPU, by the name its driver reports; None if it is not listed."""
     return next((peak for part, peak in PEAK_FLOPS.items() if part in device_name), None)

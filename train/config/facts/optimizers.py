@@ -1,6 +1,6 @@
-"""Facts of each optimizer that need no torch: the state it keeps, its size, its source.
+"""Torch-free facts about each optimizer: its state, the size of that state, its source.
 
-train/engine/optimizers.py has the torch side of each, under the same name.
+The torch implementation of each is in train/engine/optimizers.py, under the same name.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ _FLOAT = 4  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerFacts:
-    """What an optimizer keeps for each parameter, beside the fp32 weight."""
+    """State that an optimizer keeps per parameter, in addition to the fp32 weight."""
 
     name: str  # the value of optim.optimizer
-    state: tuple[str, ...]  # fp32 tensors of the weight's shape, by torch's names; a checkpoint has them under these
+    state: tuple[str, ...]  # fp32 tensors shaped like the weight, under torch's names; checkpoints use the same names
     state_in_words: str
     source: str
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of state per parameter."""
+        """Bytes of optimizer state per parameter."""
         return _FLOAT * len(self.state)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes per parameter that a checkpoint holds: the fp32 weight and the state."""
+        """Bytes per parameter in a checkpoint: the fp32 weight and the optimizer state."""
         return _FLOAT + self.state_bytes
 
 

@@ -1,4 +1,4 @@
-"""The run folder: what its files are called, which checkpoints it holds, whether its run is finished."""
+"""Layout of the run folder: file names, published checkpoints, and whether the run is finished."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-CONFIG = "config.yaml"  # the configuration, defaults filled in
-SETTINGS = "settings.json"  # what reports need to know about settings (`train.config.setting`)
+CONFIG = "config.yaml"  # the configuration with defaults filled in
+SETTINGS = "settings.json"  # the properties of settings that reports need (`train.config.setting`)
 EVENTS = "events.jsonl"
-STOPPED = "stopped.json"  # left by a run that stopped early, removed when it goes on
-STACKS = "stacks.txt"  # after a hang: where every rank stood
+STOPPED = "stopped.json"  # written by a run that stopped early, removed when it resumes
+STACKS = "stacks.txt"  # after a hang: the stacks of every rank
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"  # in each checkpoint
 
@@ -20,18 +20,18 @@ _STEP_NAME = re.compile(r"step_(\d{6,})")
 
 
 def step_name(step: int) -> str:
-    """Return what a step's folder is called, in checkpoints/, weights/ and images/."""
+    """Return the name of a step's folder in checkpoints/, weights/ and images/."""
     return f"step_{step:06d}"
 
 
 def complete_steps(checkpoints: Path) -> list[int]:
-    """Return the steps of the published checkpoints in a folder, ascending; empty where there is no such folder."""
+    """Return the steps of the published checkpoints in a folder, ascending; empty if the folder does not exist."""
     names = (_STEP_NAME.fullmatch(path.name) for path in checkpoints.glob("step_*"))
     return sorted(int(match[1]) for match in names if match)
 
 
 def is_finished(run: Path, steps: int) -> bool:
-    """Return whether a run's last step is saved and evaluated: a signal may have come in between."""
+    """Return whether a run's last step is both saved and evaluated: a signal may arrive between the two."""
     manifest = read_json(run / CHECKPOINTS / step_name(steps) / MANIFEST)
     if manifest is None:
         return False
@@ -39,7 +39,7 @@ def is_finished(run: Path, steps: int) -> bool:
 
 
 def read_json(path: Path) -> Mapping[str, Any] | None:
-    """Return what a JSON file holds; None where it is missing or cannot be read."""
+    """Return the contents of a JSON file; None if it is missing or unreadable."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -47,7 +47,7 @@ def read_json(path: Path) -> Mapping[str, Any] | None:
 
 
 def _ended_at(events: Path, steps: int) -> bool:
-    """Return whether the last event is the end of the run."""
+    """Return whether the last event marks the end of the run."""
     try:
         last = json.loads(events.read_text().splitlines()[-1])
     except (OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""Settings of the joint image filters: network, pairs of images, the two tasks."""
+"""Settings of the joint image filters: network, image pairs, and the two tasks."""
 
 from __future__ import annotations
 
@@ -9,52 +9,52 @@ from train.config.setting import section, setting
 
 @section
 class FilterConfig:
-    """A joint image filter; the fields and defaults of `modeling.joint_filter`'s DKNConfig."""
+    """Joint image filter, with the fields and defaults of `modeling.joint_filter`'s DKNConfig."""
 
-    architecture: Literal["fdkn", "dkn"] = setting("fdkn is the paper's fast one, dkn its slow one", default="fdkn")
+    architecture: Literal["fdkn", "dkn"] = setting(
+        "Network: fdkn is the paper's fast variant, dkn its slow one", default="fdkn"
+    )
     residual: bool = setting("Add the filtered image to the target; kernels then sum to 0", default=True)
-    kernel_size: int = setting("Samples of a kernel along each side; odd", default=3, at_least=1)
+    kernel_size: int = setting("Samples along each side of a kernel; odd", default=3, at_least=1)
     window_size: int = setting(
-        "Side of the square around each pixel that samples are read from; odd", default=15, at_least=1, unit="pixels"
+        "Side of the square around each pixel from which samples are read; odd", default=15, at_least=1, unit="pixels"
     )
     sampling: Literal["centered", "compat"] = setting(
-        "Where samples are read; compat: at the displaced taps of the authors' weights", default="centered"
+        "Sampling positions; compat uses the displaced taps of the authors' weights", default="centered"
     )
-    guidance: bool = setting("Let the guidance decide the kernels too, not the target alone", default=True)
-    guidance_channels: int = setting("Channels of the guidance; 3, as it is RGB", default=3, at_least=1)
+    guidance: bool = setting("Predict kernels from the guidance as well as the target", default=True)
+    guidance_channels: int = setting("Channels of the guidance; 3, for RGB", default=3, at_least=1)
     target_channels: int = setting(
-        "Channels of the target; 1, as channels are filtered one by one", default=1, at_least=1
+        "Channels of the target; 1, as channels are filtered separately", default=1, at_least=1
     )
 
 
 @section
 class PairSourceConfig:
-    """Images in pairs, guidance and target. A plain string in YAML is short for `{path: ...}`."""
+    """Source of image pairs, guidance and target. A plain string in YAML is short for `{path: ...}`."""
 
     shorthand: ClassVar[str] = "path"
 
     path: str = setting(
-        "procedural-scenes, procedural-textures, a folder of pairs, a folder of NYU's .npy arrays, or its labelled .mat"
+        "procedural-scenes, procedural-textures, a folder of pairs, a folder of NYU's .npy arrays, or its labeled .mat"
     )
     guidance: str | None = setting(
-        "Files of the guidance, a pattern below a folder of pairs (RGB/*.png)", default=None, null="found by name"
+        "Guidance files, as a pattern below a folder of pairs (RGB/*.png)", default=None, null="detected by name"
     )
-    target: str | None = setting("Files of the target, likewise", default=None, null="found by name")
+    target: str | None = setting("Target files, as a pattern", default=None, null="detected by name")
     split: Literal["training", "test"] | None = setting(
-        "Which split of NYU's arrays or .mat; they need one", default=None, null="other sources"
+        "Split of NYU's arrays or .mat, which require one", default=None, null="other sources"
     )
-    start: int | None = setting(
-        "First pair, in the order of their names, as in a Python slice", default=None, null="the first"
-    )
-    stop: int | None = setting("Where pairs end, as in a Python slice", default=None, null="after the last")
+    start: int | None = setting("First pair in order of names, as in a Python slice", default=None, null="the first")
+    stop: int | None = setting("End of the pairs, exclusive, as in a Python slice", default=None, null="after the last")
     size: tuple[int, int] | None = setting(
         "Height and width of procedural images", default=None, at_least=1, unit="pixels", null="192 x 256"
     )
     missing: float | None = setting(
-        "Value of a target's unknown pixels; those that are not finite are always unknown", default=0.0, null="no value"
+        "Value that marks missing target pixels; non-finite pixels are always missing", default=0.0, null="no value"
     )
     units_per_value: float = setting(
-        "Errors are reported in units of this many to one of the file: 100 turns meters into centimeters",
+        "Factor from the file's values to the unit of reported errors: 100 turns meters into centimeters",
         default=1.0,
         above=0,
     )
@@ -62,26 +62,26 @@ class PairSourceConfig:
 
 @section
 class PairDataConfig:
-    """Pairs that a joint image filter learns from, and those that it is validated on."""
+    """Training and validation pairs of a joint image filter."""
 
     sources: tuple[PairSourceConfig, ...] = setting("Pairs to train on")
     validation_sources: tuple[PairSourceConfig, ...] = setting("Pairs to validate on", evaluation=True, judges=True)
     unit: str | None = setting(
-        "Name of the errors' unit, for plots", default=None, null="no unit", resume="free", report="ignored"
+        "Unit of the errors, shown in plots", default=None, null="no unit", resume="free", report="ignored"
     )
     crop: int | None = setting(
-        "Side of the random squares to train on", default=None, at_least=16, unit="pixels", null="whole images"
+        "Side of the random training crops", default=None, at_least=16, unit="pixels", null="whole images"
     )
-    flips: bool = setting("Flip training images left to right at random", default=False)
-    seed: int = setting("Order of the samples, crops, flips and noise", default=0, at_least=0, report="seed")
+    flips: bool = setting("Randomly flip training images left to right", default=False)
+    seed: int = setting("Seed of sample order, crops, flips and noise", default=0, at_least=0, report="seed")
 
 
 @section
 class DepthDataConfig(PairDataConfig):
-    """How the low-resolution depth is made from the one that is known."""
+    """Pairs of color and depth, and how the low-resolution depth is produced."""
 
     scale: int = setting(
-        "Factor by which the depth is made smaller (the paper: 4, 8, 16)",
+        "Factor by which the depth is downsampled (4, 8 and 16 in the paper)",
         default=8,
         at_least=2,
         evaluation=True,
@@ -90,7 +90,7 @@ class DepthDataConfig(PairDataConfig):
     downsampling: Literal[
         "bicubic", "bicubic_torch", "nearest_left_top", "nearest_center", "nearest_right_bottom", "block_mean"
     ] = setting(
-        "How it is made smaller; bicubic is PIL's, and all are brought back to full size by PIL's bicubic",
+        "Downsampling method; bicubic is PIL's. Upsampling back to full size is always PIL's bicubic",
         default="bicubic",
         evaluation=True,
         judges=True,
@@ -99,10 +99,10 @@ class DepthDataConfig(PairDataConfig):
 
 @section
 class TextureDataConfig(PairDataConfig):
-    """Training pairs are of color and depth; validation pairs of an image with texture and the same without."""
+    """Training pairs of color and depth; validation pairs of textured and clean images."""
 
     noise: float = setting(
-        "Standard deviation of the noise added to the depth, which ranges from 0 to 1", default=0.1, above=0
+        "Standard deviation of the noise added to the depth, which is scaled to 0 to 1", default=0.1, above=0
     )
 
 
@@ -114,27 +114,31 @@ class DepthUpsamplingConfig:
     model: FilterConfig = setting("The filter", factory=FilterConfig)
     data: DepthDataConfig = setting("Its images")
     border: int = setting(
-        "Pixels along the edges that errors leave out", default=6, at_least=0, evaluation=True, judges=True
+        "Width of the image border excluded from errors, in pixels", default=6, at_least=0, evaluation=True, judges=True
     )
     baselines: bool = setting(
-        "Measure bicubic, joint bilateral and guided filter as well",
+        "Also evaluate bicubic upsampling and the joint bilateral and guided filters",
         default=True,
         resume="free",
         report="ignored",
         evaluation=True,
     )
     other_guidance: bool = setting(
-        "Measure as well what a constant and a shifted guidance would give",
+        "Also evaluate with a constant and with a shifted guidance",
         default=False,
         resume="free",
         report="ignored",
         evaluation=True,
     )
     shown_images: int = setting(
-        "Validation images kept in images/ at each evaluation", default=2, at_least=0, resume="free", report="ignored"
+        "Number of validation images saved to images/ at each evaluation",
+        default=2,
+        at_least=0,
+        resume="free",
+        report="ignored",
     )
     shown_pixel: tuple[int, int] | None = setting(
-        "Row and column of the pixel whose kernel is kept",
+        "Row and column of the pixel whose kernel is saved",
         default=None,
         at_least=0,
         null="the steepest edge",
@@ -151,23 +155,27 @@ class TextureRemovalConfig:
     model: FilterConfig = setting("The filter", factory=FilterConfig)
     data: TextureDataConfig = setting("Its images")
     iterations: int = setting(
-        "How many times the filter is applied", default=4, at_least=1, evaluation=True, judges=True
+        "Number of times the filter is applied", default=4, at_least=1, evaluation=True, judges=True
     )
     border: int = setting(
-        "Pixels along the edges that errors leave out", default=6, at_least=0, evaluation=True, judges=True
+        "Width of the image border excluded from errors, in pixels", default=6, at_least=0, evaluation=True, judges=True
     )
     baselines: bool = setting(
-        "Measure the joint bilateral and the guided filter as well, applied as often",
+        "Also evaluate the joint bilateral and guided filters, applied the same number of times",
         default=True,
         resume="free",
         report="ignored",
         evaluation=True,
     )
     shown_images: int = setting(
-        "Validation images kept in images/ at each evaluation", default=2, at_least=0, resume="free", report="ignored"
+        "Number of validation images saved to images/ at each evaluation",
+        default=2,
+        at_least=0,
+        resume="free",
+        report="ignored",
     )
     shown_pixel: tuple[int, int] | None = setting(
-        "Row and column of the pixel whose kernel is kept",
+        "Row and column of the pixel whose kernel is saved",
         default=None,
         at_least=0,
         null="the steepest edge",

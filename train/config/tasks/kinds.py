@@ -1,7 +1,7 @@
-"""Every kind of task: its configuration and the rules that its settings keep to.
+"""Registry of task kinds: the configuration and the validation rules of each.
 
-A new kind is one class in the union and one entry of TASK_RULES here, and one arm of `train.tasks.build_task`, which
-needs torch; pyright and a test hold the three together.
+A new kind is one class in the union, one entry in TASK_RULES, and one branch in `train.tasks.build_task`, which needs
+torch; pyright and a test keep the three in sync.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemova
 from train.config.tasks.language_model import LanguageModelConfig
 from train.config.values import Rule
 
-TaskConfig = LanguageModelConfig | DepthUpsamplingConfig | TextureRemovalConfig  # told apart by `kind`
+TaskConfig = LanguageModelConfig | DepthUpsamplingConfig | TextureRemovalConfig  # discriminated by `kind`
 
 TASK_RULES: dict[str, tuple[Rule, ...]] = {
     "language_model": rules_language_model.RULES,

@@ -1,4 +1,4 @@
-"""Settings of a language model: the decoder's shape and norms, its text, its task."""
+"""Settings of language models: decoder, text, and task."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ DEFAULT_VALIDATION_FRACTION = 0.01
 
 @section
 class DecoderConfig:
-    """Shape and normalization of the decoder; the fields and defaults of `modeling.decoder`'s PeriLNConfig."""
+    """Shape and normalization of the decoder, with the fields and defaults of `modeling.decoder`'s PeriLNConfig."""
 
     vocab_size: int = setting(
-        "Size of the vocabulary; a byte-level BPE trained on the spot aims at it", default=32_000, at_least=1
+        "Vocabulary size; also the target size of a byte-level BPE trained on the sources", default=32_000, at_least=1
     )
     vocab_size_multiple: int = setting(
-        "Embedding rows are padded up to a multiple of this; padding takes no part in the loss", default=64, at_least=1
+        "Embedding rows are padded to a multiple of this; padding is excluded from the loss", default=64, at_least=1
     )
     hidden_size: int = setting("Width of the residual stream", default=1024, at_least=1)
     intermediate_size: int = setting("Width inside the gated MLP", default=4096, at_least=1)
@@ -33,12 +33,12 @@ class DecoderConfig:
     hidden_act: str = setting("Activation of the MLP's gate, by its name in transformers", default="silu")
     max_position_embeddings: int = setting("Longest sequence", default=8192, at_least=1, unit="tokens")
     norm_placement: NormPlacement | tuple[NormPlacement, ...] = setting(
-        "Where norms stand around each sub-layer: one name, or one per layer", default="peri"
+        "Placement of norms around each sub-layer: one name, or one per layer", default="peri"
     )
     norm_kind: Literal["rmsnorm", "layernorm"] = setting("Kind of every norm but QK-norm", default="rmsnorm")
     norm_eps: float = setting("Added to the mean square before its root", default=1e-6, above=0)
     frozen_norm_scales: Literal["none", "output", "all"] = setting(
-        "Norm scales that stay 1: none, those on sub-layer outputs, or all", default="none"
+        "Norm scales fixed at 1: none, those on sub-layer outputs, or all", default="none"
     )
     embedding_norm: bool = setting("Normalize the embeddings", default=False)
     final_norm: bool = setting("Normalize the stream before the head", default=True)
@@ -46,33 +46,33 @@ class DecoderConfig:
         "RMSNorm on queries and keys: none, per head, or over the whole projection", default="none"
     )
     rope_parameters: dict[str, Any] = setting(
-        "Rotary positions, in the format of transformers: rope_type, rope_theta, and what the type needs",
+        "Rotary position parameters in transformers' format: rope_type, rope_theta, and any others the type requires",
         factory=default_rope_parameters,
     )
-    tie_word_embeddings: bool = setting("Use the embedding matrix as the head", default=False)
+    tie_word_embeddings: bool = setting("Share the embedding matrix with the head", default=False)
     initializer_range: float = setting("Standard deviation of initial weights", default=0.02, above=0)
     initializer_scheme: Literal["normal", "depth_scaled"] = setting(
         "depth_scaled divides the deviation of output projections by sqrt(2 num_hidden_layers)", default="normal"
     )
     z_loss_coefficient: float = setting(
-        "Weight of the squared log-partition added to the loss", default=0.0, at_least=0
+        "Coefficient of the squared log-partition term in the loss", default=0.0, at_least=0
     )
 
 
 @section
 class SourceConfig:
-    """A source of text. A plain string in YAML is short for `{path: ...}`."""
+    """Source of text. A plain string in YAML is short for `{path: ...}`."""
 
     shorthand: ClassVar[str] = "path"
 
     path: str = setting(
-        "python-stdlib (embedded); a file, glob or folder of text, JSON Lines or Parquet; or a name for `datasets`"
+        "python-stdlib (embedded); a file, glob or folder of text, JSON Lines or Parquet; or a `datasets` name"
     )
     name: str | None = setting("Configuration of a `datasets` name", default=None, null="its default")
     split: str | None = setting("Split of a `datasets` name or saved folder", default=None, null="train")
     text_column: str | None = setting("Column of JSON Lines, Parquet and `datasets`", default=None, null="text")
     document_separator: str | None = setting(
-        "Text files: the line between two documents", default=None, null="a document per file"
+        "Text files: the line that separates documents", default=None, null="one document per file"
     )
 
 
@@ -86,7 +86,7 @@ class TextDataConfig:
     )
     sequence_length: int = setting("Length of a sample", unit="tokens", at_least=1, evaluation=True)
     validation_fraction: float | None = setting(
-        "Share of documents held out, chosen by content",
+        "Fraction of documents held out for validation, chosen by a content hash",
         default=None,
         above=0,
         below=1,
@@ -95,17 +95,22 @@ class TextDataConfig:
         judges=True,
     )
     validation_sources: tuple[SourceConfig, ...] = setting(
-        "Text to validate on, instead of a fraction", default=(), evaluation=True, judges=True
+        "Text to validate on, instead of a held-out fraction", default=(), evaluation=True, judges=True
     )
     validation_windows: int | None = setting(
-        "Validate on the first so many samples", default=None, at_least=1, null="all", evaluation=True, judges=True
+        "Number of samples to validate on, from the first",
+        default=None,
+        at_least=1,
+        null="all",
+        evaluation=True,
+        judges=True,
     )
-    seed: int = setting("Order of the samples", default=0, at_least=0, report="seed")
+    seed: int = setting("Seed of the sample order", default=0, at_least=0, report="seed")
     cache_dir: str = setting(
-        "Folder of tokenized corpora", default="cache", resume="free", report="ignored", evaluation=True
+        "Cache folder for tokenized text", default="cache", resume="free", report="ignored", evaluation=True
     )
     num_workers: int | None = setting(
-        "Processes that tokenize",
+        "Number of tokenizer processes",
         default=None,
         at_least=1,
         null="one per core",
@@ -123,5 +128,5 @@ class LanguageModelConfig:
     model: DecoderConfig = setting("The decoder")
     data: TextDataConfig = setting("Its text")
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
-        "Implementation of attention, by its name in transformers", default="sdpa", evaluation=True
+        "Attention implementation, by its name in transformers", default="sdpa", evaluation=True
     )

@@ -1,4 +1,4 @@
-"""What no single type can say of a language model: its shape, its text, and settings that it never reads."""
+"""Cross-field checks for language-model configs: shape, text sources, and settings that would be ignored."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from modeling.decoder.facts_rules_periln import has_output_norms, shape_faults
 from train.config.values import Rule, Values
 
 _STDLIB = "python-stdlib"
-_SMALLEST_BPE = 257  # 256 bytes and the end of a document
+_SMALLEST_BPE = 257  # 256 bytes and the end-of-text token
 
 
 def _shape_goes_together(values: Values) -> Iterator[str]:
-    """What the model itself refuses, or would ignore."""
+    """Apply the checks of the model configuration."""
     for fault in shape_faults(values.below("task.model.")):
         yield f"task.model.{fault.key}: {fault.message}"
 
@@ -21,46 +21,46 @@ def _shape_goes_together(values: Values) -> Iterator[str]:
 def _decayed_norms_exist(values: Values) -> Iterator[str]:
     frozen, lacking = values["task.model.frozen_norm_scales"], not has_output_norms(values["task.model.norm_placement"])
     if values["optim.output_norm_weight_decay"] and (lacking or frozen != "none"):
-        why = "no layer has a norm on its outputs" if lacking else f"task.model.frozen_norm_scales is {frozen}"
-        yield f"optim.output_norm_weight_decay: has no effect, as {why}; write 0"
+        why = "no layer has an output norm" if lacking else f"task.model.frozen_norm_scales is {frozen}"
+        yield f"optim.output_norm_weight_decay: has no effect because {why}; write 0"
 
 
 def _windows_fit_the_positions(values: Values) -> Iterator[str]:
     window, longest = values["task.data.sequence_length"], values["task.model.max_position_embeddings"]
     if window > longest:
         yield (
-            f"task.data.sequence_length: {window} is more than task.model.max_position_embeddings {longest}; "
-            f"lower the one or raise the other"
+            f"task.data.sequence_length: {window} exceeds task.model.max_position_embeddings ({longest}); "
+            f"lower the former or raise the latter"
         )
 
 
 def _vocabulary_holds_the_bytes(values: Values) -> Iterator[str]:
     size = values["task.model.vocab_size"]
     if values["task.data.tokenizer"] == "byte-bpe" and size < _SMALLEST_BPE:
-        yield f"task.model.vocab_size: {size} is too small for the tokenizer byte-bpe; write {_SMALLEST_BPE} or more"
+        yield f"task.model.vocab_size: {size} is too small for the byte-bpe tokenizer; write {_SMALLEST_BPE} or more"
 
 
 def _there_is_a_source(values: Values) -> Iterator[str]:
     if not values["task.data.sources"]:
-        yield f"task.data.sources: is empty; write at least one, as in [{_STDLIB}]"
+        yield f"task.data.sources: is empty; list at least one source, as in [{_STDLIB}]"
 
 
-def _validation_is_told_once(values: Values) -> Iterator[str]:
+def _validation_is_given_once(values: Values) -> Iterator[str]:
     fraction, path = values["task.data.validation_fraction"], "task.data.validation_fraction"
     if fraction is not None and values["task.data.validation_sources"]:
-        yield f"{path}: has no effect beside task.data.validation_sources; leave one of them out"
+        yield f"{path}: has no effect together with task.data.validation_sources; remove one of them"
 
 
 def _sources_read_their_keys(values: Values) -> Iterator[str]:
-    """What a source never reads, where its path alone tells."""
+    """Reject keys that a source would ignore, as far as its path tells."""
     for section in ("sources", "validation_sources"):
         for number, source in enumerate(values[f"task.data.{section}"]):
-            for key in _useless_keys(source.path):
+            for key in _ignored_keys(source.path):
                 if getattr(source, key) is not None:
-                    yield f"task.data.{section}.{number}.{key}: has no effect on {source.path}; leave it out"
+                    yield f"task.data.{section}.{number}.{key}: has no effect on {source.path}; remove it"
 
 
-def _useless_keys(path: str) -> tuple[str, ...]:
+def _ignored_keys(path: str) -> tuple[str, ...]:
     if path == _STDLIB:
         return ("name", "split", "text_column", "document_separator")
     if re.search(r"\.(txt|md)(\.(gz|bz2|xz))?$", path):
@@ -76,7 +76,7 @@ def _gradients_have_a_type(values: Values) -> Iterator[str]:
         yield "engine.gradient_dtype: bf16 has no effect at engine.precision fp32; write fp32, or engine.precision=bf16"
     elif gradients == "fp32" and precision != "fp32" and values["engine.zero_stage"] == 0:
         yield (
-            f"engine.gradient_dtype: fp32 is not to be had at engine.zero_stage 0 with engine.precision {precision}: "
+            f"engine.gradient_dtype: fp32 is not available at engine.zero_stage 0 with engine.precision {precision}: "
             f"DeepSpeed has no fp32 accumulation there; write engine.zero_stage=1 or engine.gradient_dtype=bf16"
         )
 
@@ -87,7 +87,7 @@ RULES: tuple[Rule, ...] = (
     _windows_fit_the_positions,
     _vocabulary_holds_the_bytes,
     _there_is_a_source,
-    _validation_is_told_once,
+    _validation_is_given_once,
     _sources_read_their_keys,
     _gradients_have_a_type,
 )

@@ -1,7 +1,7 @@
-"""Patterns on a surface: values from 0 to 1 at coordinates in the surface, about a half on average.
+"""Surface patterns: values from 0 to 1 at surface coordinates, about 0.5 on average.
 
-N...  any shape, the pixels at which a pattern is asked for
-u, v  coordinates in the surface, float64 (N...); v runs downwards where the surface has a down
+N...  any shape, the pixels at which a pattern is evaluated
+u, v  surface coordinates, float64 (N...); v points down on surfaces with an up and a down
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from train.data.drawn.draws import Draws, lattice
 
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-_SOFTNESS = 0.12  # of a period: the width over which a stripe passes into the next
+_SOFTNESS = 0.12  # of a period: the width of the transition between stripes
 
 
 def draw(draws: Draws, kinds: Sequence[str], *, period: float) -> Pattern:
-    """Return a pattern of one of some kinds, with its details drawn.
+    """Return a random pattern of one of the given kinds.
 
     Args:
-        draws: what decides.
-        kinds: names of `KINDS`.
-        period: about how long the pattern is before it comes again, in the unit of the coordinates.
+        draws: Source of randomness.
+        kinds: Names in `KINDS`.
+        period: Approximate period of the pattern, in the unit of the coordinates.
     """
     kind, seed = draws.choice(kinds), draws.integer(0, 2**40)
     angle, period = draws.uniform(0, np.pi), period * draws.uniform(0.75, 1.4)
@@ -36,11 +36,11 @@ def draw(draws: Draws, kinds: Sequence[str], *, period: float) -> Pattern:
     return pattern
 
 
-# Each takes coordinates in periods.
+# All functions below expect coordinates in periods.
 
 
 def plain(u: np.ndarray, v: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return a half everywhere."""
+    """Return 0.5 everywhere."""
     return np.full(u.shape, 0.5)
 
 
@@ -57,7 +57,7 @@ def _checks(u: np.ndarray, v: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _spots(u: np.ndarray, v: np.ndarray, seed: int) -> np.ndarray:
-    """Discs, one in each cell, of a size of its own."""
+    """Draw one disc per cell, each of its own size."""
     row, column = np.floor(v), np.floor(u)
     radius = 0.25 + 0.2 * lattice(row, column, seed=seed)
     return (np.hypot(u - column - 0.5, v - row - 0.5) < radius).astype(np.float64)
@@ -79,7 +79,7 @@ def _noise(u: np.ndarray, v: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _brick(u: np.ndarray, v: np.ndarray, seed: int) -> np.ndarray:
-    """Courses of bricks, twice as wide as high, each of a tone of its own, in light mortar."""
+    """Draw courses of bricks, twice as wide as high, each in its own shade, with light mortar."""
     course = np.floor(2 * v)
     shifted = u + 0.5 * (course % 2)
     brick = np.floor(shifted)
@@ -88,7 +88,7 @@ def _brick(u: np.ndarray, v: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _grass(u: np.ndarray, v: np.ndarray, seed: int) -> np.ndarray:
-    """Blades: noise that is drawn out along a direction which bends."""
+    """Draw blades: noise stretched along a curved direction."""
     bent = u + 0.8 * _smooth_noise(u, v, seed + 1)
     blades = _smooth_noise(6 * bent, 0.9 * v, seed) + 0.5 * _smooth_noise(11 * bent, 1.7 * v, seed + 2)
     return np.clip(0.5 + 1.6 * (blades / 1.5 - 0.5), 0, 1)

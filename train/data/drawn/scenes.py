@@ -1,8 +1,8 @@
-"""Procedural rooms: a colour image and its exact depth, as a pure function of a number and a size.
+"""Procedural rooms: a color image with exact depth, as a pure function of an index and a size.
 
-A room has slanted walls and a floor, spheres, boxes, rods and a wire. Colours are painted on: checks, stripes, spots
-and noise make edges where the depth has none, and some things are painted like the wall behind them, so that the depth
-has edges where colour hardly shows them. What a filter learns here is when to trust its guidance.
+A room has slanted walls and a floor, spheres, boxes, rods and a wire. Painted checks, stripes, spots and noise create
+color edges where the depth has none, and some objects are painted like the wall behind them, so that some depth edges
+are barely visible in color. From this a filter learns when to trust its guidance.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from train.data.drawn import patterns
 from train.data.drawn.draws import Draws
 from train.data.drawn.surfaces import Hit, box, camera_rays, plane, rod, sphere
 
-VERSION = 1  # of the pictures: a change of these would silently change what is learned and measured
+VERSION = 1  # of the images; increment it if they change, as that would silently change training and results
 
 _STREAM = 0x5CE7E
-_HIDDEN = 0.25  # of the things are painted like the wall
+_HIDDEN = 0.25  # of the objects are painted like the wall
 _AMBIENT = 0.55
-_SENSOR_NOISE = 0.008  # standard deviation, of 1
+_SENSOR_NOISE = 0.008  # standard deviation, relative to 1
 _KINDS = ("plain", "gradient", "stripes", "checks", "spots", "noise", "weave")
 
 
@@ -29,60 +29,60 @@ def scene(index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return one room.
 
     Args:
-        index: which one; every whole number from 0 has its own.
-        size: height and width; the same room is seen at every size.
+        index: Number of the room, from 0.
+        size: Height and width; each size shows the same room.
 
     Returns:
-        RGB float32 (H, W, 3) from 0 to 1, and depth float32 (H, W) in metres.
+        RGB float32 (H, W, 3) from 0 to 1, and depth float32 (H, W) in meters.
     """
     draws = Draws(_STREAM, index)
     rays = camera_rays(size)
     light = np.array([draws.uniform(-0.7, 0.7), draws.uniform(-1, -0.3), draws.uniform(-1, -0.6)])
     light /= np.linalg.norm(light)
     paint = wall_paint = _Paint(draws, period=draws.uniform(0.35, 0.8))
-    depth, colour = np.full(size, np.inf), np.zeros((*size, 3))
-    for number, thing in enumerate(_things(draws, rays)):
+    depth, color = np.full(size, np.inf), np.zeros((*size, 3))
+    for number, surfaces in enumerate(_objects(draws, rays)):
         if number:
             paint = _Paint(draws, period=draws.uniform(0.12, 0.45))
         if number > _WALLS and draws.uniform(0, 1) < _HIDDEN:
             paint = wall_paint.plain()
-        for hit in thing:
+        for hit in surfaces:
             nearer = hit.depth < depth
             depth[nearer] = hit.depth[nearer]
             normal, coordinates = hit.details(nearer)
             shade = _AMBIENT + (1 - _AMBIENT) * np.maximum(normal @ light, 0)
-            colour[nearer] = paint.at(coordinates) * shade[:, None]
-    colour += _SENSOR_NOISE * Draws(_STREAM, index, *size).normal(colour.shape)
-    return np.clip(colour, 0, 1).astype(np.float32), depth.astype(np.float32)
+            color[nearer] = paint.at(coordinates) * shade[:, None]
+    color += _SENSOR_NOISE * Draws(_STREAM, index, *size).normal(color.shape)
+    return np.clip(color, 0, 1).astype(np.float32), depth.astype(np.float32)
 
 
 class _Paint:
-    """Two colours and the pattern in which they lie on a surface."""
+    """Two colors and the pattern that mixes them on a surface."""
 
     def __init__(self, draws: Draws, *, period: float) -> None:
         base = 0.2 + 0.7 * draws.unit((3,))
-        self.colours = np.stack([base, np.clip(base + draws.uniform(0.1, 0.5) * (2 * draws.unit((3,)) - 1), 0.05, 1)])
+        self.colors = np.stack([base, np.clip(base + draws.uniform(0.1, 0.5) * (2 * draws.unit((3,)) - 1), 0.05, 1)])
         self.pattern = patterns.draw(draws, _KINDS, period=period)
 
     def at(self, coordinates: np.ndarray) -> np.ndarray:
-        """Return the colours at (N, 2) coordinates: (N, 3)."""
+        """Return the colors at (N, 2) coordinates: (N, 3)."""
         share = self.pattern(coordinates[:, 0], coordinates[:, 1])[:, None]
-        return self.colours[0] + share * (self.colours[1] - self.colours[0])
+        return self.colors[0] + share * (self.colors[1] - self.colors[0])
 
     def plain(self) -> _Paint:
-        """Return the mean of the two colours without the pattern."""
+        """Return the mean of the two colors, without the pattern."""
         other = object.__new__(_Paint)
-        other.colours, other.pattern = self.colours, patterns.plain
+        other.colors, other.pattern = self.colors, patterns.plain
         return other
 
 
-# --------------------------------------------------------------------------------------------------- what is there
+# --------------------------------------------------------------------------------------------------- objects
 
-_WALLS = 2  # besides the back one
+_WALLS = 2  # in addition to the back wall
 
 
-def _things(draws: Draws, rays: np.ndarray) -> Iterator[list[Hit]]:
-    """Yield the surfaces of the back wall, the floor, a side wall, and then of each thing before them."""
+def _objects(draws: Draws, rays: np.ndarray) -> Iterator[list[Hit]]:
+    """Yield the surfaces of the back wall, the floor, a side wall, and then of each object in front of them."""
     floor = draws.uniform(0.9, 1.4)
     yield [_back_wall(draws, rays)]
     yield [_floor(draws, rays, floor)]
@@ -115,7 +115,7 @@ def _side_wall(draws: Draws, rays: np.ndarray) -> Hit:
 
 
 def _place(draws: Draws, near: float, far: float) -> np.ndarray:
-    """Return a point that the camera sees."""
+    """Return a point in the camera's view."""
     depth = draws.uniform(near, far)
     return depth * np.array([draws.uniform(-0.5, 0.5), draws.uniform(-0.36, 0.36), 1])
 
@@ -126,7 +126,7 @@ def _sphere(draws: Draws, rays: np.ndarray) -> Hit:
 
 
 def _box(draws: Draws, rays: np.ndarray, floor: float) -> Hit:
-    """Meet a box, more often one that stands on the floor."""
+    """Intersect a box, which stands on the floor more often than not."""
     center = _place(draws, 1.6, 3.8)
     half = center[2] * (0.05 + 0.13 * draws.unit((3,)))
     if draws.uniform(0, 1) < 0.6:
@@ -148,7 +148,7 @@ def _direction(draws: Draws) -> np.ndarray:
 
 
 def _wire(draws: Draws, rays: np.ndarray, *, pieces: int = 6) -> list[Hit]:
-    """Meet a thin wire that sags between two points."""
+    """Intersect a thin wire that sags between two points."""
     left, right = (side * np.array([1.0, 0, 0]) + _place(draws, 1.8, 3.0) * [0.3, 0.8, 1] for side in (-0.8, 0.8))
     sag, radius = draws.uniform(0.1, 0.5), draws.uniform(0.006, 0.012)
     share = np.linspace(0, 1, pieces + 1)[:, None]

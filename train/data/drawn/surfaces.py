@@ -1,9 +1,9 @@
-"""Where the rays of a camera meet simple surfaces, in closed form.
+"""Closed-form intersections of camera rays with simple surfaces.
 
 H, W    the image
-N       the pixels that a surface is seen at
+N       the pixels that show a surface
 rays    directions (x, y, 1) from the camera at the origin: float64 (H, W, 3); x to the right, y downwards, z away
-depth   of a point: its z, in metres
+depth   of a point: its z, in meters
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-_TINY = 1e-12  # instead of a zero that would be divided by
+_TINY = 1e-12  # replaces zero divisors
 
 
 class Details(NamedTuple):
-    """What a surface is like at some of its points."""
+    """Properties of a surface at some of its points."""
 
     normal: np.ndarray  # (N, 3), of length 1, towards the camera
-    coordinates: np.ndarray  # (N, 2), in metres along the surface
+    coordinates: np.ndarray  # (N, 2), in meters along the surface
 
 
 class Hit(NamedTuple):
-    """Where the rays meet one surface."""
+    """Intersections of the rays with one surface."""
 
     depth: np.ndarray  # (H, W), infinite where a ray misses
     details: Callable[[np.ndarray], Details]  # of the pixels of a mask (H, W), all of which hit
 
 
 def camera_rays(size: tuple[int, int]) -> np.ndarray:
-    """Return the rays through the pixels of an image, the longer side 58 degrees wide."""
+    """Return the rays through the pixels of an image, with a field of view of 58 degrees along the longer side."""
     height, width = size
     focal = 0.9 * max(size)
     rows, columns = np.mgrid[:height, :width] + 0.5
@@ -39,7 +39,7 @@ def camera_rays(size: tuple[int, int]) -> np.ndarray:
 
 
 def plane(rays: np.ndarray, *, point: np.ndarray, normal: np.ndarray) -> Hit:
-    """Meet an endless plane through a point."""
+    """Intersect an infinite plane through a point."""
     normal = normal / np.linalg.norm(normal)
     first = np.cross(normal, [0.0, 1.0, 0.0] if abs(normal[1]) < 0.8 else [1.0, 0.0, 0.0])
     first /= np.linalg.norm(first)
@@ -56,7 +56,7 @@ def plane(rays: np.ndarray, *, point: np.ndarray, normal: np.ndarray) -> Hit:
 
 
 def sphere(rays: np.ndarray, *, center: np.ndarray, radius: float) -> Hit:
-    """Meet the near side of a sphere."""
+    """Intersect the near side of a sphere."""
     a, b = (rays * rays).sum(-1), rays @ center
     inside = b * b - a * (center @ center - radius * radius)
     depth = np.where(inside > 0, (b - np.sqrt(np.maximum(inside, 0))) / a, np.inf)
@@ -70,7 +70,7 @@ def sphere(rays: np.ndarray, *, center: np.ndarray, radius: float) -> Hit:
 
 
 def box(rays: np.ndarray, *, center: np.ndarray, half: np.ndarray, turn: float) -> Hit:
-    """Meet a box (slabs: Kay and Kajiya 1986).
+    """Intersect a box (slab method: Kay and Kajiya 1986).
 
     Args:
         rays: the camera's.
@@ -102,13 +102,13 @@ def box(rays: np.ndarray, *, center: np.ndarray, half: np.ndarray, turn: float) 
 
 
 def rod(rays: np.ndarray, *, start: np.ndarray, end: np.ndarray, radius: float) -> Hit:
-    """Meet a thin round rod, never drawn thinner than a pixel and a half.
+    """Intersect a thin round rod, drawn at least a pixel and a half wide.
 
     Args:
         rays: the camera's.
         start: one end, (3,), before the camera.
         end: the other.
-        radius: in metres.
+        radius: in meters.
     """
     pixel = rays[0, 1, 0] - rays[0, 0, 0]
     first, last = start[:2] / start[2], end[:2] / end[2]

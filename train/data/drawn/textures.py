@@ -1,8 +1,7 @@
-"""Procedural images with texture, and the same without: what texture removal is judged by.
+"""Procedural pairs of textured and clean images, for evaluating texture removal.
 
-The clean image is a cartoon: regions with sharp edges, over which the colour changes slowly. The textured one is the
-cartoon with brick, grass, stripes or noise laid over most of its regions, which moves no edge and hardly any region's
-mean.
+The clean image is a cartoon: regions with sharp edges and slowly changing colors. The textured one adds brick, grass,
+stripes or noise to most regions, which moves no edge and barely changes the mean of a region.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ import numpy as np
 from train.data.drawn import patterns
 from train.data.drawn.draws import Draws
 
-VERSION = 1  # of the pictures: a change of these would silently change what is measured
+VERSION = 1  # of the images; increment it if they change, as that would silently change results
 
 _STREAM = 0x7E2
 _KINDS = ("brick", "grass", "stripes", "noise", "checks", "weave")
 _BARE = 0.15  # of the regions have no texture
-_STRENGTH = (0.12, 0.3)  # from the darkest to the lightest of a texture, of 1
+_STRENGTH = (0.12, 0.3)  # range from the darkest to the lightest point of a texture, relative to 1
 _PERIOD = (0.03, 0.06)  # of the image's height
 
 Region = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -29,8 +28,9 @@ def textured_image(index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.nd
     """Return one image.
 
     Args:
-        index: which one; every whole number from 0 has its own.
-        size: height and width; a larger one shows the same at a higher resolution, and more to the right if wider.
+        index: Number of the image, from 0.
+        size: Height and width; larger sizes show the same image at a higher resolution; wider ones extend it to
+            the right.
 
     Returns:
         The textured and the clean image, RGB float32 (H, W, 3) from 0 to 1 each.
@@ -38,27 +38,27 @@ def textured_image(index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.nd
     draws = Draws(_STREAM, index)
     y, x = (np.mgrid[: size[0], : size[1]] + 0.5) / size[0]
     clean, texture = np.empty((*size, 3)), np.empty((*size, 1))
-    for region in [_everything(draws), *_waves(draws), *_things(draws)]:
+    for region in [_whole_image(draws), *_waves(draws), *_shapes(draws)]:
         inside = region(x, y)
         clean[inside], texture[inside] = _painted(draws, x[inside], y[inside])
     return np.clip(clean + texture, 0, 1).astype(np.float32), clean.astype(np.float32)
 
 
 def _painted(draws: Draws, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a region's colour at its N pixels, (N, 3), and the texture to be added, (N, 1) of mean zero."""
-    colour = 0.25 + 0.5 * draws.unit((3,))
+    """Return the color of a region's N pixels, (N, 3), and the texture to add, (N, 1) with mean zero."""
+    color = 0.25 + 0.5 * draws.unit((3,))
     slope = 0.16 * (2 * draws.unit((2, 3)) - 1)
-    colours = np.clip(colour + (x - 0.6)[:, None] * slope[0] + (y - 0.5)[:, None] * slope[1], 0.15, 0.85)
+    colors = np.clip(color + (x - 0.6)[:, None] * slope[0] + (y - 0.5)[:, None] * slope[1], 0.15, 0.85)
     pattern = patterns.draw(draws, _KINDS, period=draws.uniform(*_PERIOD))
     strength = 0.0 if draws.uniform(0, 1) < _BARE else draws.uniform(*_STRENGTH)
     values = pattern(x, y)
-    return colours, strength * (values - (values.mean() if values.size else 0))[:, None]
+    return colors, strength * (values - (values.mean() if values.size else 0))[:, None]
 
 
 # ------------------------------------------------------------------------------------------------------- regions
 
 
-def _everything(draws: Draws) -> Region:
+def _whole_image(draws: Draws) -> Region:
     return lambda x, y: np.ones(x.shape, bool)
 
 
@@ -66,7 +66,7 @@ def _waves(draws: Draws) -> list[Region]:
     return [_wave(draws) for _ in range(draws.integer(0, 2))]
 
 
-def _things(draws: Draws) -> list[Region]:
+def _shapes(draws: Draws) -> list[Region]:
     return [draws.choice([_ellipse, _rectangle])(draws) for _ in range(draws.integer(4, 8))]
 
 
@@ -81,7 +81,7 @@ def _rectangle(draws: Draws) -> Region:
 
 
 def _wave(draws: Draws) -> Region:
-    """Everything beyond a wavy line."""
+    """Return the region beyond a wavy line."""
     turned, height, phase = _turned(draws), draws.uniform(0.02, 0.08), draws.uniform(0, 6)
 
     def region(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def _wave(draws: Draws) -> Region:
 
 
 def _turned(draws: Draws) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return the coordinates about a place of their own, turned by an angle of their own."""
+    """Return a transform to coordinates with a random origin and rotation."""
     left, top, angle = draws.uniform(0.1, 1.2), draws.uniform(0.1, 0.9), draws.uniform(0, 2 * np.pi)
     cosine, sine = np.cos(angle), np.sin(angle)
     return lambda x, y: (

@@ -1,4 +1,4 @@
-"""A folder of pairs: two files each, found by patterns or by the names that are usual."""
+"""Folders of image pairs, with files detected by patterns or by common names."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from train.config.errors import ConfigError
 from train.config.tasks.joint_filter import PairSourceConfig
 from train.data.images import image_files
 from train.data.images.image_files import Layout, UnreadableError
-from train.data.images.sources import known_values, part, useless_keys
+from train.data.images.sources import ignored_keys, known_values, part
 
 if TYPE_CHECKING:
     from hashlib import blake2b
 
 _GUIDANCE_WORDS = {"color", "colour", "guidance", "guide", "im", "image", "images", "img", "left", "rgb", "textured"}
 _TARGET_WORDS = {"clean", "depth", "depths", "disp", "disparities", "disparity", "gt", "target", "targets"}
-_SILENT_WORDS = {"hr", "output"}  # say nothing of what an image is, nor which
-_AT_A_TIME = 1 << 20  # bytes that are read for a hash
-_SHOWN = 3  # examples in a message
+_IGNORED_WORDS = {"hr", "output"}  # identify neither the side nor the pair
+_AT_A_TIME = 1 << 20  # bytes read for a hash
+_MAX_EXAMPLES = 3  # in a message
 
 
 class Files(NamedTuple):
@@ -34,10 +34,10 @@ class Files(NamedTuple):
 
 
 class FolderSource:
-    """Pairs of files."""
+    """A source of pairs stored as files."""
 
     def __init__(self, files: Sequence[Files], *, missing: float | None) -> None:
-        """Take files, and the value of a map that means that there is none."""
+        """Initialize from files and the value that marks missing pixels."""
         self.files, self.missing = files, missing
         self.names: Sequence[str] = [pair.name for pair in files]
 
@@ -54,14 +54,14 @@ class FolderSource:
         _, guidance, target = self.files[index]
         file = guidance
         try:
-            colour = image_files.read_colour(file)
+            color = image_files.read_color(file)
             file = target
-            return colour, *known_values(image_files.read_values(file), self.missing)
+            return color, *known_values(image_files.read_values(file), self.missing)
         except UnreadableError as error:
             raise ConfigError([f"{file}: {error}"]) from error
 
     def update(self, digest: blake2b, index: int) -> None:
-        """Add the bytes of both files, and what counts as missing."""
+        """Hash the bytes of both files and the value that marks missing pixels."""
         for path in self.files[index][1:]:
             digest.update(f"{path.suffix.lower()} {path.stat().st_size} {self.missing!r}\n".encode())
             with path.open("rb") as file:
@@ -70,12 +70,12 @@ class FolderSource:
 
 
 def open_folder(config: PairSourceConfig, *, path: str) -> FolderSource:
-    """Return the pairs of a folder, in the order of their names.
+    """Return the pairs of a folder, ordered by name.
 
     Raises:
-        ConfigError: Everything that is wrong with the source.
+        ConfigError: With every fault of the source.
     """
-    faults = list(useless_keys(config, ("split", "size"), path=path, because="a folder of pairs"))
+    faults = list(ignored_keys(config, ("split", "size"), path=path, because="a folder of pairs"))
     root = Path(config.path).expanduser()
     try:
         guidance, target = _both_sides(config, root, path)
@@ -99,19 +99,21 @@ def _both_sides(config: PairSourceConfig, root: Path, path: str) -> tuple[list[P
         ConfigError: There are none, or only one of the two patterns is given.
     """
     if (config.guidance is None) != (config.target is None):
-        given, lacking = ("guidance", "target") if config.target is None else ("target", "guidance")
-        raise ConfigError([f"{path}.{lacking}: is missing beside {path}.{given}; write both patterns, or neither"])
+        present, missing = ("guidance", "target") if config.target is None else ("target", "guidance")
+        raise ConfigError(
+            [f"{path}.{missing}: missing although {path}.{present} is set; set both patterns, or neither"]
+        )
     if config.guidance is None or config.target is None:
-        return _usual(config, root, path)
+        return _detected(config, root, path)
     sides, faults = [], list[str]()
     for key, pattern in (("guidance", config.guidance), ("target", config.target)):
-        found = _matching(root, pattern)
-        if not found:
+        files = _matching(root, pattern)
+        if not files:
             faults.append(
-                f"{path}.{key}: {pattern!r} matches no image below {config.path}; write a pattern as RGB/*.png "
-                f"(files that are read: {' '.join(image_files.SUFFIXES)})"
+                f"{path}.{key}: {pattern!r} matches no image below {config.path}; write a pattern like RGB/*.png "
+                f"(supported files: {' '.join(image_files.SUFFIXES)})"
             )
-        sides.append(found)
+        sides.append(files)
     if faults:
         raise ConfigError(faults)
     return sides[0], sides[1]
@@ -120,7 +122,7 @@ def _both_sides(config: PairSourceConfig, root: Path, path: str) -> tuple[list[P
 def _matching(root: Path, pattern: str) -> list[Path]:
     try:
         return _readable(root.glob(pattern))
-    except (ValueError, NotImplementedError):  # pathlib refuses an empty pattern and an absolute one
+    except (ValueError, NotImplementedError):  # pathlib rejects empty and absolute patterns
         return []
 
 
@@ -128,26 +130,26 @@ def _readable(paths: Iterator[Path]) -> list[Path]:
     return sorted(p for p in paths if p.suffix.lower() in image_files.SUFFIXES and p.is_file() and p.name[0] != ".")
 
 
-def _usual(config: PairSourceConfig, root: Path, path: str) -> tuple[list[Path], list[Path]]:
-    """Find folders with the usual names, or else files with the usual words in their names.
+def _detected(config: PairSourceConfig, root: Path, path: str) -> tuple[list[Path], list[Path]]:
+    """Find folders with common names, or else files with common words in their names.
 
     Raises:
-        ConfigError: There are none, or more than one folder may be meant.
+        ConfigError: There are none, or the folders are ambiguous.
     """
     folders = sorted(p for p in root.iterdir() if p.is_dir())
     of_guidance, of_target = ([p for p in folders if set(_words(p.name.lower())) & words] for words in _SIDES)
     if len(of_guidance) == len(of_target) == 1:
         guidance, target = (_readable(side[0].rglob("*")) for side in (of_guidance, of_target))
     else:
-        there = _readable(root.glob("*"))
-        target = [p for p in there if set(_words(p.stem.lower())) & _TARGET_WORDS]
-        guidance = [p for p in there if set(_words(p.stem.lower())) & _GUIDANCE_WORDS and p not in target]
+        files = _readable(root.glob("*"))
+        target = [p for p in files if set(_words(p.stem.lower())) & _TARGET_WORDS]
+        guidance = [p for p in files if set(_words(p.stem.lower())) & _GUIDANCE_WORDS and p not in target]
     if guidance and target:
         return guidance, target
     raise ConfigError(
         [
-            f"{path}.path: {config.path} has no two folders with names as RGB and Depth, nor files as 1_color.png and "
-            f"1_depth.png; say what its files are, as in guidance: RGB/*.png and target: Depth/*.png"
+            f"{path}.path: {config.path} contains neither two folders with names like RGB and Depth nor files like "
+            f"1_color.png and 1_depth.png; set patterns, for example guidance: RGB/*.png and target: Depth/*.png"
         ]
     )
 
@@ -163,7 +165,7 @@ def _words(name: str) -> list[str]:
 
 
 def _joined(guidance: Sequence[Path], target: Sequence[Path], *, root: Path, path: str) -> list[Files]:
-    """Return the pairs: two files whose names are the same but for the words that tell the sides apart.
+    """Pair files whose names differ only in the words that mark the two sides.
 
     Raises:
         ConfigError: A file has no partner, or several.
@@ -172,12 +174,12 @@ def _joined(guidance: Sequence[Path], target: Sequence[Path], *, root: Path, pat
         return [Files(_name(guidance[0], root) or guidance[0].stem, guidance[0], target[0])]
     faults: list[str] = []
     left, right = (_by_key(side, root, path, faults) for side in (guidance, target))
-    for mine, other, what in ((left, right, "target"), (right, left, "guidance")):
-        alone = [str(file.relative_to(root)) for key, file in mine.items() if key not in other]
+    for own, other, what in ((left, right, "target"), (right, left, "guidance")):
+        alone = [str(file.relative_to(root)) for key, file in own.items() if key not in other]
         if alone:
             faults.append(
                 f"{path}.path: {_some(alone)} {'has' if len(alone) == 1 else 'have'} no {what} ({len(guidance)} files "
-                f"of guidance, {len(target)} of targets); partners have the same name but for words as color and depth"
+                f"of guidance, {len(target)} of target); partners have equal names but for words like color and depth"
             )
     if faults:
         raise ConfigError(faults)
@@ -185,41 +187,41 @@ def _joined(guidance: Sequence[Path], target: Sequence[Path], *, root: Path, pat
 
 
 def _name(file: Path, root: Path) -> str:
-    """Return what two partners' names have in common: `scene1/RGB/0007_color.png` is scene1/0007."""
-    ignored = _GUIDANCE_WORDS | _TARGET_WORDS | _SILENT_WORDS
+    """Return the name shared by two partners: scene1/0007 for `scene1/RGB/0007_color.png`."""
+    ignored = _GUIDANCE_WORDS | _TARGET_WORDS | _IGNORED_WORDS
     parts = file.relative_to(root).with_suffix("").parts
-    kept = ["_".join(word for word in _words(part) if word.lower() not in ignored) for part in parts]
-    return "/".join(word for word in kept if word)
+    names = ["_".join(word for word in _words(part) if word.lower() not in ignored) for part in parts]
+    return "/".join(name for name in names if name)
 
 
 def _by_key(files: Sequence[Path], root: Path, path: str, faults: list[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    by_key: dict[str, Path] = {}
     for file in files:
-        first = found.setdefault(_name(file, root).lower(), file)
+        first = by_key.setdefault(_name(file, root).lower(), file)
         if first != file:
             faults.append(
-                f"{path}.path: {first.relative_to(root)} and {file.relative_to(root)} would belong to the same pair; "
-                "name the files apart, or write guidance and target patterns that match one of them"
+                f"{path}.path: {first.relative_to(root)} and {file.relative_to(root)} belong to the same pair; "
+                "rename one of them, or set guidance and target patterns that match only one"
             )
-    return found
+    return by_key
 
 
 def _some(names: Sequence[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - _MAX_EXAMPLES
+    return ", ".join(names[:_MAX_EXAMPLES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _mismatches(pair: Files, path: str) -> Iterator[str]:
-    """Yield what is wrong with the files of a pair, by their headers."""
+    """Yield the faults of a pair's files, from their headers."""
     sizes: list[tuple[int, int]] = []
     for file in (pair.guidance, pair.target):
         try:
-            sizes.append(image_files.layout(file, colour=file == pair.guidance).size)
+            sizes.append(image_files.layout(file, color=file == pair.guidance).size)
         except UnreadableError as error:
             yield f"{path}.path: {file} {error}"
     if len(sizes) == 2 and sizes[0] != sizes[1]:
         (height, width), (other_height, other_width) = sizes
         yield (
             f"{path}.path: {pair.guidance} has {height} x {width} pixels and {pair.target.name} {other_height} x "
-            f"{other_width}; both are needed at the same size (the small input is made of the target)"
+            f"{other_width}; both must have the same size (the low-resolution input is produced from the target)"
         )

@@ -1,7 +1,7 @@
-"""Images in pairs, guidance and target, from any of the places that `PairSourceConfig.path` may name.
+"""Image pairs, guidance and target, from any source that `PairSourceConfig.path` supports.
 
 H, W  height and width of a pair, which both images share
-C     channels of the target: 1 for depth and the like, 3 for colour
+C     channels of the target: 1 for depth and the like, 3 for color
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from train.data.images.pair_folder import open_folder
 from train.data.images.procedural import KINDS, open_procedural
 from train.data.images.sources import Source
 
-_FORMAT = 1  # of what `read` returns: a change of it would silently change what is learned
+_FORMAT = 1  # of the values returned by `read`; increment it if they change, as that would silently change training
 
 
 class Pair(NamedTuple):
@@ -34,13 +34,13 @@ class Pair(NamedTuple):
 
 
 class Pairs:
-    """The pairs of several sources, one source after the other. Nothing is read before it is asked for.
+    """The pairs of several sources, concatenated and read on demand.
 
-    Safe to be read by several threads at once.
+    Safe for concurrent reads by several threads.
     """
 
     def __init__(self, sources: Sequence[tuple[Source, PairSourceConfig]]) -> None:
-        """Join sources, each with the configuration that it was opened with."""
+        """Concatenate sources, each with its configuration."""
         self._entries = [(source, i, config) for source, config in sources for i in range(len(source.names))]
         self._fingerprint: str | None = None
 
@@ -57,12 +57,12 @@ class Pairs:
         return Pair(source.names[i], *source.read(i), config.units_per_value)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return a pair's height and width; no image is decoded."""
+        """Return a pair's height and width; does not decode the image."""
         source, i, _ = self._entries[index]
         return source.layout(i).size
 
     def channels(self, index: int) -> int:
-        """Return the number of channels of a pair's target, 1 or 3; no image is decoded."""
+        """Return the number of channels of a pair's target, 1 or 3; does not decode the image."""
         source, i, _ = self._entries[index]
         return source.layout(i).channels
 
@@ -73,9 +73,9 @@ class Pairs:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything that decides what `read` returns: all files' bytes and the settings (32 hex digits).
+        """A hash (32 hex digits) of everything that determines the result of `read`: bytes of all files, and settings.
 
-        It reads every file when it is asked for the first time.
+        The first access reads every file.
         """
         if self._fingerprint is None:
             digest = hashlib.blake2b(f"{_FORMAT}\n".encode(), digest_size=16)
@@ -87,15 +87,15 @@ class Pairs:
 
 
 def open_pairs(sources: Sequence[PairSourceConfig], *, path: str) -> Pairs:
-    """Return the pairs of some sources.
+    """Open the pairs of several sources.
 
     Args:
-        sources: one or more.
-        path: their place in the configuration, `task.data.sources`, for messages.
+        sources: One or more sources.
+        path: Their path in the configuration (`task.data.sources`), for messages.
 
     Raises:
-        ConfigError: Everything that is wrong with any of them: nothing is there, partners are missing, sizes differ,
-            formats are unknown, keys have no effect ...
+        ConfigError: With every fault of any source: missing files or partners, different sizes, unknown formats,
+            settings without effect.
     """
     opened: list[tuple[Source, PairSourceConfig]] = []
     faults: list[str] = []
@@ -124,5 +124,5 @@ def _open(config: PairSourceConfig, *, path: str) -> Source:
 
 def _nothing_there(config: PairSourceConfig, path: str) -> str:
     kinds = f"{', '.join(KINDS)}, a folder of pairs, a folder of NYU's .npy arrays, or nyu_depth_v2_labeled.mat"
-    found = "is a single file" if Path(config.path).expanduser().is_file() else "does not exist"
-    return f"{path}.path: {config.path} {found}; give {kinds}"
+    problem = "is a single file" if Path(config.path).expanduser().is_file() else "does not exist"
+    return f"{path}.path: {config.path} {problem}; use one of {kinds}"

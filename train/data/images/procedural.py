@@ -1,4 +1,4 @@
-"""Procedural scenes and textures as sources of pairs."""
+"""Procedural scenes and textures as sources of image pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from train.config.errors import ConfigError
 from train.config.tasks.joint_filter import PairSourceConfig
 from train.data.drawn import scenes, textures
 from train.data.images.image_files import Layout
-from train.data.images.sources import useless_keys
+from train.data.images.sources import ignored_keys
 
 if TYPE_CHECKING:
     from hashlib import blake2b
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 SCENES = "procedural-scenes"
 KINDS = (SCENES, "procedural-textures")
 DEFAULT_SIZE = (192, 256)
-_SMALLEST = 16  # pixels: below it a scene shows nothing
+_SMALLEST = 16  # pixels; smaller scenes show nothing
 
 
 class ProceduralSource:
-    """Scenes or textures of some numbers, drawn when they are read."""
+    """A range of scenes or textures, rendered when read."""
 
     def __init__(self, kind: str, numbers: range, size: tuple[int, int]) -> None:
-        """Take the images of some numbers at a size."""
+        """Initialize from a kind, a range of indices and a size."""
         self.kind, self.numbers, self.size = kind, numbers, size
         word = kind.removeprefix("procedural-").removesuffix("s")
         self.names: Sequence[str] = [f"{word}-{number:05d}" for number in numbers]
@@ -36,33 +36,33 @@ class ProceduralSource:
         return Layout(self.size, 1 if self.kind == SCENES else 3)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return guidance, target and valid: colour and depth, or a textured and its clean image."""
+        """Return guidance, target and valid: color and depth, or a textured and its clean image."""
         valid = np.ones(self.size, bool)
         if self.kind == SCENES:
-            colour, depth = scenes.scene(self.numbers[index], self.size)
-            return colour, depth[:, :, None], valid
+            color, depth = scenes.scene(self.numbers[index], self.size)
+            return color, depth[:, :, None], valid
         return *textures.textured_image(self.numbers[index], self.size), valid
 
     def update(self, digest: blake2b, index: int) -> None:
-        """Add what decides the image: its number, its size, and the version of the code that draws it."""
+        """Hash what determines the image: its index, its size, and the version of the code that renders it."""
         version = scenes.VERSION if self.kind == SCENES else textures.VERSION
         digest.update(f"{self.kind} {version} {self.numbers[index]} {self.size}\n".encode())
 
 
 def open_procedural(config: PairSourceConfig, *, path: str) -> ProceduralSource:
-    """Return the images of `start` to `stop`, which count the endless series from 0.
+    """Return the images `start` to `stop` of the infinite series, counted from 0.
 
     Raises:
-        ConfigError: Everything that is wrong with the source.
+        ConfigError: With every fault of the source.
     """
     start, stop, size = config.start or 0, config.stop, config.size or DEFAULT_SIZE
-    faults = list(useless_keys(config, ("guidance", "target", "split", "missing"), path=path, because=config.path))
+    faults = list(ignored_keys(config, ("guidance", "target", "split", "missing"), path=path, because=config.path))
     if start < 0:
-        faults.append(f"{path}.start: {start} is no image of an endless series; write 0 or more")
+        faults.append(f"{path}.start: {start} is negative, but the series is infinite; write 0 or more")
     if stop is None:
-        faults.append(f"{path}.stop: is missing, and {config.path} has no end; write how far to count, as in stop: 200")
+        faults.append(f"{path}.stop: missing, but {config.path} is infinite; set the end, for example stop: 200")
     elif stop <= max(start, 0):
-        faults.append(f"{path}.stop: {stop} leaves no image from start {start}; write {max(start, 0) + 1} or more")
+        faults.append(f"{path}.stop: {stop} leaves no images after start {start}; write {max(start, 0) + 1} or more")
     if min(size) < _SMALLEST:
         faults.append(f"{path}.size: {list(size)} is too small; write height and width of {_SMALLEST} or more")
     if faults or stop is None:

@@ -1,12 +1,12 @@
-"""Make a target small, and large again: the ways in which depth up-sampling papers make their inputs.
+"""Downsampling and upsampling of targets, by the methods of the depth-upsampling literature.
 
 H, W  the target's height and width
 C     its channels
 
-The image is divided into floor(H / scale) x floor(W / scale) equal cells, and each becomes a pixel. Where `scale` does
-not divide a side, a cell is a little longer than `scale` pixels: PIL weighs the fractions, for block means and the
-phases of the nearest modes the cells begin and end at whole pixels. So the small image covers the whole one, without
-padding or cropping, and comes back to exactly H x W.
+The image is divided into floor(H / scale) x floor(W / scale) equal cells, and each becomes a pixel. If `scale` does not
+divide a side, cells are slightly longer than `scale` pixels: PIL weights fractional pixels, while for block means and
+the corner modes cells start and end at whole pixels. Thus the small image covers the whole original without padding or
+cropping, and is upsampled to exactly H x W.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Downsampling = Literal[
 
 
 def degrade(target: np.ndarray, valid: np.ndarray, *, scale: int, mode: Downsampling) -> np.ndarray:
-    """Return what remains of a target that was made `scale` times smaller and brought back to its size.
+    """Downsample a target by `scale` and upsample it back to its original size.
 
-    Values that are not valid take no part: block means are over the valid pixels of a block, and every other mode
-    sees each hole filled with the nearest valid value, which adds neither edges of its own nor values between
-    foreground and background. A target without any valid pixel gives zeros.
+    Invalid pixels do not contribute: block means use the valid pixels of a block, and all other modes operate on a
+    target whose holes are filled with the nearest valid value, which adds neither edges nor values between foreground
+    and background. A target without valid pixels yields zeros.
 
     Args:
         target: float32 (H, W) or (H, W, C).
         valid: bool (H, W).
         scale: 2 or more.
-        mode: how it is made smaller.
+        mode: Downsampling method.
 
     Returns:
         float32, the target's shape; finite.
@@ -51,7 +51,7 @@ def degrade(target: np.ndarray, valid: np.ndarray, *, scale: int, mode: Downsamp
 
 
 def downsample(image: np.ndarray, scale: int, mode: Downsampling) -> np.ndarray:
-    """Return an image made `scale` times smaller; see the top of this file for sizes that it does not divide.
+    """Downsample an image by `scale`; see the module docstring for sizes that are not multiples of it.
 
     Args:
         image: float32 (H, W) or (H, W, C), finite.
@@ -64,7 +64,7 @@ def downsample(image: np.ndarray, scale: int, mode: Downsampling) -> np.ndarray:
     """
     if min(image.shape[:2]) < scale:
         raise ValueError(
-            f"an image of {image.shape[0]} x {image.shape[1]} pixels has none left at scale {scale}; "
+            f"an image of {image.shape[0]} x {image.shape[1]} pixels is too small for scale {scale}; "
             "use larger images or a smaller scale"
         )
     if mode not in _MODES:
@@ -73,7 +73,7 @@ def downsample(image: np.ndarray, scale: int, mode: Downsampling) -> np.ndarray:
 
 
 def upsample(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Return an image brought to `size` (height, width) by PIL's bicubic interpolation (a = -0.5).
+    """Resize an image to `size` (height, width) with PIL's bicubic interpolation (a = -0.5).
 
     Args:
         image: float32 (h, w) or (h, w, C), finite.
@@ -83,7 +83,7 @@ def upsample(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def fill_holes(target: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Return a target whose invalid pixels have the value of the nearest valid one.
+    """Replace each invalid pixel of a target by the nearest valid one.
 
     Args:
         target: float32 (H, W) or (H, W, C).
@@ -91,9 +91,9 @@ def fill_holes(target: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """
     if valid.all():
         return target
-    import cv2  # here, as few targets have holes
+    import cv2  # imported here, as few targets have holes
 
-    # Each valid pixel (a zero of the mask) is a region of its own; the others get the label of the nearest.
+    # Each valid pixel (zero in the mask) gets its own label; invalid pixels get that of the nearest valid one.
     _, labels = cv2.distanceTransformWithLabels(
         (~valid).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
@@ -111,7 +111,7 @@ def _small_size(image: np.ndarray, scale: int) -> tuple[int, int]:
 
 
 def _resized(image: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
-    """Resize each channel as PIL's 32-bit floating point images."""
+    """Resize each channel as a 32-bit floating-point PIL image."""
     if image.ndim == 3:
         return np.stack([_resized(image[:, :, c], size, method) for c in range(image.shape[2])], axis=2)
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((size[1], size[0]), method))
@@ -126,7 +126,7 @@ def _nearest_center(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _bicubic_torch(image: np.ndarray, scale: int) -> np.ndarray:
-    import torch  # here, as the other modes need none
+    import torch  # imported here, as the other modes do not need it
 
     planes = torch.from_numpy(np.ascontiguousarray(image)).reshape(*image.shape[:2], -1).permute(2, 0, 1)
     small = torch.nn.functional.interpolate(
@@ -136,7 +136,7 @@ def _bicubic_torch(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _first_pixels(cells: int, length: int) -> np.ndarray:
-    """Return the pixel that each cell begins with: every `scale`-th where that divides the length."""
+    """Return the first pixel of each cell: every `scale`-th pixel if `scale` divides the length."""
     return (2 * np.arange(cells) * length + cells) // (2 * cells)  # rounded half up
 
 
@@ -160,7 +160,7 @@ def _block_mean(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _masked_block_mean(target: np.ndarray, valid: np.ndarray, scale: int) -> np.ndarray:
-    """Average over the valid pixels of each block; a block without any takes the nearest block's value."""
+    """Average over the valid pixels of each block; blocks without any take the value of the nearest block."""
     counts = _block_sum(valid, scale)
     sums = _block_sum(np.where(_along(valid, target), target, 0), scale)
     means = sums / np.maximum(_along(counts, target), 1)

@@ -1,4 +1,4 @@
-"""What every kind of source of pairs is asked for, and what their openers share."""
+"""Interface of pair sources, and helpers shared by the functions that open them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """The pairs of one place, each known by its number."""
+    """The pairs of one source, by index."""
 
     names: Sequence[str]
 
@@ -26,21 +26,21 @@ class Source(Protocol):
         ...
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return guidance, target and valid, as `pairs.Pair` has them."""
+        """Return guidance, target and valid, as defined in `pairs.Pair`."""
         ...
 
     def update(self, digest: blake2b, index: int) -> None:
-        """Add to a hash all that decides what `read` returns."""
+        """Add everything that determines the result of `read` to a hash."""
         ...
 
 
 def known_values(target: np.ndarray, missing: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return a target with zeros where it is not finite, and where it is known.
+    """Return a target with non-finite values set to zero, and the mask of its known pixels.
 
     Args:
         target: float32 (H, W, C).
-        missing: what stands where a map's value is not known, besides what is not finite. Colour, of which any value
-            may be meant, has no such value.
+        missing: Value that marks missing pixels of a map, in addition to non-finite ones. Ignored for color, where any
+            value may occur.
     """
     valid = np.asarray(np.isfinite(target).all(axis=2))
     target = target if valid.all() else np.where(np.isfinite(target), target, np.float32(0))
@@ -49,26 +49,26 @@ def known_values(target: np.ndarray, missing: float | None) -> tuple[np.ndarray,
     return target, valid
 
 
-def useless_keys(config: PairSourceConfig, keys: Sequence[str], *, path: str, because: str) -> Iterator[str]:
-    """Yield a fault for each key that was given and that a kind of source never reads."""
+def ignored_keys(config: PairSourceConfig, keys: Sequence[str], *, path: str, because: str) -> Iterator[str]:
+    """Yield a fault for each key that is set but ignored by this kind of source."""
     default = PairSourceConfig(path=config.path)
     for key in keys:
         if getattr(config, key) != getattr(default, key):
-            yield f"{path}.{key}: has no effect on {because}; leave it out"
+            yield f"{path}.{key}: has no effect on {because}; remove it"
 
 
 def part(count: int, config: PairSourceConfig, *, path: str) -> range:
-    """Return the numbers of the pairs that `start` and `stop` choose, as a Python slice does.
+    """Return the indices of the pairs selected by `start` and `stop`, as in a Python slice.
 
     Raises:
-        ConfigError: None.
+        ConfigError: No pair is selected.
     """
-    chosen = range(*slice(config.start, config.stop).indices(count))
-    if chosen:
-        return chosen
+    selected = range(*slice(config.start, config.stop).indices(count))
+    if selected:
+        return selected
     raise ConfigError(
         [
-            f"{path}.start: {config.start or 0} to stop {config.stop} holds none of the {count} pairs of "
-            f"{config.path}; write a part of 0 to {count}"
+            f"{path}.start: {config.start or 0} to stop {config.stop} selects none of the {count} pairs in "
+            f"{config.path}; choose a range within 0 to {count}"
         ]
     )

@@ -1,9 +1,9 @@
-"""Text becomes windows of tokens: `prepare` reads, splits, tokenises, packs and caches, once.
+"""Preparation of text: `prepare` reads, splits, tokenizes, packs and caches it, once.
 
     sources -> documents -> training | validation, by content -> tokens -> windows -> cache_dir/text-KEY/
 
-The key is made from the settings and the files' names, sizes and times; the fingerprint that a resumed run compares
-is made from the windows themselves.
+The key is derived from the settings and from names, sizes and times of the files; the fingerprint that a resumed run
+compares is derived from the windows themselves.
 """
 
 from __future__ import annotations
@@ -37,48 +37,48 @@ FORMAT = 1
 BYTE_BPE = "byte-bpe"
 END_OF_TEXT = "<|endoftext|>"
 _OTHER_ENDS = ("</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
-BPE_TRAINING_BYTES = 8_000_000  # more changes the merges little and takes longer
+BPE_TRAINING_BYTES = 8_000_000  # more text barely changes the merges and takes longer
 DEFAULT_VALIDATION_FRACTION = 0.01
 PREPARE_FIRST_BYTES = 1_000_000_000
-IN_PROCESS_BYTES = 64_000_000  # below it, forking workers costs more than it saves
+IN_PROCESS_BYTES = 64_000_000  # below this size, forking workers costs more than it saves
 DOCUMENTS_AT_A_TIME = 256
 
 
-def prepare(config: TextDataConfig, *, vocab_size: int, may_tokenise: bool = False) -> TextData:
-    """Return the prepared data, making it first where the cache does not hold it.
+def prepare(config: TextDataConfig, *, vocab_size: int, may_tokenize: bool = False) -> TextData:
+    """Return the prepared data, preparing it first if it is not cached.
 
-    Any number of processes may call this at once; one works and the others wait for it.
+    Several processes may call this concurrently; one does the work and the others wait for it.
 
     Args:
-        config: sources, tokenizer, windows.
-        vocab_size: the model's; a tokenizer trained here gets that many tokens.
-        may_tokenise: whether a corpus over 1 GB may be tokenised now.
+        config: Sources, tokenizer, windows.
+        vocab_size: Vocabulary size of the model; a tokenizer trained here has that size.
+        may_tokenize: Whether a corpus over 1 GB may be tokenized now.
 
     Raises:
-        ConfigError: Something is wrong with sources or tokenizer, or the corpus is to be prepared first.
-        OSError: The cache can not be written.
+        ConfigError: Sources or tokenizer are invalid, or the corpus must be prepared first.
+        OSError: The cache cannot be written.
     """
     folder = Path(config.cache_dir).expanduser() / f"text-{_key(config, vocab_size)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "facts.json").exists():
-            _require_small(config, may_tokenise)
+            _require_small(config, may_tokenize)
             _build(config, folder, vocab_size=vocab_size)
     return TextData(folder, validation_windows=config.validation_windows)
 
 
 def check(config: TextDataConfig, *, vocab_size: int) -> None:
-    """Find what is wrong with sources and tokenizer without the long work.
+    """Check sources and tokenizer without preparing the data.
 
     Raises:
-        ConfigError: All faults.
+        ConfigError: With every fault.
     """
     faults: list[str] = []
     for path, source in _named_sources(config):
-        known = corpus.local_files(source)
+        files = corpus.local_files(source)
         is_local = source.path.startswith(("/", ".", "~")) or Path(source.path).suffix in (".txt", ".jsonl", ".parquet")
-        if not known and is_local:
-            faults.append(f"{path}.path: {source.path} does not exist, or holds no file")
+        if not files and is_local:
+            faults.append(f"{path}.path: {source.path} does not exist or contains no files")
     if config.tokenizer != BYTE_BPE:
         try:
             _require_room(load_tokenizer(config.tokenizer), config.tokenizer, vocab_size)
@@ -103,13 +103,13 @@ def _key(config: TextDataConfig, vocab_size: int) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
-def _require_small(config: TextDataConfig, may_tokenise: bool) -> None:
+def _require_small(config: TextDataConfig, may_tokenize: bool) -> None:
     size = corpus.size_on_disk([*config.sources, *config.validation_sources])
-    if size > PREPARE_FIRST_BYTES and not may_tokenise:
+    if size > PREPARE_FIRST_BYTES and not may_tokenize:
         raise ConfigError(
             [
-                f"task.data.sources: {size / 1e9:.1f} GB are not tokenised yet; run `python -m train CONFIG --prepare` "
-                "first, on a machine without GPUs if you like"
+                f"task.data.sources: {size / 1e9:.1f} GB are not tokenized yet; run `python -m train CONFIG --prepare` "
+                "first, which needs no GPU"
             ]
         )
 
@@ -118,13 +118,13 @@ def _require_small(config: TextDataConfig, may_tokenise: bool) -> None:
 
 
 def _build(config: TextDataConfig, folder: Path, *, vocab_size: int) -> None:
-    """Make the cache folder under another name and give it its own at the end."""
+    """Build the cache folder under a temporary name and rename it at the end."""
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
-    logger.info("tokenising %s", ", ".join(source.path for source in config.sources))
+    logger.info("tokenizing %s", ", ".join(source.path for source in config.sources))
     training, validation, facts = _split(config, partial / "work")
     tokenizer = _tokenizer(config, training, vocab_size)
     end = end_of_text_id(tokenizer, config.tokenizer)
@@ -144,25 +144,25 @@ def _build(config: TextDataConfig, folder: Path, *, vocab_size: int) -> None:
 
 
 def _split(config: TextDataConfig, work: Path) -> tuple[datasets.Dataset, datasets.Dataset, dict[str, Any]]:
-    """Return training and validation documents; equal documents are never on both sides."""
+    """Return training and validation documents; equal documents are never in both."""
     opened = {path: corpus.open_source(source, path=path, cache_dir=work) for path, source in _named_sources(config)}
-    given = datasets.concatenate_datasets([t for path, t in opened.items() if path.startswith("task.data.sources")])
-    keys = _content_keys(given)
-    apart = [table for path, table in opened.items() if path.startswith("task.data.validation_sources")]
-    if apart:
-        validation = datasets.concatenate_datasets(apart)
-        known = np.isin(keys, _content_keys(validation))
-        training = given.select(np.flatnonzero(~known))
+    documents = datasets.concatenate_datasets([t for path, t in opened.items() if path.startswith("task.data.sources")])
+    keys = _content_keys(documents)
+    separate = [table for path, table in opened.items() if path.startswith("task.data.validation_sources")]
+    if separate:
+        validation = datasets.concatenate_datasets(separate)
+        held_out = np.isin(keys, _content_keys(validation))
+        training = documents.select(np.flatnonzero(~held_out))
     else:
         fraction = config.validation_fraction or DEFAULT_VALIDATION_FRACTION
-        known = keys < np.uint64(int(fraction * 2**64))
-        training, validation = given.select(np.flatnonzero(~known)), given.select(np.flatnonzero(known))
+        held_out = keys < np.uint64(int(fraction * 2**64))
+        training, validation = documents.select(np.flatnonzero(~held_out)), documents.select(np.flatnonzero(held_out))
     facts = {
         **corpus.facts(),
         "corpus_hash": hashlib.blake2b(np.sort(keys).tobytes(), digest_size=8).hexdigest(),
         "training_documents": len(training),
         "validation_documents": len(validation),
-        "training_documents_dropped_as_in_validation": int(known.sum()) if apart else 0,
+        "training_documents_dropped_as_in_validation": int(held_out.sum()) if separate else 0,
     }
     return training, validation, facts
 
@@ -181,10 +181,10 @@ def _write_windows(
     config: TextDataConfig,
     split: str,
 ) -> dict[str, int]:
-    """Tokenise documents and pack them, each followed by the end-of-text token; returns counts."""
+    """Tokenize and pack documents, each followed by the end-of-text token, and return counts."""
     counts_bytes = split == "validation"
     tokens = 0
-    for row in _tokenised(documents, tokenizer, config, counts_bytes=counts_bytes, label=split):
+    for row in _tokenized(documents, tokenizer, config, counts_bytes=counts_bytes, label=split):
         ids = np.append(np.asarray(row["ids"]), end)
         sizes = np.append(np.asarray(row["bytes"], np.int64), 0) if counts_bytes else None
         writer.add(ids, sizes)
@@ -196,10 +196,10 @@ def _write_windows(
     }
 
 
-def _tokenised(
+def _tokenized(
     documents: datasets.Dataset, tokenizer: Tokenizer, config: TextDataConfig, *, counts_bytes: bool, label: str
 ):
-    """Yield each document's token ids, in order, whatever the number of workers."""
+    """Yield the token ids of each document in order, regardless of the number of workers."""
     workers = config.num_workers
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if documents.data.nbytes > IN_PROCESS_BYTES else 1
@@ -208,7 +208,7 @@ def _tokenised(
             encoded = encode(batch["text"], tokenizer, counts_bytes=counts_bytes)
             yield from ({key: encoded[key][i] for key in encoded} for i in range(len(batch["text"])))
         return
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of a library do not survive a fork
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the library's threads do not survive a fork
     if sys.stderr.isatty():
         datasets.enable_progress_bars()
     table = documents.map(
@@ -219,7 +219,7 @@ def _tokenised(
         input_columns=["text"],
         remove_columns=["text"],
         num_proc=min(workers, len(documents)),
-        desc=f"tokenising {label}",
+        desc=f"tokenizing {label}",
         load_from_cache_file=False,
     )
     datasets.disable_progress_bars()
@@ -231,7 +231,7 @@ def _with_progress(documents: datasets.Dataset, label: str):
     from tqdm import tqdm
 
     with tqdm(
-        total=len(documents), desc=f"tokenising {label}", unit="doc", leave=False, disable=not sys.stderr.isatty()
+        total=len(documents), desc=f"tokenizing {label}", unit="doc", leave=False, disable=not sys.stderr.isatty()
     ) as bar:
         for batch in batches(documents, DOCUMENTS_AT_A_TIME):
             yield batch
@@ -239,7 +239,7 @@ def _with_progress(documents: datasets.Dataset, label: str):
 
 
 def encode(texts: list[str], tokenizer: Tokenizer, *, counts_bytes: bool) -> dict[str, list[Any]]:
-    """Return each document's `ids` and, if asked for, how many `bytes` of it each token stands for."""
+    """Return the token `ids` of each document and, with `counts_bytes`, the number of `bytes` per token."""
     if not counts_bytes:
         return {"ids": [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]}
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
@@ -252,12 +252,12 @@ def _require_windows(count: int, split: str, config: TextDataConfig) -> None:
     if count:
         return
     remedy = (
-        "add to task.data.sources"
+        "add text to task.data.sources"
         if split == "training"
-        else "raise task.data.validation_fraction, or give task.data.validation_sources"
+        else "raise task.data.validation_fraction, or set task.data.validation_sources"
     )
     raise ConfigError(
-        [f"task.data.sources: too little text for one {split} window of {config.sequence_length} tokens; {remedy}"]
+        [f"task.data.sources: not enough text for a single {split} window of {config.sequence_length} tokens; {remedy}"]
     )
 
 
@@ -273,7 +273,7 @@ def _tokenizer(config: TextDataConfig, training: datasets.Dataset, vocab_size: i
 
 
 def train_byte_bpe(documents: datasets.Dataset, *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE (GPT-2's kind: every text can be written) on evenly spread documents, up to 8 MB."""
+    """Train a byte-level BPE (as in GPT-2; it can encode any text) on up to 8 MB of evenly spaced documents."""
     from transformers import PreTrainedTokenizerFast
 
     stride = max(1, documents.data.nbytes // BPE_TRAINING_BYTES)
@@ -295,7 +295,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a folder, a tokenizer.json, or a hub name.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: It cannot be loaded.
     """
     from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
@@ -306,11 +306,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         if path.is_dir() and not (path / "tokenizer.json").exists() and (path / "merges.txt").exists():
             return GPT2Tokenizer.from_pretrained(path)
         loaded = AutoTokenizer.from_pretrained(path if path.is_dir() else name)
-    except Exception as error:  # the library raises whatever its readers and the network raise
+    except Exception as error:  # the library passes on any error of its readers and the network
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ConfigError(
             [
-                f"task.data.tokenizer: {name!r} could not be loaded ({reason}); give {BYTE_BPE!r}, a folder with a "
+                f"task.data.tokenizer: {name!r} could not be loaded ({reason}); use {BYTE_BPE!r}, a folder with a "
                 "tokenizer, a tokenizer.json, or a hub name"
             ]
         ) from error
@@ -323,7 +323,7 @@ def _require_room(tokenizer: PreTrainedTokenizerFast, name: str, vocab_size: int
     if len(tokenizer) > vocab_size:
         raise ConfigError(
             [
-                f"task.model.vocab_size: the tokenizer {name!r} has {len(tokenizer)} tokens and the model only "
+                f"task.model.vocab_size: the tokenizer {name!r} has {len(tokenizer)} tokens, but the model only "
                 f"{vocab_size}; write task.model.vocab_size={len(tokenizer)}"
             ]
         )
@@ -331,16 +331,18 @@ def _require_room(tokenizer: PreTrainedTokenizerFast, name: str, vocab_size: int
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
-    """Return the token that ends a document.
+    """Return the id of the token that ends a document.
 
     Raises:
         ConfigError: The tokenizer has none.
     """
     if isinstance(tokenizer.eos_token_id, int):
         return tokenizer.eos_token_id
-    known = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()
     for token in (END_OF_TEXT, *_OTHER_ENDS):
-        if token in known:
+        if token in vocabulary:
             tokenizer.eos_token = token
-            return known[token]
-    raise ConfigError([f"task.data.tokenizer: {name!r} has no end-of-text token; set its eos_token and save it again"])
+            return vocabulary[token]
+    raise ConfigError(
+        [f"task.data.tokenizer: {name!r} has no end-of-text token; set eos_token and save the tokenizer again"]
+    )

@@ -1,4 +1,4 @@
-"""Where text comes from: the embedded corpus, files, folders and `datasets` names, as one data set of documents."""
+"""Text sources (embedded corpus, files, folders and `datasets` names) as a data set of documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from train.config.errors import ConfigError
 from train.config.tasks.language_model import SourceConfig
 
 EMBEDDED = "python-stdlib"
-_LEFT_OUT = {"test", "tests", "idle_test", "encodings", "site-packages", "__pycache__", "lib2to3", "lib-dynload"}
+_EXCLUDED = {"test", "tests", "idle_test", "encodings", "site-packages", "__pycache__", "lib2to3", "lib-dynload"}
 _OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 _TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -29,16 +29,16 @@ _TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 def standard_library() -> list[Path]:
     """Return the source files of the running Python's standard library, without tests and encoding tables.
 
-    About 10 MB of code and English that every machine has: the default corpus needs no download. It differs between
-    Python versions, so no number measured on it holds across machines.
+    These are about 10 MB of code and English available on every machine, so the default corpus needs no download. They
+    differ between Python versions, so results are not comparable across machines.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    found = (path for suffix in ("*.py", "*.txt") for path in root.rglob(suffix))
-    return sorted(path for path in found if not _LEFT_OUT & set(path.relative_to(root).parts) and path.stat().st_size)
+    paths = (path for suffix in ("*.py", "*.txt") for path in root.rglob(suffix))
+    return sorted(path for path in paths if not _EXCLUDED & set(path.relative_to(root).parts) and path.stat().st_size)
 
 
 def local_files(source: SourceConfig) -> list[Path]:
-    """Return the files that a source names, sorted; empty where it names none on this machine."""
+    """Return the local files of a source, sorted; empty if there are none."""
     if source.path == EMBEDDED:
         return standard_library()
     path = Path(source.path).expanduser()
@@ -48,7 +48,7 @@ def local_files(source: SourceConfig) -> list[Path]:
 
 
 def identity(source: SourceConfig) -> str:
-    """Return what tells a source's state on this machine at a glance: names, sizes and times of its files."""
+    """Return a quick fingerprint of a source on this machine, from names, sizes and times of its files."""
     digest = hashlib.blake2b(repr(source).encode(), digest_size=16)
     if source.path == EMBEDDED:
         digest.update(sys.version.encode())
@@ -59,7 +59,7 @@ def identity(source: SourceConfig) -> str:
 
 
 def size_on_disk(sources: Sequence[SourceConfig]) -> int:
-    """Return the bytes of all local files of some sources."""
+    """Return the total size of all local files of the sources, in bytes."""
     return sum(file.stat().st_size for source in sources for file in local_files(source))
 
 
@@ -67,12 +67,12 @@ def open_source(source: SourceConfig, *, path: str, cache_dir: Path) -> datasets
     """Return a source as a data set with one column, `text`.
 
     Args:
-        source: what to read.
-        path: the source's place in the configuration, for messages.
-        cache_dir: where `datasets` may put what it makes.
+        source: The source.
+        path: Path of the source in the configuration, for messages.
+        cache_dir: Folder for files that `datasets` creates.
 
     Raises:
-        ConfigError: It does not exist, is empty, or lacks the column.
+        ConfigError: The source does not exist, is empty, or lacks the column.
     """
     saved = Path(source.path).expanduser() / "state.json"
     files = local_files(source)
@@ -83,7 +83,7 @@ def open_source(source: SourceConfig, *, path: str, cache_dir: Path) -> datasets
     ):
         kind = _TABLES.get(files[0].suffix, "json")
         names = [str(file) for file in files]
-        table = _described(
+        table = _loaded(
             lambda: datasets.load_dataset(kind, data_files=names, split="train", cache_dir=str(cache_dir)), path, source
         )
     else:
@@ -96,7 +96,7 @@ def open_source(source: SourceConfig, *, path: str, cache_dir: Path) -> datasets
     if not len(table):
         raise ConfigError([f"{path}.path: {source.path} is empty"])
     table = table.select_columns([column])
-    if column == "text":  # `datasets` refuses to rename a column to the name it has
+    if column == "text":  # `datasets` does not allow renaming a column to its own name
         return table
     return table.rename_column(column, "text")
 
@@ -108,20 +108,20 @@ def _saved_or_named(source: SourceConfig, *, path: str, cache_dir: Path) -> data
         return loaded[source.split or "train"] if isinstance(loaded, datasets.DatasetDict) else loaded
     looks_like_a_file = folder.suffix in {*_TABLES, *_OPENERS, ".txt", ".md"} or source.path.startswith(("/", ".", "~"))
     if looks_like_a_file or folder.is_dir() or glob.has_magic(source.path):
-        raise ConfigError([f"{path}.path: {source.path} does not exist, or holds no file"])
+        raise ConfigError([f"{path}.path: {source.path} does not exist or contains no files"])
     split = source.split or "train"
-    return _described(
+    return _loaded(
         lambda: datasets.load_dataset(source.path, source.name, split=split, cache_dir=str(cache_dir)), path, source
     )
 
 
-def _described(load: Callable[[], Any], path: str, source: SourceConfig) -> Any:
+def _loaded(load: Callable[[], Any], path: str, source: SourceConfig) -> Any:
     try:
         return load()
-    except Exception as error:  # `datasets` raises whatever its readers and the network raise
+    except Exception as error:  # `datasets` passes on any error of its readers and the network
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            [f"{path}.path: {source.path} is no file or folder here, nor a data set that can be loaded ({reason})"]
+            [f"{path}.path: {source.path} is neither a local file or folder nor a loadable data set ({reason})"]
         ) from error
 
 
@@ -147,33 +147,33 @@ def _rows(files: list[str], separator: str | None) -> Iterator[dict[str, str]]:
 
 
 def documents(files: Sequence[Path], separator: str | None) -> Iterator[str]:
-    """Yield the documents of text files, plain or compressed; a file is one, or many with lines between them."""
+    """Yield the documents of text files, plain or compressed: one per file, or several divided by separator lines."""
     for file in files:
         opener = _OPENERS.get(file.suffix, open)
         with opener(file, "rt", encoding="utf-8", errors="strict" if separator else "replace", newline="\n") as lines:
             if separator is None:
-                whole = lines.read()
-                if whole:
-                    yield whole
+                text = lines.read()
+                if text:
+                    yield text
                 continue
-            gathered: list[str] = []
+            document: list[str] = []
             for line in lines:
                 if line.rstrip("\n") != separator:
-                    gathered.append(line)
+                    document.append(line)
                     continue
-                if gathered:
-                    yield "".join(gathered)
-                gathered = []
-            if gathered:
-                yield "".join(gathered)
+                if document:
+                    yield "".join(document)
+                document = []
+            if document:
+                yield "".join(document)
 
 
 def content_keys(texts: Sequence[str]) -> np.ndarray:
-    """Return a 64-bit hash per document, uint64 (n,): equal documents get equal keys."""
+    """Return a 64-bit hash per document, uint64 (n,): equal documents have equal keys."""
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, "<u8")
 
 
 def facts() -> dict[str, str]:
-    """Return what a corpus record says of the machine: the embedded corpus is that of this Python."""
+    """Return facts about the machine for the corpus record: the embedded corpus depends on the Python version."""
     return {"python": platform.python_version()}

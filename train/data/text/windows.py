@@ -1,4 +1,4 @@
-"""Packed windows of tokens on disk: written once as Arrow, read by index."""
+"""Packed token windows on disk: written once as Arrow, read by index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WINDOWS_AT_A_TIME = 1024
 class WindowWriter:
     """Concatenates documents and cuts them into windows of `sequence_length + 1` tokens, `sequence_length` apart.
 
-    So every token but the very first is predicted exactly once. The tail that fills no window is dropped.
+    Thus every token but the very first is predicted exactly once. An incomplete last window is dropped.
     """
 
     def __init__(self, path: Path, *, sequence_length: int, dtype: np.dtype):
@@ -30,9 +30,9 @@ class WindowWriter:
         self.digest = hashlib.blake2b(digest_size=16)
         self._length = sequence_length
         self._dtype = dtype
-        self._tokens: list[np.ndarray] = []  # not yet written, with the bytes that each token stands for
+        self._tokens: list[np.ndarray] = []  # not yet written, with the number of bytes per token
         self._bytes: list[np.ndarray] = []
-        self._held = 0
+        self._buffered = 0
         features = datasets.Features(
             {
                 "tokens": datasets.List(datasets.Value(dtype.name), length=sequence_length + 1),
@@ -42,21 +42,21 @@ class WindowWriter:
         self._writer = ArrowWriter(path=str(path), features=features)
 
     def add(self, tokens: np.ndarray, token_bytes: np.ndarray | None = None) -> None:
-        """Append a document's tokens, and how many bytes of text each stands for (0 where nobody will ask)."""
+        """Append the tokens of a document and the number of text bytes per token (0 if not needed)."""
         self._tokens.append(tokens.astype(self._dtype))
         self._bytes.append(np.zeros(len(tokens), np.int64) if token_bytes is None else token_bytes)
-        self._held += len(tokens)
-        if self._held > WINDOWS_AT_A_TIME * self._length:
+        self._buffered += len(tokens)
+        if self._buffered > WINDOWS_AT_A_TIME * self._length:
             self._flush()
 
     def close(self) -> int:
-        """Write what is left; returns how many tokens were dropped."""
+        """Write the remaining windows and return the number of dropped tokens."""
         self._flush()
         self._writer.finalize()
-        return self._held - 1 if self._held else 0  # the first token held is the last target written
+        return self._buffered - 1 if self._buffered else 0  # the first buffered token is the last target written
 
     def _flush(self) -> None:
-        if not self._held:
+        if not self._buffered:
             return
         tokens, sizes = np.concatenate(self._tokens), np.concatenate(self._bytes)
         count = max(0, (len(tokens) - 1) // self._length)
@@ -66,7 +66,7 @@ class WindowWriter:
             target_bytes = sizes[1 : count * self._length + 1].reshape(count, self._length).sum(axis=1)
             self._write(windows, target_bytes)
         rest = slice(count * self._length, None)
-        self._tokens, self._bytes, self._held = [tokens[rest]], [sizes[rest]], len(tokens[rest])
+        self._tokens, self._bytes, self._buffered = [tokens[rest]], [sizes[rest]], len(tokens[rest])
 
     def _write(self, windows: np.ndarray, target_bytes: np.ndarray) -> None:
         self.digest.update(windows.tobytes())
@@ -80,7 +80,7 @@ class WindowWriter:
 
 
 class WindowReader:
-    """Windows by index, straight from the memory-mapped file."""
+    """Random access to windows in a memory-mapped file."""
 
     def __init__(self, path: Path):
         table = datasets.Dataset.from_file(str(path)).data
@@ -108,13 +108,13 @@ def _as_rows(chunk: Any) -> np.ndarray:
 
 
 class TextData:
-    """Prepared text: training and validation windows, tokenizer, and what is known of the corpus."""
+    """Prepared text: training and validation windows, tokenizer, and facts about the corpus."""
 
     def __init__(self, folder: Path, *, validation_windows: int | None = None):
-        described = json.loads((folder / "facts.json").read_text())
-        self.fingerprint: str = described["fingerprint"]
-        self.eos_token_id: int = described["eos_token_id"]
-        self.facts: dict[str, Any] = described
+        facts = json.loads((folder / "facts.json").read_text())
+        self.fingerprint: str = facts["fingerprint"]
+        self.eos_token_id: int = facts["eos_token_id"]
+        self.facts: dict[str, Any] = facts
         self._tokenizer = folder / "tokenizer"
         self._readers = {split: WindowReader(folder / f"{split}.arrow") for split in ("training", "validation")}
         self.num_training_samples = len(self._readers["training"])
@@ -127,7 +127,7 @@ class TextData:
         return self._readers[split].read(ids)
 
     def target_bytes(self, ids: np.ndarray) -> np.ndarray:
-        """Return the UTF-8 bytes that each validation window's targets stand for, int64 (B,)."""
+        """Return the number of UTF-8 bytes in the targets of each validation window, int64 (B,)."""
         return self._readers["validation"].target_bytes[ids]
 
     def save_tokenizer(self, folder: Path) -> None:
@@ -136,12 +136,12 @@ class TextData:
 
 
 def token_byte_counts(text: str, ends: np.ndarray) -> np.ndarray:
-    """Return how many bytes of a document each of its tokens stands for; they add up to the document's bytes.
+    """Return the number of bytes of a document per token; the sum is the size of the document.
 
     Args:
-        text: the document.
-        ends: (n,) the character at which each token ends. Tokens that split a character all end behind it: the first
-            of them counts its bytes.
+        text: The document.
+        ends: (n,) the end of each token, in characters. Tokens that split a character all end after it; its bytes count
+            for the first of them.
     """
     if not len(ends):
         return np.zeros(0, np.int64)
@@ -149,11 +149,11 @@ def token_byte_counts(text: str, ends: np.ndarray) -> np.ndarray:
     sizes = 1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000)
     bytes_before = np.concatenate(([0], np.cumsum(sizes)))
     reached = bytes_before[np.maximum.accumulate(ends)]
-    reached[-1] = bytes_before[-1]  # whatever the tokenizer dropped at the end belongs to the last token
+    reached[-1] = bytes_before[-1]  # text that the tokenizer dropped at the end counts for the last token
     return np.diff(reached, prepend=0)
 
 
 def batches(table: datasets.Dataset, size: int) -> Iterator[dict[str, Any]]:
-    """Yield a data set's rows, so many at a time."""
+    """Yield the rows of a data set in batches of `size`."""
     for start in range(0, len(table), size):
         yield table[start : start + size]

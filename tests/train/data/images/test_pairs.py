@@ -199,36 +199,36 @@ def recoloured(folder: Path, values: np.ndarray) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
-    "gone": (shutil.rmtree, {}, "does not exist; give procedural-scenes, procedural-textures, a folder of pairs"),
-    "empty": (lambda f: [shutil.rmtree(f / "RGB")], {}, "has no two folders with names as RGB and Depth"),
+    "gone": (shutil.rmtree, {}, "does not exist; use one of procedural-scenes, procedural-textures, a folder of pairs"),
+    "empty": (lambda f: [shutil.rmtree(f / "RGB")], {}, "contains neither two folders with names like RGB and Depth"),
     "alone": (
         lambda f: (f / "Depth/1.npy").unlink(),
         {},
-        "RGB/1.png has no target (2 files of guidance, 1 of targets)",
+        "RGB/1.png has no target (2 files of guidance, 1 of target)",
     ),
     "size": (lambda f: save(depth(1, (6, 9)), f / "Depth/1.npy"), {}, "has 6 x 8 pixels and 1.npy 6 x 9"),
-    "shape": (lambda f: save(np.zeros((2, 6, 8)), f / "Depth/1.npy"), {}, "holds an array of shape (2, 6, 8)"),
-    "type": (lambda f: save(np.full((6, 8), "a"), f / "Depth/1.npy"), {}, "holds an array of <U1"),
-    "complex": (lambda f: save(np.zeros((6, 8), complex), f / "Depth/1.npy"), {}, "an image has numbers"),
+    "shape": (lambda f: save(np.zeros((2, 6, 8)), f / "Depth/1.npy"), {}, "contains an array of shape (2, 6, 8)"),
+    "type": (lambda f: save(np.full((6, 8), "a"), f / "Depth/1.npy"), {}, "contains an array of <U1"),
+    "complex": (lambda f: save(np.zeros((6, 8), complex), f / "Depth/1.npy"), {}, "an image must be numeric"),
     "int64 colour": (
         lambda f: recoloured(f, colour(1).astype(np.int64)),
         {},
-        "RGB/1.npy holds colour as int64, whose white is unknown; write uint8, uint16, or floats from 0 to 1",
+        "RGB/1.npy contains colors as int64, whose white level is unknown; save uint8, uint16, or floats from 0 to 1",
     ),
-    "int32 grey": (lambda f: recoloured(f, colour(1)[:, :, 0].astype(np.int32)), {}, "holds colour as int32"),
+    "int32 grey": (lambda f: recoloured(f, colour(1)[:, :, 0].astype(np.int32)), {}, "contains colors as int32"),
     "int64 target in colour": (
         lambda f: save(colour(1).astype(int), f / "Depth/1.npy"),
         {},
-        "Depth/1.npy holds colour",
+        "Depth/1.npy contains colors",
     ),
-    "no image": (lambda f: (f / "RGB/1.png").write_text("not"), {}, "RGB/1.png is no image that PIL knows"),
-    "no array": (lambda f: (f / "Depth/1.npy").write_text("not"), {}, "Depth/1.npy can not be read"),
-    "twice": (lambda f: save(depth(1), f / "Depth/1_gt.npy"), {}, "Depth/1.npy and Depth/1_gt.npy would belong to"),
-    "slice": (lambda f: None, {"start": 2}, f"{HERE}.0.start: 2 to stop None holds none of the 2 pairs"),
-    "zero": (lambda f: None, {"stop": 0}, "0 to stop 0 holds none of the 2 pairs"),
-    "split": (lambda f: None, {"split": "test"}, f"{HERE}.0.split: has no effect on a folder of pairs; leave it out"),
-    "sized": (lambda f: None, {"size": (6, 8)}, f"{HERE}.0.size: has no effect on a folder of pairs; leave it out"),
-    "half": (lambda f: None, {"guidance": "RGB/*.png"}, f"{HERE}.0.target: is missing beside {HERE}.0.guidance"),
+    "no image": (lambda f: (f / "RGB/1.png").write_text("not"), {}, "RGB/1.png is not an image that PIL recognizes"),
+    "no array": (lambda f: (f / "Depth/1.npy").write_text("not"), {}, "Depth/1.npy cannot be read"),
+    "twice": (lambda f: save(depth(1), f / "Depth/1_gt.npy"), {}, "Depth/1.npy and Depth/1_gt.npy belong to"),
+    "slice": (lambda f: None, {"start": 2}, f"{HERE}.0.start: 2 to stop None selects none of the 2 pairs"),
+    "zero": (lambda f: None, {"stop": 0}, "0 to stop 0 selects none of the 2 pairs"),
+    "split": (lambda f: None, {"split": "test"}, f"{HERE}.0.split: has no effect on a folder of pairs; remove it"),
+    "sized": (lambda f: None, {"size": (6, 8)}, f"{HERE}.0.size: has no effect on a folder of pairs; remove it"),
+    "half": (lambda f: None, {"guidance": "RGB/*.png"}, f"{HERE}.0.target: missing although {HERE}.0.guidance is set"),
     "pattern": (lambda f: None, {"guidance": "RGB/*.jpg", "target": "Depth/*"}, "'RGB/*.jpg' matches no image below"),
     "absolute": (lambda f: None, {"guidance": "/RGB/*", "target": "Depth/*"}, "'/RGB/*' matches no image below"),
 }
@@ -249,14 +249,14 @@ def test_a_file_with_several_arrays_is_refused(tmp_path: Path) -> None:
     (tmp_path / "Depth/1.npy").unlink()
     np.savez(tmp_path / "Depth/1.npz", a=depth(1), b=depth(1))
     [told] = faults(tmp_path)
-    assert "holds 2 arrays (a.npy, b.npy); give a file with one" in told
+    assert "contains 2 arrays (a.npy, b.npy); use a file with one" in told
 
 
 def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
     two_pairs(tmp_path)
     np.save(tmp_path / "Depth/1.npy", np.full((6, 8), None), allow_pickle=True)
     [told] = faults(tmp_path)
-    assert "holds an array of object" in told
+    assert "contains an array of object" in told
 
 
 def test_all_faults_of_all_sources_are_told_at_once(tmp_path: Path) -> None:
@@ -278,11 +278,11 @@ def test_a_file_that_is_damaged_within_is_told_when_it_is_read(tmp_path: Path) -
     two_pairs(tmp_path)
     file = tmp_path / "RGB/1.png"
     file.write_bytes(file.read_bytes()[:-60])
-    with pytest.raises(ConfigError, match=r"RGB/1.png: can not be read \("):
+    with pytest.raises(ConfigError, match=r"RGB/1.png: cannot be read \("):
         opened(tmp_path).read(1)
     save(colour(1).astype(np.float32), tmp_path / "RGB/1.npy")
     file.unlink()
-    with pytest.raises(ConfigError, match=r"holds colour from [0-9] to 25[0-9]; write it from 0 to 1, or as 8-bit"):
+    with pytest.raises(ConfigError, match=r"contains colors from [0-9] to 25[0-9]; save them from 0 to 1, or as 8-bit"):
         opened(tmp_path).read(1)
 
 
@@ -357,8 +357,8 @@ def test_the_labelled_file_is_turned_and_split(tmp_path: Path, monkeypatch: pyte
 def test_what_is_wrong_with_a_labelled_file_is_told(tmp_path: Path) -> None:
     file = tmp_path / "a.mat"
     mat(file, 2)
-    assert f"{HERE}.0.split: is missing, and nyu_depth_v2_labeled.mat has two" in faults(file)[0]
-    assert "0 to stop None holds none of the 0 pairs" in faults(file, split="test")[0]
+    assert f"{HERE}.0.split: missing; nyu_depth_v2_labeled.mat has two splits" in faults(file)[0]
+    assert "0 to stop None selects none of the 0 pairs" in faults(file, split="test")[0]
     assert [f.split(":")[0][-4:] for f in faults(file, size=(6, 8), target="*")] == ["rget", "size", "plit"]
     file.write_bytes(b"MATLAB 5.0 MAT-file")
     assert "is not nyu_depth_v2_labeled.mat, HDF5 with images and depths" in faults(file, split="test")[0]
@@ -403,19 +403,19 @@ def test_published_images_may_be_floats(scale: int, tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_the_published_arrays_is_told(tmp_path: Path) -> None:
     metres = arrays(tmp_path, normalised=True)
-    assert "split: is missing, and a folder of NYU's arrays has two; write training or test" in faults(tmp_path)[0]
+    assert "split: missing; a folder of NYU's arrays has two splits: write training or test" in faults(tmp_path)[0]
     assert "guidance: has no effect on a folder of NYU's arrays" in faults(tmp_path, split="test", guidance="*")[0]
     (tmp_path / "test_minmax.npy").unlink()
-    assert "test_minmax.npy is not there" in faults(tmp_path, split="test")[0]
+    assert "test_minmax.npy does not exist" in faults(tmp_path, split="test")[0]
     np.save(tmp_path / "test_minmax.npy", np.zeros((2, 7)))
-    assert "is (2, 7); for 3 frames it is (2, 3)" in faults(tmp_path, split="test")[0]
+    assert "has shape (2, 7); 3 frames need (2, 3)" in faults(tmp_path, split="test")[0]
     np.save(tmp_path / "test_minmax.npy", np.array([[9.0] * 3, [1.0] * 3]))
     np.save(tmp_path / "test_depth.npy", metres * 1000)
-    assert "neither from 0 to 1 nor from 1 to 9 metres" in faults(tmp_path, split="test")[0]
+    assert "neither from 0 to 1 nor from 1 to 9 meters" in faults(tmp_path, split="test")[0]
     np.save(tmp_path / "train_depth_split.npy", metres[:2])
-    assert "both need the same number of frames, and one size" in faults(tmp_path, split="training")[0]
+    assert "both must have the same number of frames and the same size" in faults(tmp_path, split="training")[0]
     (tmp_path / "train_images_split.npy").unlink()
-    assert "train_images_split.npy is not there" in faults(tmp_path, split="training")[0]
+    assert "train_images_split.npy does not exist" in faults(tmp_path, split="training")[0]
 
 
 # ------------------------------------------------------------------------------------------------ data that may be here

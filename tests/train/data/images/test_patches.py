@@ -54,7 +54,7 @@ def test_without_a_crop_the_pair_is_whole() -> None:
 
 
 def test_a_square_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match="no square of 24 pixels fits into an image of 20 x 30; use a smaller crop"):
+    with pytest.raises(ValueError, match="crop of 24 pixels does not fit into an image of 20 x 30; use a smaller one"):
         cut(1, crop=24)
 
 

@@ -137,7 +137,7 @@ def test_nothing_valid_gives_zeros() -> None:
 
 
 def test_what_can_not_be_made_smaller_is_refused() -> None:
-    with pytest.raises(ValueError, match="6 x 64 pixels has none left at scale 8"):
+    with pytest.raises(ValueError, match="6 x 64 pixels is too small for scale 8"):
         downsample(noise(6, 64), 8, "bicubic")
     with pytest.raises(ValueError, match="'cubic' is unknown; use one of bicubic, bicubic_torch"):
         downsample(noise(16, 16), 8, "cubic")  # pyright: ignore[reportArgumentType]

@@ -177,7 +177,7 @@ def test_a_large_corpus_is_to_be_prepared_first(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(cache, "PREPARE_FIRST_BYTES", 1000)
     with pytest.raises(ConfigError, match="--prepare"):
         cache.prepare(settings(folder), vocab_size=VOCAB)
-    assert cache.prepare(settings(folder), vocab_size=VOCAB, may_tokenise=True).num_training_samples > 0
+    assert cache.prepare(settings(folder), vocab_size=VOCAB, may_tokenize=True).num_training_samples > 0
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_large_corpus_is_to_be_prepared_first(folder: Path, monkeypatch: pytes
         ({"path": "rows.jsonl"}, ["text_column", "'text'", "body"]),
         ({"tokenizer": "./nowhere"}, ["task.data.tokenizer", "nowhere", "byte-bpe"]),
         ({"validation_fraction": 1e-9}, ["validation", "validation_fraction"]),
-        ({"sequence_length": 100_000}, ["too little text", "training"]),
+        ({"sequence_length": 100_000}, ["not enough text", "training"]),
     ],
 )
 def test_wrong_data_is_named(folder: Path, changes: dict[str, object], fragments: list[str]) -> None:
