@@ -34,12 +34,14 @@ def blocks(page: str) -> Iterator[Block]:
     The paragraph above a block ends with "Create `PATH`:" for a new file, or "In `PATH`:" for a diff; a bash block is
     run.
     """
-    for above, language, text in re.findall(r"([^\n]*)\n\n```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+    pieces = re.split(r"^```(\w+)\n(.*?)^```\n", page, flags=re.MULTILINE | re.DOTALL)
+    for prose, language, text in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=False):  # prose comes last, too
+        above = " ".join(prose.split())
         if language == "bash":
             yield Block("run", "", text)
             continue
         wanted = re.search(r"(Create|[Ii]n) `([^`]+)`:$", above)
-        assert wanted, f"what is to be done with the block below {above!r}?"
+        assert wanted, f"neither created nor edited: the block below {above[-60:]!r}"
         assert (language == "diff") == (wanted[1] != "Create"), above
         yield Block("create" if wanted[1] == "Create" else "edit", wanted[2], text)
 
