@@ -134,7 +134,7 @@ def test_every_kind_of_rope_is_written_and_read_back(kind: str, tmp_path: Path) 
 def test_counts_are_those_of_the_built_model(placement: Any, qk_norm: str, tied: bool) -> None:
     config = tiny_config(
         norm_placement=placement,
-        num_hidden_layers=4,
+        num_hidden_layers=len(PLACEMENTS),
         qk_norm=qk_norm,
         tie_word_embeddings=tied,
         frozen_norm_scales="none",
@@ -145,7 +145,7 @@ def test_counts_are_those_of_the_built_model(placement: Any, qk_norm: str, tied:
     assert counts.output_norms == sum(p.numel() for name, p in model.named_parameters() if "output_norm" in name)
     linear = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
     products = sum(module.weight.numel() for module in linear) + config.vocab_size * config.hidden_size
-    assert flops_per_token(config.shape, 16) == 6 * (products + 4 * 4 * 12 * 16)  # L H K T
+    assert flops_per_token(config.shape, 16) == 6 * (products + len(PLACEMENTS) * 4 * 12 * 16)  # L H K T
     frozen = tiny_config(**config.shape.__dict__ | {"frozen_norm_scales": "all"})
     assert count_frozen_scales(frozen.shape) == counts.norms
 
