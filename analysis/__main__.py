@@ -1,4 +1,7 @@
-"""`python -m analysis {report|inspect} ...`. Exit codes: 0 done, 2 what was given is wrong, 1 anything else."""
+"""Command-line entry point for the analysis: `python -m analysis {report|inspect} ...`.
+
+Exit codes: 0 success, 2 invalid arguments or input, 1 any other failure.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,24 @@ from collections.abc import Sequence
 
 USAGE = """usage: python -m analysis {report|inspect} ...
 
-  report RUN [RUN ...] --out DIR                     runs side by side: one self-contained page and its figures
-  inspect MODEL [MODEL ...] [--text FILE] --out DIR  look into any causal language model, or the kept steps of a run
+  report RUN [RUN ...] --out DIR                     compare runs side by side on one self-contained page
+  inspect MODEL [MODEL ...] [--text FILE] --out DIR  look inside causal language models, or saved steps of a run
 
-`python -m analysis COMMAND --help` tells the rest."""
+Run `python -m analysis COMMAND --help` for details."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0] in ("-h", "--help"):
+    """Run the command; return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in ("-h", "--help"):
         print(USAGE)
         return 0
-    if not given or given[0] not in ("report", "inspect"):
-        unknown = f"no command {given[0]!r}\n" if given else ""
+    if not words or words[0] not in ("report", "inspect"):
+        unknown = f"unknown command {words[0]!r}\n" if words else ""
         print(f"{unknown}{USAGE}", file=sys.stderr)
         return 2
     try:
-        return _run(given[0], given[1:])
+        return _run(words[0], words[1:])
     except ValueError as error:
         from analysis.runs import InputError
 
@@ -37,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
-    """Run a command; what it needs beyond its command line takes seconds to import, so it imports that itself."""
+    """Run a command. Each one imports its dependencies itself, after parsing its arguments: they take seconds."""
     if name == "report":
         from analysis.report import report
 

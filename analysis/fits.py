@@ -1,8 +1,8 @@
-"""How a quantity grows with depth: a line, an exponential, or not at all.
+"""Fits of a quantity's growth with depth: linear, exponential or constant.
 
 Peri-LN's variance should grow linearly, Pre-LN's may grow exponentially (arXiv 2502.02732, section 3). Both curves have
-two parameters and both are fitted by least squares in the space of the variance itself, so that their R2 compare; a
-line through log-variances would answer another question, in which small values count most.
+two parameters and are fitted by least squares to the variance itself, so their R2 are comparable; a line through
+log-variances would answer a different question, in which small values count most.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 CONSTANT_WITHIN = 1.05  # max / min up to which a quantity is called constant over depth
-ALIKE_WITHIN = 0.005  # two R2 closer than this do not decide between two curves
+ALIKE_WITHIN = 0.005  # difference in R2 below which two fits tie
 _MAX_EXPONENT = 60.0  # |rate| times the range of depths that is searched: a factor of 1e26
 
 
@@ -81,8 +81,8 @@ def fit_growth(depth: np.ndarray, values: np.ndarray) -> Growth | None:
 
 def fit_line(depth: np.ndarray, values: np.ndarray) -> Fit:
     """Return the least-squares line through (N,) values."""
-    centred = depth - depth.mean()
-    rate = float(centred @ (values - values.mean()) / (centred @ centred))
+    centered = depth - depth.mean()
+    rate = float(centered @ (values - values.mean()) / (centered @ centered))
     intercept = float(values.mean() - rate * depth.mean())
     return Fit(kind="linear", intercept=intercept, rate=rate, r2=_r2(values, intercept + rate * depth))
 
@@ -94,7 +94,7 @@ def fit_exponential(depth: np.ndarray, values: np.ndarray) -> Fit:
     """
     span = float(depth.max() - depth.min())
 
-    def shape(rates: np.ndarray) -> np.ndarray:  # (R,) -> (R, N), at most 1, so that it can not overflow
+    def shape(rates: np.ndarray) -> np.ndarray:  # (R,) -> (R, N), at most 1, so that it cannot overflow
         exponents = rates[:, None] * depth
         return np.exp(exponents - exponents.max(axis=1, keepdims=True))
 
@@ -125,7 +125,7 @@ def _golden_section(function: Callable[[float], float], low: float, high: float)
 
 def _r2(values: np.ndarray, fitted: np.ndarray) -> float:
     total = float(np.square(values - values.mean()).sum())
-    # Equal values leave only rounding in the total, and a quotient of roundings says nothing.
+    # If all values are equal, the total is nothing but rounding error, and so would be the quotient.
     if total <= len(values) * (1e-12 * float(np.abs(values).max())) ** 2:
         return math.nan
     return 1.0 - float(np.square(values - fitted).sum()) / total

@@ -1,4 +1,4 @@
-"""Runs that belong together: those that differ only in seed are one line, and every line says what sets it apart."""
+"""Groups of runs that differ only in seed, each drawn as one line and labeled by what sets it apart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from analysis.setting_facts import SettingFacts, merged
 from analysis.style import NAMES, Look, look
 
 MAX_POINTS = 2000  # of a curve; a column is some 1,000 dots wide at 300 dpi
-MOST_LINES = 6  # in a figure over depth
+MOST_LINES = 6  # in a plot over depth
 
 Curve = Callable[[Record], tuple[np.ndarray, np.ndarray]]
 
@@ -29,7 +29,7 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs that differ only in seed; drawn as one line."""
+    """Runs that differ only in seed, drawn as one line."""
 
     label: str
     records: tuple[Record, ...]
@@ -37,7 +37,7 @@ class Group:
 
     @property
     def placement(self) -> str:
-        """The placement that all of them have."""
+        """The placement that all runs share."""
         return self.records[0].placement
 
 
@@ -49,10 +49,10 @@ def leaves(tree: Any, path: str = "") -> dict[str, Any]:
         below = enumerate(tree)
     else:
         return {path: tree}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in below:
-        found |= leaves(value, f"{path}.{key}" if path else str(key))
-    return found
+        flat |= leaves(value, f"{path}.{key}" if path else str(key))
+    return flat
 
 
 def differing_keys(records: Sequence[Record]) -> list[str]:
@@ -63,7 +63,7 @@ def differing_keys(records: Sequence[Record]) -> list[str]:
 
 
 def by_numbers(records: Sequence[Record]) -> list[Record]:
-    """Return runs sorted by the settings in which they differ, where those are numbers; else as they were given."""
+    """Return runs sorted by the numeric settings in which they differ, otherwise in their original order."""
     flat = [leaves(record.config) for record in records]
     keys = [key for key in differing_keys(records) if all(type(config.get(key)) in (int, float) for config in flat)]
     order = sorted(range(len(records)), key=lambda index: [flat[index][key] for key in keys])
@@ -108,10 +108,10 @@ def group_records(records: Sequence[Record], *, also_ignored: Sequence[str] = ()
 
 
 def for_depth(records: Sequence[Record]) -> tuple[list[Group], list[str]]:
-    """Return the groups that a figure over depth shows, and words about those that it leaves out.
+    """Return the groups that a plot over depth shows, and notes on those it leaves out.
 
-    More than six lines can not be told apart: of each placement, the group with the lowest final validation loss is
-    shown then; of runs without a placement, the six groups with the lowest.
+    More than six lines are indistinguishable. In that case, the group with the lowest final validation loss of each
+    placement is shown; of runs without a placement, the best six.
     """
     groups = group_records(records)
     if len(groups) <= MOST_LINES:
@@ -120,19 +120,19 @@ def for_depth(records: Sequence[Record]) -> tuple[list[Group], list[str]]:
     for group in (ranked := sorted(groups, key=final_loss)):
         best.setdefault(group.placement, group)
     if set(best) == {"unknown"}:
-        kept = [group for group in groups if group in ranked[:MOST_LINES]]
-        alone = [replace(group, look=look("unknown", variant=i, variants=MOST_LINES)) for i, group in enumerate(kept)]
+        chosen = [group for group in groups if group in ranked[:MOST_LINES]]
+        alone = [replace(group, look=look("unknown", variant=i, variants=MOST_LINES)) for i, group in enumerate(chosen)]
     else:
-        kept = [group for group in groups if group in best.values()]
-        alone = [replace(group, look=look(group.placement)) for group in kept]
-    names = ", ".join(group.label for group in kept)
-    return alone, [f"Of {len(groups)} lines, those with the lowest final validation loss are shown: {names}."]
+        chosen = [group for group in groups if group in best.values()]
+        alone = [replace(group, look=look(group.placement)) for group in chosen]
+    names = ", ".join(group.label for group in chosen)
+    return alone, [f"Of {len(groups)} lines, only those with the lowest final validation loss are shown: {names}."]
 
 
 def final_loss(group: Group) -> float:
     """Return the mean of the runs' last validation losses; infinite where there is none, or one is not finite."""
-    found = [column(record.validation, "validation_loss") for record in group.records]
-    ends = [values[-1] for values in found if len(values)]
+    curves = [column(record.validation, "validation_loss") for record in group.records]
+    ends = [values[-1] for values in curves if len(values)]
     return float(np.mean(ends)) if ends and np.isfinite(ends).all() else np.inf
 
 
@@ -146,9 +146,9 @@ def axis_of(records: Sequence[Record]) -> str:
 
 
 def progress(record: Record, steps: np.ndarray, axis: str) -> np.ndarray:
-    """Return how far a run was at these steps: (N,) tokens or samples; steps where `axis` is "step".
+    """Return a run's progress at these steps, (N,): in tokens, samples or steps, as `axis` says.
 
-    Between two logged steps, and beyond the last, it goes on evenly.
+    Progress is interpolated between logged steps and extrapolated beyond the last.
     """
     steps = np.asarray(steps, dtype=float)
     if axis == "step" or not len(steps):
@@ -164,14 +164,14 @@ def progress(record: Record, steps: np.ndarray, axis: str) -> np.ndarray:
 
 
 def band(group: Group, curve: Curve) -> Band:
-    """Return a quantity over a group's runs.
+    """Return a quantity's mean and range over a group's runs.
 
-    A point needs every run that came so far: where one of them has no finite value there is a gap, and a run that
+    A point needs all runs that got that far: there is a gap where one of them has no finite value, and a run that
     ended earlier is left out from there on.
 
     Args:
         group: The runs.
-        curve: Gives the abscissae, ascending, and the values of one run.
+        curve: Function that returns the positions, ascending, and the values of one run.
     """
     curves = [(x, y) for x, y in (curve(record) for record in group.records) if len(x)]
     if not curves:
@@ -195,22 +195,22 @@ def band(group: Group, curve: Curve) -> Band:
     return Band(positions, mean, low, high)
 
 
-def thin_out(found: Band, most: int = MAX_POINTS) -> Band:
-    """Return at most so many points of a band: of each stretch the lowest, the highest and one gap."""
-    count = len(found.x)
+def thin_out(full: Band, most: int = MAX_POINTS) -> Band:
+    """Reduce a band to at most `most` points: the lowest, the highest and one gap of each stretch."""
+    count = len(full.x)
     if count <= most:
-        return found
-    kept = {0, count - 1}
+        return full
+    points = {0, count - 1}
     for stretch in np.array_split(np.arange(count), (most - 2) // 3):
-        low, high = found.low[stretch], found.high[stretch]
+        low, high = full.low[stretch], full.high[stretch]
         finite = np.isfinite(low) & np.isfinite(high)
         if finite.any():
-            kept.add(int(stretch[np.argmin(np.where(finite, low, np.inf))]))
-            kept.add(int(stretch[np.argmax(np.where(finite, high, -np.inf))]))
+            points.add(int(stretch[np.argmin(np.where(finite, low, np.inf))]))
+            points.add(int(stretch[np.argmax(np.where(finite, high, -np.inf))]))
         if not finite.all():
-            kept.add(int(stretch[np.argmin(finite)]))
-    at = np.array(sorted(kept))
-    return Band(*(values[at] for values in found))
+            points.add(int(stretch[np.argmin(finite)]))
+    at = np.array(sorted(points))
+    return Band(*(values[at] for values in full))
 
 
 def _over_runs(function, values: np.ndarray, gap: np.ndarray) -> np.ndarray:

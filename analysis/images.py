@@ -1,8 +1,8 @@
-"""Validation images of a run: what an image task keeps in RUN/images/step_000500/NAME.npz.
+"""Validation images that an image task saves in RUN/images/step_000500/NAME.npz.
 
-A file may be half-written or may not be ours: it is left out, and a note says why.
+Half-written and foreign files are skipped, with a note on the reason.
 
-Shapes: H, W height and width of an image, C channels of what is filtered (1 depth, 3 colour), P chosen pixels,
+Shapes: H, W height and width of an image, C channels of what is filtered (1 depth, 3 color), P chosen pixels,
 K samples of a pixel's kernel.
 """
 
@@ -24,29 +24,29 @@ _STEP = re.compile(r"step_(\d+)$")
 # Of each array its axes; a letter has one size throughout a file.
 _AXES = {"guidance": "HW3", "input": "HWC", "output": "HWC", "truth": "HWC", "valid": "HW", "offset_length": "HW",
          "pixel": "P2", "positions": "PK2", "weights": "PK", "units_per_value": "", "unit": ""}  # fmt: skip
-# What numpy and zipfile raise for files that are cut short, garbled or something else altogether.
+# Raised by numpy and zipfile for truncated, corrupt or foreign files.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilteredImage:
-    """One validation image at one step, as the task wrote it.
+    """One validation image at one step, as saved by the task.
 
     Attributes:
-        name: Of the image; runs that were judged by the same images have the same names.
+        name: Name of the image, the same in all runs validated on it.
         step: Step of the evaluation.
-        guidance: (H, W, 3) uint8.
-        input: What the network was given to filter, (H, W, C) float, from 0 to 1.
-        output: What it made of it, (H, W, C).
-        truth: (H, W, C).
-        valid: Where the truth is known, (H, W) bool.
-        units_per_value: What 1.0 is worth in `unit`.
-        unit: Of the error, like "cm"; empty where there is none.
+        guidance: Guidance, (H, W, 3) uint8.
+        input: Image to filter, (H, W, C) float from 0 to 1.
+        output: Filtered image, (H, W, C).
+        truth: Ground truth, (H, W, C).
+        valid: Whether the truth is known, (H, W) bool.
+        units_per_value: Value of 1.0 in `unit`.
+        unit: Unit of the error, such as "cm"; empty if there is none.
         offset_length: Mean length of the learned offsets in pixels, (H, W).
         pixel: Row and column of each chosen pixel, (P, 2) integers.
-        positions: Row and column at which that pixel's samples are read, (P, K, 2).
-        weights: Of the samples, (P, K): they sum to 0 in the residual form, to 1 without.
-        border: Pixels along the edges that the task's figures leave out.
+        positions: Rows and columns of that pixel's samples, (P, K, 2).
+        weights: Weights of the samples, (P, K): they sum to 0 in the residual form and to 1 otherwise.
+        border: Width in pixels of the margin that the task's metrics exclude.
     """
 
     name: str
@@ -102,7 +102,7 @@ def keeps_images(record: Record) -> bool:
 
 
 def read_images(record: Record) -> RunImages:
-    """Read the images of the last evaluation of which any can be read; what can not be read is noted."""
+    """Read the images of the latest evaluation with any readable one; unreadable files are noted."""
     notes: list[str] = []
     border = setting(record.config, "task.border") or 0
     for step, folder in reversed(_steps(record.folder / "images")):
@@ -111,7 +111,7 @@ def read_images(record: Record) -> RunImages:
             try:
                 images.append(read_image(path, step=step, border=border))
             except _UNREADABLE as error:
-                notes.append(f"{path.relative_to(record.folder)} can not be read ({_reason(error)}); it was left out.")
+                notes.append(f"{path.relative_to(record.folder)} cannot be read ({_reason(error)}); skipped.")
         if images:
             return RunImages(record=record, images=images, notes=notes)
     return RunImages(record=record, notes=notes, absence=_absence(record))
@@ -147,7 +147,7 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _check(found: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError where an array has other axes than it should, or another size than its neighbours."""
+    """Raise ValueError where an array has other axes than it should, or another size than its neighbors."""
     sizes: dict[str, tuple[int, str]] = {"2": (2, "the layout"), "3": (3, "the layout")}
     for name, axes in _AXES.items():
         shape = found[name].shape
@@ -160,7 +160,7 @@ def _check(found: Mapping[str, np.ndarray]) -> None:
             if size != expected:
                 raise ValueError(f"{name} has shape {shape}, which does not fit {whose} ({letter} is {expected})")
     if 0 in found["guidance"].shape or sizes["C"][0] not in (1, 3):
-        raise ValueError(f"output has shape {found['output'].shape}, which is no image of 1 or 3 channels")
+        raise ValueError(f"output has shape {found['output'].shape}, not that of an image with 1 or 3 channels")
     if ((found["pixel"] < 0) | (found["pixel"] >= found["guidance"].shape[:2])).any():
         raise ValueError("a chosen pixel lies outside the image")
 
@@ -173,7 +173,7 @@ def _reason(error: BaseException) -> str:
 
 def _absence(record: Record) -> str:
     if setting(record.config, "task.shown_images") == 0:
-        return f"{record.label}: no images: task.shown_images was 0"
+        return f"{record.label}: no images, because task.shown_images was 0"
     if (record.folder / "images").is_dir():
-        return f"{record.label}: no image in {record.folder / 'images'} can be read"
+        return f"{record.label}: no readable image in {record.folder / 'images'}"
     return f"{record.label}: no images in {record.folder} yet"

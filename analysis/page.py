@@ -1,7 +1,7 @@
-"""One self-contained HTML page and its figures, written completely or not at all.
+"""Self-contained HTML page with its plots, written atomically.
 
-The page opens from a file and asks no network for anything: its figures are inside it, and its own policy forbids the
-rest. The same figures lie beside it as PNG (300 dpi) and SVG (text as text).
+The page opens from a file and never uses the network: its plots are embedded, and its content security policy forbids
+anything else. The same plots are saved next to it as PNG (300 dpi) and SVG (with text as text).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MARK = re.compile(r'<meta name="periln" content="([^"]*)">')
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table; a cell is text, a number or a Spread, None is shown as a dash; `best` are (row, column) in bold."""
+    """A table. A cell is text, a number, a Spread, or None for a dash; `best` lists (row, column) of bold cells."""
 
     title: str
     header: Sequence[str]
@@ -44,7 +44,7 @@ class Table:
 
 
 class Spread(NamedTuple):
-    """A figure of several runs: their mean, and the range."""
+    """A metric over several runs: its mean and range."""
 
     mean: float
     low: float
@@ -53,7 +53,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page: notes first, then tables, then figures."""
+    """A section of the page: notes first, then tables, then plots."""
 
     title: str
     prose: Sequence[str] = ()
@@ -63,28 +63,28 @@ class Section:
 
 
 def check_out(out: Path, *, kind: str) -> None:
-    """Refuse a folder that is neither new, nor empty, nor an earlier page of the same kind and nothing else.
+    """Refuse a folder that holds anything but an earlier page of the same kind.
 
     Raises:
-        InputError: Saying what the folder holds.
+        InputError: The folder holds other files; the message names them.
     """
     if not out.exists():
         return
     if not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder that does not exist yet")
-    found = {path.name for path in out.iterdir()}
-    if not found:
+    names = {path.name for path in out.iterdir()}
+    if not names:
         return
     ours = _written_before(out / "index.html", kind)
     if ours is None:
         raise InputError(
             f"--out {out}: is not empty and holds no earlier {kind}; give a folder that does not exist yet, "
-            f"or the folder of an earlier {kind}, which is replaced"
+            f"or one with an earlier {kind} to replace"
         )
-    if foreign := sorted(found - ours):
+    if foreign := sorted(names - ours):
         raise InputError(
-            f"--out {out}: holds an earlier {kind} and also {', '.join(foreign[:5])}; move that away, or give "
-            "another folder: what is there would be deleted"
+            f"--out {out}: holds other files besides an earlier {kind}, which would be deleted: "
+            f"{', '.join(foreign[:5])}; move them away or give another folder"
         )
 
 
@@ -120,9 +120,7 @@ def write_page(
     try:
         (temporary / "figures").mkdir(parents=True)
     except OSError as error:
-        raise InputError(
-            f"--out {out}: can not be made ({error.strerror}); give a folder that may be written"
-        ) from error
+        raise InputError(f"--out {out}: cannot be created ({error.strerror}); give a writable location") from error
     try:
         for path, text in files.items():
             (temporary / path).parent.mkdir(parents=True, exist_ok=True)

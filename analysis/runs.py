@@ -1,7 +1,7 @@
-"""Reading a run folder: what was asked, on which machine, and everything that was measured.
+"""Reader for run folders: configuration, machine, and all measurements.
 
-A run may still be going on, may have been killed in the middle of a line, or may lack a file: what is there is read,
-and what is not is said in `Record.notes`.
+A run may still be in progress, may have been killed in the middle of a line, or may lack files: whatever exists is
+read, and `Record.notes` lists the rest.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ _WORDS = ("site", "parameter", "samples_hash", "norm_role", "is_validation")
 
 
 class InputError(ValueError):
-    """What the user gave is wrong: one message with what was given, what is allowed, and what to write instead."""
+    """Invalid user input; the message states the input, what is allowed, and what to write instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one run, or one inspected model, has to show.
+    """Data of one run or one inspected model.
 
     Attributes:
-        label: Name for people, distinct within a report.
-        folder: Where it was read from.
+        label: Display name, distinct within a report.
+        folder: Folder that it was read from.
         config: Tree of config.yaml; empty for an inspected model.
-        environment: environment.json, empty where there is none.
-        metrics: A row per log line. `is_validation` tells the two kinds apart (a training loss may be NaN).
+        environment: Contents of environment.json, or empty.
+        metrics: A row per log line. `is_validation` marks validations (a training loss may be NaN).
         activations: A row per (step, layer, site); `layer` is NaN outside blocks.
-        gradients: A row per (step, layer, parameter). `norm_role` is what a norm's scale does: "input_norm",
-            "output_norm", "stream_norm" with "attention." or "mlp." before it; None for all else.
-        events: events.jsonl in order.
+        gradients: A row per (step, layer, parameter). `norm_role` is the role of a norm's scale: "input_norm",
+            "output_norm" or "stream_norm", prefixed with "attention." or "mlp."; None for other parameters.
+        events: Contents of events.jsonl, in order.
         placement: A name of PLACEMENTS, "mixed" or "unknown".
-        setting_facts: settings.json; None where there is none.
-        notes: What the reader should know: a half-written line, a file that is missing, a run that goes on.
+        setting_facts: Contents of settings.json, or None.
+        notes: Remarks for the reader, such as a half-written line, a missing file, or an unfinished run.
     """
 
     label: str
@@ -79,7 +79,7 @@ class Record:
 
     @property
     def kind(self) -> str:
-        """The task's kind, "unknown" where the configuration does not say."""
+        """The task's kind, or "unknown" if the configuration does not name it."""
         return str(setting(self.config, "task.kind") or "unknown")
 
     @property
@@ -90,12 +90,12 @@ class Record:
 
     @property
     def steps_done(self) -> int:
-        """The last step that any file speaks of."""
+        """The last step recorded in any file."""
         return int(max([0, *column(self.metrics, "step"), *(event["step"] for event in self.events)]))
 
 
 def setting(config: Mapping[str, Any], path: str) -> Any:
-    """Return the value at `a.b.c`, None where there is none."""
+    """Return the value at a path `a.b.c`, or None if there is none."""
     value: Any = config
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -103,7 +103,7 @@ def setting(config: Mapping[str, Any], path: str) -> Any:
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Return rows as a table in which `columns` always exist, and numbers are numbers: what is null is NaN."""
+    """Return rows as a table in which all `columns` exist and numeric columns are numeric, with NaN for null."""
     rows = list(rows)
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     return pd.DataFrame({name: _cells([row.get(name) for row in rows], name) for name in names})
@@ -125,19 +125,19 @@ def column(frame: pd.DataFrame, name: str) -> np.ndarray:
 
 def rows_where(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     """Return the rows in which every named column has the wanted value, or one of a wanted list."""
-    kept = np.ones(len(frame), dtype=bool)
+    matches = np.ones(len(frame), dtype=bool)
     for name, value in wanted.items():
-        kept &= np.isin(column(frame, name), value) if isinstance(value, list) else column(frame, name) == value
-    return frame.iloc[np.flatnonzero(kept)]
+        matches &= np.isin(column(frame, name), value) if isinstance(value, list) else column(frame, name) == value
+    return frame.iloc[np.flatnonzero(matches)]
 
 
 def activation_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return rows of activations.jsonl as a table; of a step that was measured twice, the later counts."""
+    """Return rows of activations.jsonl as a table; if a step was measured twice, the later row counts."""
     return table(rows, ACTIVATIONS).drop_duplicates(["step", "layer", "site"], keep="last", ignore_index=True)
 
 
 def gradient_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return rows of gradients.jsonl as a table; `norm_role` is read from our decoder's names where a row has none."""
+    """Return rows of gradients.jsonl as a table; a missing `norm_role` is derived from our decoder's names."""
     rows = [{"norm_role": norm_role(str(row.get("parameter"))), **row} for row in rows]
     return table(rows, GRADIENTS).drop_duplicates(["step", "layer", "parameter"], keep="last", ignore_index=True)
 
@@ -151,9 +151,9 @@ def norm_role(parameter: str) -> str | None:
 
 
 def placement_of(config: Mapping[str, Any]) -> str:
-    """Return the one placement of a configuration, "mixed" where layers differ, "unknown" where it has none."""
-    given = setting(config, "task.model.norm_placement")
-    names = set(given) if isinstance(given, list) else {given}
+    """Return the placement in a configuration: "mixed" if layers differ, "unknown" if it has none."""
+    value = setting(config, "task.model.norm_placement")
+    names = set(value) if isinstance(value, list) else {value}
     if len(names) > 1:
         return "mixed"
     name = next(iter(names), None)
@@ -161,10 +161,10 @@ def placement_of(config: Mapping[str, Any]) -> str:
 
 
 def read_run(folder: str | Path) -> Record:
-    """Read a run folder, however far the run has come.
+    """Read a run folder, whether or not the run is finished.
 
     Raises:
-        InputError: If it is no run folder, or its config.yaml can not be read.
+        InputError: It is not a run folder, or its config.yaml cannot be read.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -172,8 +172,8 @@ def read_run(folder: str | Path) -> Record:
     setting_facts = read_setting_facts(folder)
     if setting_facts is None:
         notes.append(
-            "settings.json is missing, as in runs of older versions: without it, every setting that differs sets runs "
-            "apart, seeds and logging intervals included"
+            "settings.json is missing, as in runs of older versions: without it, any setting that differs, even a seed "
+            "or a logging interval, puts runs in separate groups"
         )
     rows = {name: _read_lines(folder / f"{name}.jsonl", notes) for name in ("metrics", "activations", "gradients")}
     for row in rows["metrics"]:
@@ -195,19 +195,19 @@ def read_run(folder: str | Path) -> Record:
     return replace(record, notes=(*notes, *_state_notes(record)))
 
 
-def read_runs(given: Sequence[str]) -> tuple[list[Record], list[str]]:
-    """Read every run that was given, each once, with labels that tell them apart.
+def read_runs(arguments: Sequence[str]) -> tuple[list[Record], list[str]]:
+    """Read each run once and give each a distinct label.
 
     Args:
-        given: Run folders; a pattern that the shell did not expand is expanded here.
+        arguments: Run folders; patterns that the shell did not expand are expanded here.
 
     Returns:
-        The records, and notes about what was given.
+        The records, and notes about the arguments.
 
     Raises:
-        InputError: With everything that is no run folder.
+        InputError: Some arguments are not run folders; all are reported.
     """
-    folders, notes, faults = _expand(given)
+    folders, notes, faults = _expand(arguments)
     records: list[Record] = []
     for folder in folders:
         try:
@@ -220,7 +220,7 @@ def read_runs(given: Sequence[str]) -> tuple[list[Record], list[str]]:
 
 
 def distinct_labels(records: Sequence[Record]) -> list[Record]:
-    """Return the records with as much of their path in the label as tells equal names apart."""
+    """Return the records, with as much of the path prepended to equal labels as it takes to distinguish them."""
     labels = [record.label for record in records]
     for count in range(1, 64):
         repeated = {label for label in labels if labels.count(label) > 1}
@@ -232,7 +232,7 @@ def distinct_labels(records: Sequence[Record]) -> list[Record]:
 
 
 def absence(record: Record, name: str) -> str:
-    """Return why a run has no rows of `name` ("activations", "gradients"), in words."""
+    """Return the reason why a run has no rows of `name` ("activations", "gradients")."""
     if not record.config:
         return f"{record.label}: {name} were not measured"
     probes = record.config.get("probes")
@@ -240,20 +240,20 @@ def absence(record: Record, name: str) -> str:
     if isinstance(probes, Mapping) and f"{name}_every" in probes and probes[f"{name}_every"] is None:
         return f"{record.label}: no {name}.jsonl: {every} was null"
     if (record.folder / f"{name}.jsonl").exists():
-        return f"{record.label}: {name}.jsonl has no row yet"
+        return f"{record.label}: {name}.jsonl has no rows yet"
     return f"{record.label}: no {name}.jsonl in {record.folder}"
 
 
-def _expand(given: Sequence[str]) -> tuple[list[Path], list[str], list[str]]:
+def _expand(arguments: Sequence[str]) -> tuple[list[Path], list[str], list[str]]:
     folders: dict[Path, Path] = {}
     notes: list[str] = []
     faults: list[str] = []
-    for text in given:
+    for text in arguments:
         is_pattern = glob.has_magic(text) and not Path(text).exists()
-        found = sorted(glob.glob(text)) if is_pattern else [text]
-        if not found:
-            faults.append(f"{text}: the pattern matches nothing; give run folders, like runs/quickstart-peri")
-        for path in map(Path, found):
+        matches = sorted(glob.glob(text)) if is_pattern else [text]
+        if not matches:
+            faults.append(f"{text}: the pattern matches nothing; give run folders, e.g. runs/quickstart-peri")
+        for path in map(Path, matches):
             if path.resolve() in folders:
                 notes.append(f"{path} was given twice; it is shown once.")
             folders.setdefault(path.resolve(), path)
@@ -264,37 +264,37 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise InputError(f"{folder}: {what}; a run is a folder with config.yaml, like runs/quickstart-peri")
+        raise InputError(f"{folder}: {what}; give a run folder (it contains config.yaml), e.g. runs/quickstart-peri")
     if not path.is_file():
         below = sorted(p.parent for p in folder.glob("*/config.yaml"))
         hint = f"; did you mean {folder}/* ({len(below)} runs)?" if below else ""
-        raise InputError(f"{folder}: not a run folder, it has no config.yaml (python -m train writes it){hint}")
+        raise InputError(f"{folder}: not a run folder: it has no config.yaml, which python -m train writes{hint}")
     try:
         config = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: can not be read as YAML: {error}") from error
+        raise InputError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):
-        raise InputError(f"{path}: holds {type(config).__name__}, not the settings of a run")
+        raise InputError(f"{path}: holds {type(config).__name__} instead of a run's settings")
     return config
 
 
 def _read_environment(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        environment = json.loads(path.read_text())
     except FileNotFoundError:
-        notes.append("no environment.json: code version and machine are not known.")
+        notes.append("no environment.json: code version and machine are unknown.")
         return {}
     except ValueError:
-        notes.append("environment.json can not be read: code version and machine are not known.")
+        notes.append("environment.json cannot be read: code version and machine are unknown.")
         return {}
-    return found if isinstance(found, dict) else {}
+    return environment if isinstance(environment, dict) else {}
 
 
 def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Return the rows of a JSONL file; lines that are no rows are skipped and noted."""
+    """Return the rows of a JSONL file; invalid lines are skipped and noted."""
     if not path.exists():
         if path.stem == "metrics":
-            notes.append("no metrics.jsonl: nothing was logged yet.")
+            notes.append("no metrics.jsonl: nothing has been logged yet.")
         return []
     lines = path.read_bytes().split(b"\n")
     rows, broken = [], []
@@ -305,9 +305,9 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         elif line.strip():
             broken.append(number)
     if broken and broken[-1] == len(lines):  # a whole file ends with a line break
-        notes.append(f"the last line of {path.name} is half-written (line {broken.pop()}); it was skipped.")
+        notes.append(f"the last line of {path.name} is half-written (line {broken.pop()}); skipped.")
     if broken:
-        notes.append(f"{path.name}: {len(broken)} lines are no rows and were skipped (the first is line {broken[0]}).")
+        notes.append(f"{path.name}: skipped {len(broken)} invalid lines, the first of them line {broken[0]}.")
     return rows
 
 
@@ -322,5 +322,5 @@ def _row(line: bytes) -> dict[str, Any] | None:
 def _state_notes(record: Record) -> list[str]:
     asked, done = record.steps_asked, record.steps_done
     if asked is not None and done < asked:
-        return [f"step {done:,} of {asked:,}: the run is still going on, or was stopped."]
+        return [f"step {done:,} of {asked:,}: the run is in progress or was stopped."]
     return []

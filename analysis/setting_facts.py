@@ -1,6 +1,6 @@
-"""Facts of settings that a run folder holds in settings.json: which set runs apart, and which decide what metrics mean.
+"""Facts about settings from a run's settings.json: which ones distinguish runs, and which decide comparability.
 
-`python -m train` writes them; there is no table of settings here. A path stands for all below it that is not listed.
+`python -m train` writes the file, so there is no table of settings here. A path covers everything unlisted below it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SettingFacts:
-    """What is true of some runs' settings.
+    """Facts about the settings of one or several runs.
 
     Attributes:
         report: By path, "distinguishes" (the default), "seed" or "ignored".
@@ -26,7 +26,7 @@ class SettingFacts:
 
     def role(self, path: str) -> str:
         """Return what a difference in a setting means: "distinguishes", "seed" or "ignored"."""
-        if path == "name":  # what a run is called never sets it apart, whatever its folder lacks
+        if path == "name":  # a run's name never distinguishes it, even without settings.json
             return "ignored"
         while path not in self.report and "." in path:
             path = path.rpartition(".")[0]

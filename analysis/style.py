@@ -1,4 +1,4 @@
-"""How figures look: one palette, one size, one legend; a figure is one panel at the width of a paper's column."""
+"""Plot style: one palette, one size, one legend; each plot is a single panel as wide as a column in a paper."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PAPER: dict[Any, Any] = {
 }
 WIDTH, HEIGHT = 3.5, 2.45  # inches, without the legend
 
-# Okabe-Ito; the same placement has the same colour, marker and line everywhere.
+# Okabe-Ito; the same placement has the same color, marker and line everywhere.
 _LOOKS = {
     "pre": ("#D55E00", "s", "--"),
     "post": ("#0072B2", "v", "-."),
@@ -54,7 +54,7 @@ _LOOKS = {
     "mixed": ("#E69F00", "P", (0, (6, 2))),
     "unknown": ("#555555", "X", "-"),
 }
-# Runs without a placement are told apart by colours that no placement has.
+# Runs without a placement have colors that no placement uses.
 _OTHERS = (
     ("#555555", "X", "-"),
     ("#56B4E9", "o", "--"),
@@ -73,7 +73,7 @@ paper = matplotlib.rc_context(PAPER)  # as a decorator: what a function draws ha
 class Look(NamedTuple):
     """How one line is drawn."""
 
-    colour: str | tuple[float, float, float]
+    color: str | tuple[float, float, float]
     marker: str
     line: str | tuple[int, tuple[int, ...]]
 
@@ -89,15 +89,15 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Plate:
-    """The panels that belong together, and what is to be said about them.
+    """Panels that belong together, with their caption and findings.
 
     Attributes:
-        name: Beginning of the files' names.
+        name: Prefix of the file names.
         title: Heading.
-        caption: What it shows and how it was measured.
-        panels: None where nothing was measured.
+        caption: Explanation of the plots and of how the data were measured.
+        panels: The plots; empty if nothing was measured.
         findings: Sentences computed from the data.
-        missing: What is not drawn, each with its reason.
+        missing: Reasons for everything that is not drawn.
     """
 
     name: str
@@ -109,21 +109,21 @@ class Plate:
 
 
 def look(placement: str, *, variant: int = 0, variants: int = 1) -> Look:
-    """Return the look of a placement; its several variants are shades of it, those of none differ in colour."""
-    colour, marker, line = _LOOKS.get(placement, _LOOKS["unknown"])
-    if colour == _LOOKS["unknown"][0] and 1 < variants <= len(_OTHERS):
+    """Return the look of a placement: variants are shades of its color; without a placement, they differ in color."""
+    color, marker, line = _LOOKS.get(placement, _LOOKS["unknown"])
+    if color == _LOOKS["unknown"][0] and 1 < variants <= len(_OTHERS):
         return Look(*_OTHERS[variant])
     if variants == 1:
-        return Look(colour, marker, line)
-    return Look(shades(colour, variants)[variant], marker, line)
+        return Look(color, marker, line)
+    return Look(shades(color, variants)[variant], marker, line)
 
 
-def shades(colour: str | tuple[float, float, float], count: int) -> list[tuple[float, float, float]]:
-    """Return shades of a colour from light to dark, the last for what matters most."""
+def shades(color: str | tuple[float, float, float], count: int) -> list[tuple[float, float, float]]:
+    """Return shades of a color from light to dark, the last for what matters most."""
     if count == 1:
-        return [to_rgb(colour)]
+        return [to_rgb(color)]
     light, dark = (0.6, -0.5) if count > 2 else (0.3, -0.3)  # share of white; of black where it is negative
-    base = np.array(to_rgb(colour))
+    base = np.array(to_rgb(color))
     return [
         to_rgb(tuple(base + share * (1 - base) if share > 0 else base * (1 + share)))
         for share in np.linspace(light, dark, count)
@@ -144,10 +144,10 @@ def new_axes(*, x: str, y: str, title: str = "") -> Axes:
 
 
 def shade(
-    axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, *, colour: str | tuple[float, float, float]
+    axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, *, color: str | tuple[float, float, float]
 ) -> None:
-    """Draw a band. It is interrupted at a zero: on a logarithmic axis its outline would lead to nowhere and back."""
-    axes.fill_between(x, low, high, where=low != 0, color=colour, alpha=0.2, linewidth=0)  # type: ignore[arg-type]
+    """Draw a band, with a gap at zeros: on a logarithmic axis, its outline would run off to minus infinity."""
+    axes.fill_between(x, low, high, where=low != 0, color=color, alpha=0.2, linewidth=0)  # type: ignore[arg-type]
 
 
 def finish(axes: Axes, *, log: str = "", counts: str = "", legend: bool = True) -> Figure:
@@ -191,8 +191,8 @@ def _wide_enough(low: float, high: float) -> tuple[float, float]:
     """Widen a logarithmic axis to a factor of 4: what barely varies looks it, and some ticks have labels."""
     if low <= 0 or high / low >= 4:
         return low, high
-    centre = math.sqrt(low * high)
-    return centre / 2, centre * 2
+    center = math.sqrt(low * high)
+    return center / 2, center * 2
 
 
 def _log_ticks(axis, low: float, high: float) -> None:
@@ -202,7 +202,7 @@ def _log_ticks(axis, low: float, high: float) -> None:
     if decades <= 0.7:
         subs = tuple(float(digit) for digit in range(1, 10))
     axis.set_major_locator(ticker.LogLocator(base=10, subs=subs, numticks=8))
-    axis.set_minor_locator(ticker.NullLocator())  # dozens of unlabelled ticks take half of the time of drawing
+    axis.set_minor_locator(ticker.NullLocator())  # dozens of unlabeled ticks take half of the time of drawing
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _log_text(value)))
 
 

@@ -1,6 +1,7 @@
-"""`python -m launch {local|slurm|plan|sweep} ...`: start runs. Exit codes: 0 done, 2 what was given is wrong, 1 else.
+"""Command-line entry point for starting runs: `python -m launch {local|slurm|plan|sweep} ...`.
 
-75: the run stopped early on a signal, with a checkpoint saved; the same command goes on.
+Exit codes: 0 success, 2 invalid arguments or configuration, 1 any other failure, 75 stopped early on a signal with a
+checkpoint saved; the same command resumes.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ USAGE = """usage: python -m launch {local|slurm|plan|sweep} ...
 
   local CONFIG [key=value ...] [--ranks N]                        train on this machine
   slurm CONFIG [key=value ...] --cluster FILE [--dry-run]         submit to a SLURM cluster
-  plan  CONFIG [key=value ...] [--gpus N] [--gpu-memory GiB]      memory, time and sizes, without a GPU
-  sweep SWEEP.yaml [--cluster FILE] [--dry-run]                   a grid of runs, here or as a SLURM array
+  plan  CONFIG [key=value ...] [--gpus N] [--gpu-memory GiB]      estimate memory, time and sizes; needs no GPU
+  sweep SWEEP.yaml [--cluster FILE] [--dry-run]                   run a grid of runs, here or as a SLURM array
 
-`python -m launch COMMAND --help` tells the rest."""
+Run `python -m launch COMMAND --help` for details."""
 COMMANDS = {
     "local": "launch.local",
     "slurm": "launch.slurm.slurm",
@@ -28,17 +29,17 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0] in ("-h", "--help"):
+    """Run the command; return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in ("-h", "--help"):
         print(USAGE)
         return 0
-    if not given or given[0] not in COMMANDS:
-        unknown = f"no command {given[0]!r}\n" if given else ""
+    if not words or words[0] not in COMMANDS:
+        unknown = f"unknown command {words[0]!r}\n" if words else ""
         print(f"{unknown}{USAGE}", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(COMMANDS[given[0]]).main(given[1:])
+        return importlib.import_module(COMMANDS[words[0]]).main(words[1:])
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

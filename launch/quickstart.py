@@ -1,6 +1,6 @@
-"""`make quickstart`: the same small decoder with Pre-, Post- and Peri-LN, then a model folder, a sample and a report.
+"""Quickstart (`make quickstart`): a small decoder with Pre-, Post- and Peri-LN, an export, a sample and a report.
 
-Starts the ordinary commands one after the other and prints each of them, so that they can be repeated by hand.
+Runs the ordinary commands in sequence and prints each one, so that you can repeat them by hand.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ PROMPT = "def read_lines(path):"
 
 
 def main() -> int:
-    """Train, export and report; returns the exit code of the first command that fails."""
+    """Train, export and report; return the exit code of the first command that fails."""
     for placement in PLACEMENTS:
         print(f"\n--- norm placement: {placement}", flush=True)
         code = run(training_command(placement))
         if code:
             return code
-    print("\n--- the Peri-LN model as a Hugging Face folder, and what it writes after a prompt", flush=True)
+    print("\n--- export the Peri-LN model to a Hugging Face folder and complete a prompt", flush=True)
     if not EXPORTED.exists():
         code = run([sys.executable, "-m", "train.export", str(run_folder("peri")), str(EXPORTED), "--prompt", PROMPT])
         if code:
             return code
-    print("\n--- what the placements look like inside", flush=True)
+    print("\n--- compare the placements: activations, gradients, loss", flush=True)
     runs = [str(run_folder(placement)) for placement in PLACEMENTS]
     code = run([sys.executable, "-m", "analysis", "report", *runs, "--out", str(REPORT)])
     if code:
@@ -49,14 +49,14 @@ def training_command(placement: str) -> list[str]:
 
 
 def run_folder(placement: str) -> Path:
-    """Return where a placement's run lives."""
+    """Return the run folder of a placement."""
     return RUNS / f"quickstart-{placement}"
 
 
 def run(command: list[str]) -> int:
-    """Show a command, run it, return its exit code."""
-    print("$", ranks.shown(command), flush=True)
-    # Ctrl-C reaches the command too, which saves and ends; until then this program waits.
+    """Print a command, run it and return its exit code."""
+    print("$", ranks.shell_line(command), flush=True)
+    # Ctrl-C also reaches the command, which saves a checkpoint and exits; this program waits for it.
     before = signal.signal(signal.SIGINT, _wait)
     try:
         return subprocess.Popen(command, preexec_fn=ranks.end_with_parent).wait()
@@ -65,26 +65,26 @@ def run(command: list[str]) -> int:
 
 
 def _wait(number: int, frame: object) -> None:
-    """Do nothing on a signal; to ignore it would be passed on to the command."""
+    """Do nothing. SIG_IGN would be inherited by the command; a handler is not."""
 
 
 def summary() -> str:
-    """Return the table of the placements, and where to look next."""
+    """Return a table of the placements' metrics and the paths to look at next."""
     rows = [f"{'placement':>10}  {'validation loss':>15}  {'perplexity':>10}  {'bits per byte':>13}"]
     for placement in PLACEMENTS:
         last = last_validation(run_folder(placement) / "metrics.jsonl")
-        figures = [last[f"validation_{name}"] for name in ("loss", "perplexity", "bits_per_byte")]
-        rows.append(f"{placement:>10}  {figures[0]:15.4f}  {figures[1]:10.2f}  {figures[2]:13.4f}")
+        metrics = [last[f"validation_{name}"] for name in ("loss", "perplexity", "bits_per_byte")]
+        rows.append(f"{placement:>10}  {metrics[0]:15.4f}  {metrics[1]:10.2f}  {metrics[2]:13.4f}")
     return "\n".join(
         [
             "",
             *rows,
             "",
-            f"figures         {REPORT}/index.html  (opens in any browser)",
+            f"report          {REPORT}/index.html  (opens in any browser)",
             f"curves          {Path(sys.executable).parent / 'tensorboard'} --logdir {RUNS}",
-            f"every figure    {RUNS}/quickstart-*/metrics.jsonl",
+            f"metrics         {RUNS}/quickstart-*/metrics.jsonl",
             f"exported model  {EXPORTED}  (AutoModelForCausalLM.from_pretrained, trust_remote_code=True)",
-            "next            change a setting: python -m train " + CONFIG + " name=mine optim.lr=1e-3",
+            "next step       change a setting: python -m train " + CONFIG + " name=mine optim.lr=1e-3",
         ]
     )
 

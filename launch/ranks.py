@@ -1,8 +1,8 @@
-"""Starting the ranks of one node and staying with them: signals go to the ranks, their exit code comes back.
+"""Launcher for the ranks of one node: forwards signals to the ranks and returns their exit code.
 
-torchrun kills ranks 30 s after SIGTERM and dies of SIGUSR1. So it runs in a session of its own, signals pass it by, and
-`train.ranks.torchrun` ends with the exit code of its ranks. Where torchrun has been ended all the same, a run that
-stopped early is known by what it left in its folder (`stopped.json`).
+torchrun kills its ranks 30 s after SIGTERM and dies on SIGUSR1. It therefore runs in its own session, signals bypass
+it, and `train.ranks.torchrun` exits with the exit code of its ranks. If torchrun is killed anyway, a run that stopped
+early is recognized by the `stopped.json` in its folder.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from train.config.facts.run_layout import STACKS, STOPPED
 
 _TORCHRUN = "train.ranks.torchrun"
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_BY_SIGNAL = 128  # exit codes above it: ended by the signal of this number more (as shells say it)
+_BY_SIGNAL = 128  # exit code 128 + N: killed by signal N, as in a shell
 _PR_SET_PDEATHSIG = 1
 
 
 class Nodes(NamedTuple):
-    """The nodes of a job; ranks meet at the first of them."""
+    """The nodes of a job; the first one hosts the rendezvous."""
 
     size: int
     head: str  # host name of the first node
     port: int
-    job: str  # what tells this job's meeting from another's
-    is_head: bool  # whether this is the first node; a machine can not always tell by its own names
+    job: str  # rendezvous id; keeps jobs on the same host apart
+    is_head: bool  # whether this is the first node; a machine cannot always tell from its own host names
 
 
 def training_command(arguments: Sequence[str], *, ranks: int, nodes: Nodes | None = None) -> list[str]:
     """Return the command that trains on this node.
 
     Args:
-        arguments: What `python -m train` takes.
+        arguments: Arguments of `python -m train`.
         ranks: Processes on this node.
-        nodes: None: this machine alone.
+        nodes: Nodes of the job; None for this machine alone.
     """
     if ranks == 1 and nodes is None:
         return [sys.executable, "-m", "train", *arguments]
@@ -63,35 +63,35 @@ def training_command(arguments: Sequence[str], *, ranks: int, nodes: Nodes | Non
     return [*torchrun, "--max-restarts=0", "-m", "train", *arguments]
 
 
-def shown(command: Sequence[str]) -> str:
-    """Return a command as one would type it."""
+def shell_line(command: Sequence[str]) -> str:
+    """Return a command as a line to paste into a shell."""
     return shlex.join(["python", *command[1:]] if command[0] == sys.executable else command)
 
 
 def run(command: Sequence[str], *, run_folder: Path) -> int:
     """Run a training command to its end and return the exit code of its ranks.
 
-    SIGTERM, SIGINT and SIGUSR1 to this process reach every rank once each; a terminal's Ctrl-C too, since the ranks do
-    not share its process group. Should this process be killed, torchrun is told to end.
+    Each SIGTERM, SIGINT or SIGUSR1 sent to this process reaches every rank exactly once, Ctrl-C included, since the
+    ranks are not in the terminal's process group. If this process is killed, torchrun receives SIGTERM.
     """
     began = time.time()
     code = _follow(command)
-    from_outside = code > _BY_SIGNAL  # then torchrun can not tell how its ranks ended, but they can
+    from_outside = code > _BY_SIGNAL  # torchrun itself was killed: only the ranks know how they ended
     if code == 0:
         return 0
     if code == STOPPED_EARLY or _stopped_since(began, run_folder, in_preparation=from_outside):
         return STOPPED_EARLY
-    # A rank that torchrun has ended because of another may say that it stopped in preparation: this run has failed.
+    # A rank that torchrun terminated because another one failed may have reported an early stop: the run still failed.
     (run_folder / STOPPED).unlink(missing_ok=True)
-    _repeat_the_verdict(began, run_folder)
+    _repeat_verdict(began, run_folder)
     return 1 if from_outside else code
 
 
 def _follow(command: Sequence[str]) -> int:
-    """Run a command to its end, passing signals on to the ranks; returns its exit code, 128 + N for signal N."""
+    """Run a command to its end and forward signals to its ranks; return its exit code, 128 + N for signal N."""
     is_torchrun = _TORCHRUN in command
     child: subprocess.Popen[bytes] | None = None
-    early: list[int] = []  # signals that came while the process was being made
+    early: list[int] = []  # signals received while the process was starting
     has_begun = True
 
     def forward(number: int, _: object) -> None:
@@ -122,56 +122,56 @@ def _follow(command: Sequence[str]) -> int:
         print(f"the run was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
     code = _BY_SIGNAL - code if code < 0 else code
     if not has_begun and code == _BY_SIGNAL + signal.SIGTERM:
-        print("stopped before there were ranks: nothing is lost; start the same command again", file=sys.stderr)
+        print("stopped before any rank had started: nothing is lost; run the same command again", file=sys.stderr)
         return STOPPED_EARLY
     return code
 
 
 def end_with_parent() -> None:
-    """Have Linux tell this process to end (SIGTERM) when the one that started it is gone, SIGKILL included."""
+    """Make Linux send this process SIGTERM when its parent dies, even by SIGKILL."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _settle() -> None:
-    # SLURM may send its signals to every process of a job. torchrun dies of this one; a rank listens to it in time.
+    # SLURM may signal every process of a job. SIGUSR1 would kill torchrun; ranks install their own handler in time.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     end_with_parent()
 
 
 def _children(pid: int) -> list[int]:
-    """Return the processes that a process has started: of torchrun, the ranks."""
-    found: list[int] = []
+    """Return the child processes of a process; for torchrun, these are the ranks."""
+    children: list[int] = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
+        except OSError:  # it has exited in the meantime
             continue
         if int(fields[1]) == pid:
-            found.append(int(stat.parent.name))
-    return found
+            children.append(int(stat.parent.name))
+    return children
 
 
-def _stopped_since(moment: float, run_folder: Path, *, in_preparation: bool) -> bool:
-    """Return whether the run itself said, after this moment, that it stopped early.
+def _stopped_since(start: float, run_folder: Path, *, in_preparation: bool) -> bool:
+    """Return whether the run has reported an early stop since a given time.
 
     Args:
-        moment: In seconds since the epoch.
-        run_folder: Where it says so.
-        in_preparation: Whether to believe it of a stop before the first step too, which one rank decides by itself.
+        start: Time in seconds since the epoch.
+        run_folder: Folder of the run, which holds the report.
+        in_preparation: Whether a stop before the first step counts too; a single rank reports that one by itself.
     """
     path = run_folder / STOPPED
     try:
-        noted = json.loads(path.read_text())
-        return path.stat().st_mtime >= moment - 1 and (in_preparation or noted["step"] > 0)
+        stop = json.loads(path.read_text())
+        return path.stat().st_mtime >= start - 1 and (in_preparation or stop["step"] > 0)
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _repeat_the_verdict(moment: float, run_folder: Path) -> None:
-    """Print last which rank held the run up, where one has just been found out: others speak on their way out."""
+def _repeat_verdict(start: float, run_folder: Path) -> None:
+    """Print the watchdog's verdict again, if there is a new one, so that the exiting ranks' output does not bury it."""
     path = run_folder / STACKS
     try:
-        if path.stat().st_mtime >= moment - 1:
+        if path.stat().st_mtime >= start - 1:
             print(path.read_text().partition("\n")[0], file=sys.stderr, flush=True)
     except OSError:
         return

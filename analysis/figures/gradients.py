@@ -1,4 +1,4 @@
-"""Gradients, norm scales and updates against depth."""
+"""Plots of gradients, norm scales and updates against depth."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from analysis.style import LAYER, Panel, Plate, finish, new_axes, paper
 
 
 class UniformityOfGroup(NamedTuple):
-    """How evenly the gradient norm is spread over a group's layers at one step."""
+    """Uniformity of the gradient norm over a group's layers at one step."""
 
     group: Group
     step: float
-    found: Uniformity
+    uniformity: Uniformity
 
 
 def layer_norms(step: float) -> Curve:
-    """Return the curve of the gradient norm over layers, at one step; parameters outside blocks are left out."""
+    """Return the curve of the gradient norm over layers at one step, without parameters outside the blocks."""
 
     def curve(record: Record) -> tuple[np.ndarray, np.ndarray]:
         rows = rows_where(record.gradients, step=step)
@@ -36,42 +36,42 @@ def layer_norms(step: float) -> Curve:
 
 
 def gradient_uniformity(records: Sequence[Record]) -> list[UniformityOfGroup]:
-    """Return the uniformity of every group's gradient norm over layers, first and last measured step."""
+    """Return the uniformity of each group's gradient norm over layers at its first and last measured step."""
     groups = group_records(records)
-    moments = first_and_last(groups, "gradients")
-    found = []
+    points = first_and_last(groups, "gradients")
+    uniformities = []
     for group in groups:
-        for moment in moments:
-            if group.label not in moment.steps:
+        for point in points:
+            if group.label not in point.steps:
                 continue
-            result = uniformity(band(group, layer_norms(moment.steps[group.label])).mean)
+            result = uniformity(band(group, layer_norms(point.steps[group.label])).mean)
             if result is not None:
-                found.append(UniformityOfGroup(group, moment.steps[group.label], result))
-    return found
+                uniformities.append(UniformityOfGroup(group, point.steps[group.label], result))
+    return uniformities
 
 
 @paper
 def gradient_over_depth(records: Sequence[Record]) -> Plate:
-    """Draw the gradient norm of every layer, first and last measured step; the legend says how uniform it is."""
+    """Draw the gradient norm of every layer at the first and last measured step, with its uniformity in the legend."""
     groups, notes = for_depth(records)
     panels = []
-    for moment in first_and_last(groups, "gradients"):
-        axes = new_axes(x=LAYER, y="gradient norm of the layer", title=moment.title)
+    for point in first_and_last(groups, "gradients"):
+        axes = new_axes(x=LAYER, y="gradient norm of the layer", title=point.title)
         for group in groups:
-            if group.label not in moment.steps:
+            if group.label not in point.steps:
                 continue
-            curve = layer_norms(moment.steps[group.label])
+            curve = layer_norms(point.steps[group.label])
             spread = uniformity(band(group, curve).mean)
             words = f": max/min {spread.max_over_min:.3g}, CV {spread.coefficient_of_variation:.2g}" if spread else ""
             draw_depth(axes, group, curve, label=group.label + words)
         if axes.get_lines():
-            panels.append(Panel(moment.name, f"Gradient norm against layer, {moment.title}", finish(axes, log="y")))
+            panels.append(Panel(point.name, f"Gradient norm against layer, {point.title}", finish(axes, log="y")))
     return Plate(
         name="gradient-depth",
         title="Gradient norm against depth",
-        caption="Root of the sum of squares of the gradient over all parameters of a layer, after reduction over ranks "
-        "and before clipping. max/min: largest over smallest layer; CV: standard deviation over mean of the layers; 1 "
-        f"and 0 where all layers are alike. {SEEDS}",
+        caption="L2 norm of the gradient over all parameters of a layer, after reduction over ranks and before "
+        "clipping. max/min: largest over smallest layer, 1 if all layers are equal; CV: standard deviation over mean "
+        f"of the layers, 0 if all layers are equal. {SEEDS}",
         panels=panels,
         findings=notes if panels else [],
         missing=missing_rows(records, "gradients"),
@@ -80,36 +80,36 @@ def gradient_over_depth(records: Sequence[Record]) -> Plate:
 
 @paper
 def norm_scales(records: Sequence[Record]) -> Plate:
-    """Draw the output norms' scales against depth: mean, with the range over the channels."""
+    """Draw the output norms' scales against depth: mean and range over the channels."""
     groups, _ = for_depth(records)
-    have = [group for group in groups if any(not _output_scales(record).empty for record in group.records)]
+    scaled = [group for group in groups if any(not _output_scales(record).empty for record in group.records)]
     panels = []
-    for moment in first_and_last(have, "gradients"):
-        axes = new_axes(x=LAYER, y="scale of the output norm", title=moment.title)
-        for group in have:
-            if group.label not in moment.steps:
+    for point in first_and_last(scaled, "gradients"):
+        axes = new_axes(x=LAYER, y="scale of the output norm", title=point.title)
+        for group in scaled:
+            if group.label not in point.steps:
                 continue
             for branch in ("attention", "mlp"):
-                _draw_scales(axes, group, moment.steps[group.label], branch)
+                _draw_scales(axes, group, point.steps[group.label], branch)
         if axes.get_lines():
-            panels.append(Panel(moment.name, f"Output-norm scales against layer, {moment.title}", finish(axes)))
-    without = [group for group in groups if group not in have and not group.records[0].gradients.empty]
+            panels.append(Panel(point.name, f"Output-norm scales against layer, {point.title}", finish(axes)))
+    without = [group for group in groups if group not in scaled and not group.records[0].gradients.empty]
     return Plate(
         name="norm-scales",
         title="Scales of the output norms",
-        caption="Mean over channels of the scale of each output norm, with a band from its least to its greatest "
-        "channel; filled: after attention, hollow: after the MLP.",
+        caption="Scale of each output norm: mean over channels, with a band from the smallest to the largest channel. "
+        "Filled: after attention; hollow: after the MLP.",
         panels=panels,
         missing=[
             *missing_rows(records, "gradients"),
-            *(f"{group.label}: has no scale of an output norm" for group in without),
+            *(f"{group.label}: has no output-norm scales" for group in without),
         ],
     )
 
 
 @paper
 def update_ratios(records: Sequence[Record]) -> Plate:
-    """Draw the size of an update relative to the weights, against training and against the layer."""
+    """Draw the size of the updates relative to the weights, over training and over layers."""
     groups, notes = for_depth(records)
     axis = axis_of(records)
     panels = []
@@ -123,14 +123,15 @@ def update_ratios(records: Sequence[Record]) -> Plate:
             panels.append(Panel("training", f"Update over weights against {axis}", figure))
     if panel := _last_update_panel(groups, by_layer=is_one_stack(records)):
         panels.append(panel)
-    ratio_known = [r for r in records if np.isfinite(column(r.gradients, "update_ratio")).any()]
-    without = [r for r in records if not r.gradients.empty and not any(r is known for known in ratio_known)]
+    without = [
+        r for r in records if not r.gradients.empty and not np.isfinite(column(r.gradients, "update_ratio")).any()
+    ]
     return Plate(
         name="update-ratio",
         title="Size of the updates",
-        caption="Norm of the optimizer's update over the norm of the weights, from the optimizer's moments: of the "
-        "whole model against training, and of every layer (every module, where layers are no single stack) at the last "
-        f"measured step whose learning rate is above zero (a schedule may end at zero). {SEEDS}",
+        caption="Norm of the optimizer's update over the norm of the weights, computed from the optimizer state: for "
+        "the whole model over training, and for each layer (each module, if the layers do not form a single stack) at "
+        f"the last measured step with a learning rate above zero (a schedule may end at zero). {SEEDS}",
         panels=panels,
         findings=notes if panels else [],
         missing=[*missing_rows(records, "gradients"), *(f"{r.label}: no update ratio was measured" for r in without)],
@@ -138,7 +139,7 @@ def update_ratios(records: Sequence[Record]) -> Plate:
 
 
 def _last_update_panel(groups: Sequence[Group], *, by_layer: bool) -> Panel | None:
-    """Return the panel of the last updates by layer, or by module where layers have no depth."""
+    """Return the panel of the last updates by layer, or by module if layers have no depth."""
     words, title = "||update|| / ||weights||", "last measured step with an update"
     steps = {group.label: step for group in groups if (step := _last_update(group)) is not None}
     moved = [group for group in groups if group.label in steps]
@@ -159,9 +160,9 @@ def _last_update(group: Group) -> float | None:
 
 
 def _by_layer(layers: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the layers and the root of the sum of squares in each; NaN where one of its values is not finite."""
-    found = np.unique(layers[np.isfinite(layers)])
-    return found, np.array([np.sqrt(squares[layers == layer].sum()) for layer in found])
+    """Return the layers and the root of the sum of squares in each; NaN if any of its values is not finite."""
+    distinct = np.unique(layers[np.isfinite(layers)])
+    return distinct, np.array([np.sqrt(squares[layers == layer].sum()) for layer in distinct])
 
 
 def _output_scales(record: Record):
@@ -172,10 +173,10 @@ def _output_scales(record: Record):
 def _draw_scales(axes: Axes, group: Group, step: float, branch: str) -> None:
     look = {"linestyle": ":", "markerfacecolor": "white"} if branch == "mlp" else {}
     label = f"{group.label}, {'MLP' if branch == 'mlp' else branch}"
-    found = draw_depth(axes, group, _scale_curve(step, branch, "scale_mean"), label=label, **look)
+    mean = draw_depth(axes, group, _scale_curve(step, branch, "scale_mean"), label=label, **look)
     low, high = (band(group, _scale_curve(step, branch, name)) for name in ("scale_min", "scale_max"))
-    if len(found.x):
-        axes.fill_between(found.x, low.low, high.high, color=group.look.colour, alpha=0.15, linewidth=0)
+    if len(mean.x):
+        axes.fill_between(mean.x, low.low, high.high, color=group.look.color, alpha=0.15, linewidth=0)
 
 
 def _scale_curve(step: float, branch: str, quantity: str) -> Curve:
@@ -197,8 +198,8 @@ def _update_squares(record: Record, step: float) -> tuple[np.ndarray, np.ndarray
 def _layer_update(step: float) -> Curve:
     def curve(record: Record) -> tuple[np.ndarray, np.ndarray]:
         layers, updates, weights = _update_squares(record, step)
-        found, update_norms = _by_layer(layers, updates)
-        return found, update_norms / _by_layer(layers, weights)[1]
+        distinct, update_norms = _by_layer(layers, updates)
+        return distinct, update_norms / _by_layer(layers, weights)[1]
 
     return curve
 

@@ -1,4 +1,4 @@
-"""Validation images side by side: guidance, input, truth, output, errors and offsets, on the same scales.
+"""Plots of validation images side by side: guidance, input, truth, output, errors and offsets on shared scales.
 
 Shapes: H, W height and width, C channels (1 or 3).
 """
@@ -19,73 +19,73 @@ from analysis.groups import final_loss, group_records
 from analysis.images import FilteredImage, RunImages
 from analysis.style import Panel, Plate, paper
 
-_MOST_RUNS = 4  # beside each other
+_MOST_RUNS = 4  # side by side
 _MOST_IMAGES = 3
-_MOST_LETTERS = 52  # of a title in a panel's width
-_SHARE_ON_SCALE = 0.99  # of the errors
+_MOST_LETTERS = 52  # of a title that fits a panel
+_SHARE_ON_SCALE = 0.99  # share of the errors that the color scale covers
 
 Kind = Literal["input", "truth", "output", "error-input", "error-output", "offsets"]
-_SHARED: tuple[Kind, ...] = ("input", "truth", "error-input")  # shown once where they are the same for all runs
+_SHARED: tuple[Kind, ...] = ("input", "truth", "error-input")  # drawn once if they are the same for all runs
 _KINDS: tuple[Kind, ...] = (*_SHARED, "output", "error-output", "offsets")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """One image as several runs filtered it; `by_run` has their labels in the order of the runs."""
+class ImageOfRuns:
+    """One validation image as filtered by several runs; `by_run` maps their labels, in the order of the runs."""
 
     name: str
     by_run: dict[str, FilteredImage]
 
     @property
     def first(self) -> FilteredImage:
-        """That of the first run: its guidance is everyone's."""
+        """The first run's image; all runs share its guidance."""
         return next(iter(self.by_run.values()))
 
     def title(self, words: str, label: str) -> str:
-        """Return a panel's title, with the run's label above where there are several runs."""
+        """Return a panel's title, preceded by the run's label if there are several runs."""
         return f"{short(label)}\n{words}" if len(self.by_run) > 1 else words
 
     @property
     def steps(self) -> str:
-        """Words for the step of the evaluation."""
+        """The step of the evaluation, as text."""
         steps = sorted({one.step for one in self.by_run.values()})
         return f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,} to {steps[-1]:,}"
 
 
-def choose(found: Sequence[RunImages]) -> tuple[list[Shown], list[str]]:
-    """Return the images to be shown, and words about the runs and images that are left out.
+def choose(candidates: Sequence[RunImages]) -> tuple[list[ImageOfRuns], list[str]]:
+    """Return the images to draw, and notes on the runs and images left out.
 
-    Of runs that differ only in seed the first is shown; of more than four such groups, those with the lowest final
+    Of runs that differ only in seed, the first is drawn; of more than four such groups, those with the lowest final
     validation loss. Images are matched by name and size.
     """
-    have = {id(run.record): run for run in found if run.images}
-    groups = group_records([run.record for run in have.values()])
-    kept = sorted(groups, key=final_loss)[:_MOST_RUNS]
-    runs = [have[id(group.records[0])] for group in groups if group in kept]
+    with_images = {id(run.record): run for run in candidates if run.images}
+    groups = group_records([run.record for run in with_images.values()])
+    best = sorted(groups, key=final_loss)[:_MOST_RUNS]
+    runs = [with_images[id(group.records[0])] for group in groups if group in best]
     together: dict[tuple[str, tuple[int, int]], dict[str, FilteredImage]] = {}
     for run in runs:
         for image in run.images:
             together.setdefault((image.name, image.size), {})[run.record.label] = image
-    shown = [Shown(name=name, by_run=by_run) for (name, _), by_run in together.items()]
-    shown.sort(key=lambda image: -len(image.by_run))  # first what all runs have
+    images = [ImageOfRuns(name=name, by_run=by_run) for (name, _), by_run in together.items()]
+    images.sort(key=lambda image: -len(image.by_run))  # those that all runs have come first
     notes = []
-    if left := [run.record.label for run in have.values() if run not in runs]:
-        why = "of runs that differ only in seed the first is shown"
-        if len(kept) < len(groups):
-            why += f", and of {len(groups)} lines those {_MOST_RUNS} with the lowest final validation loss"
-        notes.append(f"Without pictures: {', '.join(left)} ({why}).")
-    if more := [image.name for image in shown[_MOST_IMAGES:]]:
-        notes.append(f"Kept by the runs but not shown: {', '.join(more)}.")
-    return shown[:_MOST_IMAGES], notes
+    if left := [run.record.label for run in with_images.values() if run not in runs]:
+        why = "of runs that differ only in seed, the first is shown"
+        if len(best) < len(groups):
+            why += f", and of {len(groups)} groups, the {_MOST_RUNS} with the lowest final validation loss"
+        notes.append(f"Images not shown for {', '.join(left)} ({why}).")
+    if more := [image.name for image in images[_MOST_IMAGES:]]:
+        notes.append(f"Saved by the runs but not shown: {', '.join(more)}.")
+    return images[:_MOST_IMAGES], notes
 
 
 @paper
-def pictures(image: Shown, index: int) -> Plate:
-    """Draw one image: what was given, what was made of it, and how far off it is.
+def pictures(image: ImageOfRuns, index: int) -> Plate:
+    """Draw one image: inputs, outputs and errors.
 
     Args:
-        image: As several runs filtered it.
-        index: Of the image on the page, for the files' names.
+        image: The image, as filtered by several runs.
+        index: Index of the image on the page, for the file names.
     """
     panels = [Panel("guidance", f"Guidance of {image.name}", _guidance(image.first))]
     for kind in _KINDS:
@@ -107,23 +107,23 @@ def pictures(image: Shown, index: int) -> Plate:
     )
 
 
-def value_scale(image: Shown) -> Normalize:
-    """Return the scale of input, output and truth: the range of what is known of the truth."""
+def value_scale(image: ImageOfRuns) -> Normalize:
+    """Return the scale of input, output and truth: the range of the truth's valid pixels."""
     return range_of([one.truth[one.valid] for one in image.by_run.values()])
 
 
 def number(value: float, unit: str = "") -> str:
-    """Return three digits and the unit."""
+    """Return a value with three significant digits and its unit."""
     return f"{value:.3g} {unit}".rstrip() if np.isfinite(value) else "not finite"
 
 
 def slug(name: str) -> str:
-    """Return a name that files can have."""
+    """Return a name that is safe in file names."""
     return re.sub(r"[^\w+-]+", "-", name, flags=re.ASCII).strip("-")[:60] or "image"
 
 
 def short(text: str) -> str:
-    """Return a text that fits a panel's width: of a long one its end, where names of runs differ."""
+    """Return a text that fits a panel: of a long one only the end, where names of runs differ."""
     return text if len(text) <= _MOST_LETTERS else f"...{text[-_MOST_LETTERS + 3 :]}"
 
 
@@ -141,8 +141,8 @@ def _values(image: FilteredImage, kind: Kind) -> np.ndarray:
             return getattr(image, kind)
 
 
-def _scale_of(image: Shown, kind: Kind) -> Normalize:
-    """Return the scale that a kind of panel has for all runs; both errors have the same."""
+def _scale_of(image: ImageOfRuns, kind: Kind) -> Normalize:
+    """Return the scale that all runs' panels of a kind share; both kinds of error have the same."""
     if kind in ("input", "output", "truth"):
         return value_scale(image)
     if kind == "offsets":
@@ -164,17 +164,17 @@ def _title(image: FilteredImage, kind: Kind) -> str:
 def _draw(image: FilteredImage, kind: Kind, scale: Normalize, title: str) -> Figure:
     values = _values(image, kind)
     if kind == "offsets":
-        return picture(values, title=title, scale=scale, colours="cividis", bar="mean offset (px)")
+        return picture(values, title=title, scale=scale, colors="cividis", bar="mean offset (px)")
     if kind in ("error-input", "error-output"):
         bar = "absolute error" + (f" ({image.unit})" if image.unit else "")
-        return picture(values, title=title, scale=scale, colours="magma", bar=bar, open_end=True)
+        return picture(values, title=title, scale=scale, colors="magma", bar=bar, open_end=True)
     if values.shape[2] == 3:
         return picture(values, title=title)
     return picture(values[:, :, 0], title=title, scale=scale, bar="value")
 
 
 def _guidance(image: FilteredImage) -> Figure:
-    """Draw the guidance with the pixels whose kernels are shown below."""
+    """Draw the guidance, marking the pixels whose kernels are plotted below."""
     figure = picture(image.guidance, title="guidance")
     axes = figure.axes[0]
     for i, (row, column) in enumerate(image.pixel.tolist()):
@@ -189,11 +189,11 @@ def _guidance(image: FilteredImage) -> Figure:
 
 def _caption(image: FilteredImage) -> str:
     unit = f" in {image.unit}" if image.unit else ""
-    colour = ", the mean over the colours" if image.truth.shape[2] == 3 else ""
-    border = f", {image.border} pixels along its edges left out" if image.border else ""
+    color = ", averaged over the color channels" if image.truth.shape[2] == 3 else ""
+    border = f", without {image.border} pixels along its edges" if image.border else ""
     return (
-        f"Panels of a kind have the same colour scale. Error: absolute difference from the truth{unit}{colour}; the "
-        f"scale ends at what one pixel in a hundred exceeds. RMSE: over the valid pixels of this image{border}; the "
-        "validation figures are means over images. Grey: no truth is known there, or a value is not finite. Offsets: "
-        "mean length over a pixel's samples. Squares on the guidance: the pixels whose kernels are shown below."
+        f"Panels of the same kind share a color scale. Error: absolute difference from the truth{unit}{color}; the "
+        f"scale ends at the 99th percentile. RMSE: over the valid pixels of this image{border}; the "
+        "validation metrics are means over images. Gray: unknown truth, or a non-finite value. Offsets: mean length "
+        "over a pixel's samples. Squares on the guidance: the pixels whose kernels are plotted below."
     )

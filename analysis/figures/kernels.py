@@ -1,4 +1,4 @@
-"""Kernels of chosen pixels: where a joint filter reads its samples, and with which weights.
+"""Plots of the kernels of chosen pixels: sample positions and weights of a joint filter.
 
 Shapes: P chosen pixels, K samples of a kernel.
 """
@@ -15,35 +15,35 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analysis.figures.images import Shown, slug
-from analysis.figures.picture import colour_bar, figure_of, picture_axes, range_of, show
+from analysis.figures.images import ImageOfRuns, slug
+from analysis.figures.picture import color_bar, figure_of, picture_axes, range_of, show
 from analysis.images import FilteredImage
 from analysis.runs import Record, setting
 from analysis.style import Panel, Plate, new_axes, paper
 
 _MOST_PIXELS = 3
-_MOST_NUMBERS = 25  # samples that can carry a number each
+_MOST_NUMBERS = 25  # samples up to which each is numbered
 _MARGIN = 1.5  # pixels around the window
-_WINDOW = 15  # side of the square that samples are read from, where the configuration does not say
+_WINDOW = 15  # side of the square that samples are read from, if the configuration has none
 _COLOURS = "RdBu_r"
 
 
 @paper
-def kernels(image: Shown, index: int, records: Sequence[Record]) -> Plate:
-    """Draw the kernels of an image's chosen pixels, of every run: on the guidance, on the input, and as bars.
+def kernels(image: ImageOfRuns, index: int, records: Sequence[Record]) -> Plate:
+    """Draw every run's kernels at an image's chosen pixels: on the guidance, on the input, and as bars.
 
     Args:
-        image: As several runs filtered it.
-        index: Of the image on the page, for the files' names.
-        records: The runs, for their windows and tap positions.
+        image: The image, as filtered by several runs.
+        index: Index of the image on the page, for the file names.
+        records: The runs, for their window sizes and tap positions.
     """
     of_run = {record.label: record for record in records}
     count = min(_MOST_PIXELS, max((len(one.pixel) for one in image.by_run.values()), default=0))
     panels = []
     for pixel in range(count):
-        have = {label: one for label, one in image.by_run.items() if pixel < len(one.pixel)}
-        scale = symmetric_scale([one.weights[pixel] for one in have.values()])
-        for i, (label, one) in enumerate(have.items()):
+        with_pixel = {label: one for label, one in image.by_run.items() if pixel < len(one.pixel)}
+        scale = symmetric_scale([one.weights[pixel] for one in with_pixel.values()])
+        for i, (label, one) in enumerate(with_pixel.items()):
             words = image.title(f"pixel {pixel + 1} at row {one.pixel[pixel][0]}, column {one.pixel[pixel][1]}", label)
             name = f"{pixel + 1}" if len(image.by_run) == 1 else f"{pixel + 1}-{i + 1}"
             alt = f"Kernel of {words} in {image.name}".replace("\n", ": ")
@@ -54,29 +54,29 @@ def kernels(image: Shown, index: int, records: Sequence[Record]) -> Plate:
     return Plate(
         name=f"kernel-{index + 1}-{slug(image.name)}",
         title=f"Kernels in {image.name}",
-        caption="Circles: where the samples of the chosen pixel (the square in the middle) are read, numbered in the "
-        "network's order and coloured by weight; the scale is symmetric, white is zero. Crosses: the regular taps, "
-        "which are the places without offsets. Dashed: the window; what is read outside it, or outside the image, "
-        "counts as zero. In the residual form the weights sum to 0 and their sum of samples is added to the input; "
-        "without it they sum to 1. The input's grey values are spread over what is seen of it.",
+        caption="Circles: sample positions of the chosen pixel (the square in the center), numbered in the network's "
+        "order and colored by weight on a symmetric scale, with white for zero. Crosses: the regular taps, where the "
+        "samples would be without offsets. Dashed: the window; samples outside it or outside the image read as zero. "
+        "In the residual form, the weights sum to 0 and the weighted sum of samples is added to the input; otherwise "
+        "they sum to 1. The input's contrast is stretched to the visible region.",
         panels=panels,
-        missing=[] if panels else [f"{image.name}: no pixel was chosen"],
+        missing=[] if panels else [f"{image.name}: no pixels were chosen"],
     )
 
 
 def symmetric_scale(weights: Sequence[np.ndarray]) -> Normalize:
-    """Return a scale with zero in its middle that holds all finite weights."""
+    """Return a scale centered at zero that covers all finite weights."""
     most = range_of([np.abs(values) for values in weights], low=0.0).vmax
     return Normalize(-float(most or 1), float(most or 1))
 
 
 def regular_taps(count: int, *, window: int, sampling: str) -> np.ndarray:
-    """Return where a k x k kernel without offsets reads, as rows and columns from its pixel: (K, 2).
+    """Return the sample positions of a k x k kernel without offsets, as rows and columns from its pixel: (K, 2).
 
     Args:
-        count: Samples, K; empty where it is no square.
+        count: Number of samples, K; the result is empty unless it is a square.
         window: Side of the square that samples are read from.
-        sampling: "centered": the pixel and its neighbours; "compat": the places that the authors' weights expect,
+        sampling: "centered": the pixel and its neighbors; "compat": the positions that the authors' weights expect,
             (window // 2 + tap) (window - 1) / window in the window's own coordinates.
     """
     side = math.isqrt(count)
@@ -112,35 +112,35 @@ def _zoom(one: FilteredImage, pixel: int, of: str, record: Record, *, scale: Nor
         column + taps[:, 1], row + taps[:, 0], "+", color="#d9d9d9", markersize=5, markeredgewidth=0.7, gid="taps"
     )
     _draw_samples(axes, one.positions[pixel], one.weights[pixel], scale)
-    colour_bar(axes, scale, colours=_COLOURS, words="weight")
+    color_bar(axes, scale, colors=_COLOURS, words="weight")
     return figure_of(axes)
 
 
 def _show_input(axes: Axes, one: FilteredImage, at: tuple[int, int], half: float) -> None:
-    """Show the input, in grey spread over what is seen of it: a filter works on differences that are small."""
+    """Draw the input, its contrast stretched to the visible region: a filter works on small differences."""
     if one.input.shape[2] == 3:
         show(axes, one.input, scale=None)
         return
-    rows, columns = (slice(max(0, math.floor(centre - half)), math.ceil(centre + half) + 1) for centre in at)
+    rows, columns = (slice(max(0, math.floor(center - half)), math.ceil(center + half) + 1) for center in at)
     seen = one.input[rows, columns, 0]
-    show(axes, one.input[:, :, 0], scale=range_of([seen]), colours="gray")
+    show(axes, one.input[:, :, 0], scale=range_of([seen]), colors="gray")
 
 
 def _draw_samples(axes: Axes, positions: np.ndarray, weights: np.ndarray, scale: Normalize) -> None:
     finite = np.isfinite(positions).all(axis=1) & np.isfinite(weights)
     numbered = len(weights) <= _MOST_NUMBERS
-    colours = colormaps[_COLOURS](scale(np.where(finite, weights, 0.0)))
+    colors = colormaps[_COLOURS](scale(np.where(finite, weights, 0.0)))
     axes.scatter(
-        positions[finite, 1], positions[finite, 0], s=72 if numbered else 16, c=colours[finite], edgecolors="black",
+        positions[finite, 1], positions[finite, 0], s=72 if numbered else 16, c=colors[finite], edgecolors="black",
         linewidths=0.7, zorder=3, gid="samples",
     )  # fmt: skip
     for i in np.flatnonzero(finite) if numbered else ():
         axes.annotate(str(i + 1), (positions[i, 1], positions[i, 0]), ha="center", va="center", fontsize=5.5,
-                      color=_ink(colours[i]), zorder=4, annotation_clip=True)  # fmt: skip
+                      color=_ink(colors[i]), zorder=4, annotation_clip=True)  # fmt: skip
 
 
 def _bars(weights: np.ndarray, scale: Normalize, title: str) -> Figure:
-    """Draw the weights as bars in the samples' order, with their values where there is room."""
+    """Draw the weights as bars in the order of the samples, with their values if there is room."""
     axes = new_axes(x="weight", y="sample")
     figure = figure_of(axes)
     figure.set_size_inches(figure.get_size_inches()[0], 4.1)
@@ -160,11 +160,11 @@ def _bars(weights: np.ndarray, scale: Normalize, title: str) -> Figure:
 
 
 def _window(record: Record) -> int:
-    given = setting(record.config, "task.model.window_size")
-    return given if isinstance(given, int) else _WINDOW
+    window = setting(record.config, "task.model.window_size")
+    return window if isinstance(window, int) else _WINDOW
 
 
-def _ink(colour: np.ndarray) -> str:
-    """Return black or white, whichever is read better on a colour."""
-    red, green, blue = (float(share) for share in colour[:3])
+def _ink(color: np.ndarray) -> str:
+    """Return black or white, whichever is more legible on a color."""
+    red, green, blue = (float(share) for share in color[:3])
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"

@@ -1,4 +1,4 @@
-"""Figures of networks without blocks: a quantity of every module or site, named one below the other."""
+"""Plots for networks without blocks: a quantity of every module or site, listed by name from top to bottom."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from analysis.figures.depth import first_and_last, having, missing_rows, stream_rows
+from analysis.figures.depth import first_and_last, measured_at, missing_rows, stream_rows
 from analysis.figures.training import SEEDS
 from analysis.groups import Curve, Group, band, for_depth
 from analysis.runs import Record, column, rows_where
 from analysis.style import WIDTH, Panel, Plate, finish, new_axes, paper
 
-MOST_NAMES = 60  # that one panel can hold
+MOST_NAMES = 60  # that fit one panel
 _ROW = 0.135  # inches per name
 _MOST_LETTERS = 34
-Values = Callable[[Record], Mapping[str, float]]  # of one run: a value by name, in the network's order
+Values = Callable[[Record], Mapping[str, float]]  # a run's values by name, in the network's order
 
 
 @paper
 def gradient_by_module(records: Sequence[Record]) -> Plate:
-    """Draw the gradient norm of every module, first and last measured step."""
+    """Draw the gradient norm of every module at the first and last measured step."""
     groups, notes = for_depth(records)
     panels = []
-    for moment in first_and_last(groups, "gradients"):
+    for point in first_and_last(groups, "gradients"):
         figure = named_figure(
-            [(group, module_norms(moment.steps[group.label])) for group in having(groups, moment)],
+            [(group, module_norms(point.steps[group.label])) for group in measured_at(groups, point)],
             x="gradient norm of the module",
-            title=moment.title,
+            title=point.title,
         )
         if figure is not None:
-            panels.append(Panel(moment.name, f"Gradient norm by module, {moment.title}", figure))
+            panels.append(Panel(point.name, f"Gradient norm by module, {point.title}", figure))
     return Plate(
         name="gradient-modules",
         title="Gradient norm by module",
-        caption="Root of the sum of squares of the gradient over a module's own parameters (weight and bias), after "
-        f"reduction over ranks and before clipping. {SEEDS}",
+        caption="L2 norm of the gradient over a module's own parameters (weight and bias), after reduction over ranks "
+        f"and before clipping. {SEEDS}",
         panels=panels,
         findings=notes if panels else [],
         missing=missing_rows(records, "gradients"),
@@ -48,14 +48,14 @@ def gradient_by_module(records: Sequence[Record]) -> Plate:
 
 
 def is_one_stack(records: Sequence[Record]) -> bool:
-    """Return whether the layers of these runs' parameters are blocks of one stack, so that they have a depth.
+    """Return whether the numbered layers of these runs are blocks of a single stack, and so have a depth.
 
-    The numbers of two branches' layers mean different places; so may those of a network without a residual stream.
+    In two branches, the same number means different places; in a network without a residual stream, it may too.
     """
-    found = [record for record in records if not record.gradients.empty]
-    if any(stream_rows(record).empty for record in found if not record.activations.empty):
+    measured = [record for record in records if not record.gradients.empty]
+    if any(stream_rows(record).empty for record in measured if not record.activations.empty):
         return False
-    return any(_stacks(record) for record in found) and all(len(_stacks(record)) <= 1 for record in found)
+    return any(_stacks(record) for record in measured) and all(len(_stacks(record)) <= 1 for record in measured)
 
 
 def module_norms(step: float) -> Values:
@@ -77,33 +77,33 @@ def module_updates(step: float) -> Values:
 
 
 def named_figure(lines: Sequence[tuple[Group, Values]], *, x: str, title: str) -> Figure | None:
-    """Draw values by name, a line per group; None where nothing is finite or there are too many names.
+    """Draw values by name, one line per group; return None if nothing is finite or there are too many names.
 
-    Names are matched over the groups; what all of them begin with stands beside the axis. Stretches of names that begin
-    alike (a branch of the network) are set apart by shading, and lines do not go on from one to the next.
+    Names are matched across groups; their common prefix labels the axis. Runs of names with the same prefix (a branch
+    of the network) are set apart by shading, and lines do not continue from one to the next.
 
     Args:
-        lines: The groups, each with what gives its values.
-        x: Words below the axis, which is logarithmic.
-        title: Above it.
+        lines: The groups, each with a function that returns its values.
+        x: Label of the logarithmic axis.
+        title: Title of the plot.
     """
     names = merged(list(values(record)) for group, values in lines for record in group.records)
     if not names or len(names) > MOST_NAMES:
         return None
     head = _common_head(names)
-    shown = [name.removeprefix(head) for name in names]
+    labels = [name.removeprefix(head) for name in names]
     axes = new_axes(x=x, y=head.rstrip("."))
-    axes.set_title(title, loc="right")  # the names leave no room to begin it at the axes
+    axes.set_title(title, loc="right")  # the names leave no room on the left
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     figure.set_size_inches(WIDTH, 0.75 + _ROW * len(names))
     for group, values in lines:
-        _draw(axes, group, _curve(values, names), _parts(shown))
+        _draw(axes, group, _curve(values, names), _parts(labels))
     if not axes.get_lines():
         return None
-    for begin, end in _parts(shown)[1::2]:
+    for begin, end in _parts(labels)[1::2]:
         axes.axhspan(begin - 0.5, end - 0.5, color="#f0f0ee", zorder=0, linewidth=0)
-    axes.set_yticks(range(len(names)), [_short(name) for name in shown], fontsize=6)
+    axes.set_yticks(range(len(names)), [_short(name) for name in labels], fontsize=6)
     axes.set_ylim(len(names) - 0.4, -0.6)
     finish(axes, log="x")
     _thin_ticks(axes)
@@ -111,44 +111,44 @@ def named_figure(lines: Sequence[tuple[Group, Values]], *, x: str, title: str) -
 
 
 def merged(lists) -> list[str]:
-    """Return the names of all lists in an order that keeps each list's own: a new name follows its predecessor.
+    """Return the names of all lists, preserving the order of each: a new name follows its predecessor.
 
     Args:
         lists: An iterable of lists of names.
     """
-    found: list[str] = []
+    ordered: list[str] = []
     for names in lists:
         at = 0
         for name in names:
-            if name in found:
-                at = found.index(name) + 1
+            if name in ordered:
+                at = ordered.index(name) + 1
             else:
-                found.insert(at, name)
+                ordered.insert(at, name)
                 at += 1
-    return found
+    return ordered
 
 
 def _stacks(record: Record) -> set[str]:
-    """Return what the names of numbered parameters begin with, up to the number: "model.layers"."""
+    """Return the prefixes of numbered parameters up to the number, such as "model.layers"."""
     numbered = rows_where(record.gradients, step=column(record.gradients, "step")[0])
     numbered = numbered.iloc[np.flatnonzero(np.isfinite(column(numbered, "layer")))]
     return {re.split(r"\.\d+(?:\.|$)", str(name))[0] for name in column(numbered, "parameter")}
 
 
 def _draw(axes: Axes, group: Group, curve: Curve, parts: Sequence[tuple[int, int]]) -> None:
-    found = band(group, curve)
-    if not np.isfinite(found.mean).any():
+    values = band(group, curve)
+    if not np.isfinite(values.mean).any():
         return
-    look = {"color": group.look.colour, "marker": group.look.marker, "linewidth": 0.8, "markersize": 3}
+    look = {"color": group.look.color, "marker": group.look.marker, "linewidth": 0.8, "markersize": 3}
     label = group.label
     for begin, end in parts:
-        part = (found.x >= begin) & (found.x < end)
+        part = (values.x >= begin) & (values.x < end)
         if not part.any():
             continue
-        axes.plot(found.mean[part], found.x[part], label=label, **look)
+        axes.plot(values.mean[part], values.x[part], label=label, **look)
         label = "_"
         if len(group.records) > 1:
-            axes.fill_betweenx(found.x[part], found.low[part], found.high[part], color=group.look.colour, alpha=0.2,
+            axes.fill_betweenx(values.x[part], values.low[part], values.high[part], color=group.look.color, alpha=0.2,
                                linewidth=0)  # fmt: skip
 
 
@@ -156,15 +156,15 @@ def _curve(values: Values, names: Sequence[str]) -> Curve:
     place = {name: i for i, name in enumerate(names)}
 
     def curve(record: Record) -> tuple[np.ndarray, np.ndarray]:
-        found = sorted((place[name], value) for name, value in values(record).items())
-        at, heights = zip(*found, strict=True) if found else ((), ())
+        pairs = sorted((place[name], value) for name, value in values(record).items())
+        at, heights = zip(*pairs, strict=True) if pairs else ((), ())
         return np.array(at, dtype=float), np.array(heights, dtype=float)
 
     return curve
 
 
 def _thin_ticks(axes: Axes) -> None:
-    """Keep so few labels that they do not touch on an axis that the names have made short."""
+    """Thin out the labels so that they do not overlap on an axis shortened by the names."""
     low, high = axes.get_xlim()
     if axes.get_xscale() == "log" and high / low > 10:
         subs = (1.0, 3.0) if high / low < 100 else (1.0,)
@@ -173,17 +173,17 @@ def _thin_ticks(axes: Axes) -> None:
 
 
 def _common_head(names: Sequence[str]) -> str:
-    """Return the components that all names begin with, "kernels." or nothing; each name keeps its last one."""
+    """Return the components that all names share at the start, such as "kernels."; each name keeps its last one."""
     parts = [name.split(".")[:-1] for name in names]
     common = list(itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False)))
     return "".join(f"{level[0]}." for level in common)
 
 
 def _parts(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Return begin and end of each stretch of names with the same first component."""
+    """Return the begin and end of each run of names with the same first component."""
     heads = [name.split(".")[0] for name in names]
     begins = [i for i, head in enumerate(heads) if i == 0 or head != heads[i - 1]]
-    if len(begins) > len(names) / 2:  # names that have little in common
+    if len(begins) > len(names) / 2:  # the names have little in common
         return [(0, len(names))]
     return list(zip(begins, [*begins[1:], len(names)], strict=True))
 

@@ -1,4 +1,4 @@
-"""One picture as a figure of a column's width: colours by value, holes as holes, a colour bar below.
+"""Column-wide plots of one image: colored by value, with holes in gray and a color bar below.
 
 Shapes: H, W height and width in pixels.
 """
@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 
 from analysis.style import WIDTH, paper
 
-HOLE = "#c4c4c4"  # not a colour of the scales
+HOLE = "#c4c4c4"  # a color that no color map contains
 _TALLEST = 4.2  # inches
 _MARGIN, _TITLE, _BAR = 0.06, 0.36, 0.4  # inches beside, above and below a picture
-_SHARP = 700  # pixels in a row that print at a column's width can just show
+_SHARP = 700  # widest image, in pixels, whose single pixels are still visible in print at column width
 
 
 @paper
@@ -27,34 +27,34 @@ def picture(
     *,
     title: str,
     scale: Normalize | None = None,
-    colours: str = "viridis",
+    colors: str = "viridis",
     bar: str = "",
     open_end: bool = False,
 ) -> Figure:
-    """Draw one picture; what is not finite is a hole.
+    """Draw one image; non-finite values are holes.
 
     Args:
-        values: (H, W) to be coloured, or (H, W, 3) colours, uint8 or 0 to 1.
-        title: Above it.
-        scale: Of the colours; None for a picture in colour, which has no bar.
-        colours: Name of the colour map.
-        bar: Words below the colour bar.
-        open_end: Whether values beyond the scale's end are to be expected.
+        values: (H, W) values to color, or (H, W, 3) colors as uint8 or from 0 to 1.
+        title: Title of the plot.
+        scale: Color scale; None for a color image, which has no color bar.
+        colors: Name of the color map.
+        bar: Label of the color bar.
+        open_end: Whether values may exceed the upper end of the scale.
     """
     axes = picture_axes(values.shape[0] / values.shape[1], title=title, with_bar=scale is not None)
-    show(axes, values, scale=scale, colours=colours)
+    show(axes, values, scale=scale, colors=colors)
     if scale is not None:
-        colour_bar(axes, scale, colours=colours, words=bar, open_end=open_end)
+        color_bar(axes, scale, colors=colors, words=bar, open_end=open_end)
     return figure_of(axes)
 
 
 def picture_axes(aspect: float, *, title: str, with_bar: bool) -> Axes:
-    """Return axes for a picture in a figure of their own.
+    """Return axes for an image in a new figure.
 
     Args:
         aspect: Height over width.
-        title: Above the picture, at most two lines.
-        with_bar: Whether there is room for a colour bar below.
+        title: Title of the plot, at most two lines.
+        with_bar: Whether to leave room for a color bar below.
     """
     width = WIDTH - 2 * _MARGIN
     height = min(width * aspect, _TALLEST)
@@ -69,39 +69,39 @@ def picture_axes(aspect: float, *, title: str, with_bar: bool) -> Axes:
     return axes
 
 
-def show(axes: Axes, values: np.ndarray, *, scale: Normalize | None, colours: str = "viridis") -> None:
-    """Put a picture on axes, whose coordinates become column and row.
+def show(axes: Axes, values: np.ndarray, *, scale: Normalize | None, colors: str = "viridis") -> None:
+    """Draw an image on axes, whose coordinates become column and row.
 
     Args:
-        axes: Where.
-        values: As for `picture`.
-        scale: Of the colours; None for a picture in colour.
-        colours: Name of the colour map.
+        axes: Axes to draw on.
+        values: As in `picture`.
+        scale: Color scale; None for a color image.
+        colors: Name of the color map.
     """
     axes.imshow(
-        values if values.ndim == 2 else _coloured(values),
+        values if values.ndim == 2 else _colored(values),
         norm=scale,
-        cmap=colormaps[colours].with_extremes(bad=HOLE) if values.ndim == 2 else None,
-        # A small picture keeps its pixels, in the file too; of a large one is kept what print can show.
+        cmap=colormaps[colors].with_extremes(bad=HOLE) if values.ndim == 2 else None,
+        # A small image keeps all its pixels, in the file too; a large one is resampled to print resolution.
         interpolation="none" if values.shape[1] <= _SHARP else "auto",
     )
 
 
-def colour_bar(axes: Axes, scale: Normalize, *, colours: str, words: str, open_end: bool = False) -> None:
-    """Draw a thin colour bar below the axes of a picture, with its words.
+def color_bar(axes: Axes, scale: Normalize, *, colors: str, words: str, open_end: bool = False) -> None:
+    """Draw a thin, labeled color bar below the axes of an image.
 
     Args:
-        axes: Of the picture.
-        scale: From one end to the other.
-        colours: Name of the colour map.
-        words: Below the bar.
-        open_end: Whether values beyond the scale's end are to be expected.
+        axes: Axes of the image.
+        scale: Color scale.
+        colors: Name of the color map.
+        words: Label of the bar.
+        open_end: Whether values may exceed the upper end of the scale.
     """
     figure = figure_of(axes)
     low, high = float(scale.vmin or 0), float(scale.vmax or 0)
     whole = figure.get_size_inches()[1]
     bar = figure.add_axes((0.2, (_BAR - 0.1) / whole, 0.6, 0.07 / whole), label="bar")
-    bar.imshow(np.linspace(0, 1, 256)[None], cmap=colormaps[colours], aspect="auto", extent=(low, high, 0, 1))
+    bar.imshow(np.linspace(0, 1, 256)[None], cmap=colormaps[colors], aspect="auto", extent=(low, high, 0, 1))
     bar.grid(visible=False)
     bar.set_yticks([])
     bar.spines[:].set_visible(False)
@@ -112,12 +112,12 @@ def colour_bar(axes: Axes, scale: Normalize, *, colours: str, words: str, open_e
 
 
 def range_of(arrays: Iterable[np.ndarray], *, low: float | None = None, quantile: float = 1.0) -> Normalize:
-    """Return the scale from the least to the greatest finite value, never empty.
+    """Return the scale from the smallest to the largest finite value; its range is never empty.
 
     Args:
-        arrays: Of any shape.
-        low: Where it begins, in place of the least value.
-        quantile: Share of the values below its end.
+        arrays: Values, of any shape.
+        low: Lower end; None: the smallest value.
+        quantile: Quantile of the values at the upper end.
     """
     values = np.concatenate([np.ravel(array).astype(float) for array in arrays])
     values = values[np.isfinite(values)]
@@ -129,15 +129,15 @@ def range_of(arrays: Iterable[np.ndarray], *, low: float | None = None, quantile
 
 
 def figure_of(axes: Axes) -> Figure:
-    """Return the figure that axes lie in."""
+    """Return the figure of axes."""
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     return figure
 
 
-def _coloured(values: np.ndarray) -> np.ndarray:
-    """Return (H, W, 3) colours that can be shown: cut to 0..1, holes in their own colour."""
+def _colored(values: np.ndarray) -> np.ndarray:
+    """Return displayable (H, W, 3) colors: clipped to 0..1, with holes in their own color."""
     if values.dtype == np.uint8:
         return values
-    known = np.isfinite(values).all(axis=2, keepdims=True)
-    return np.where(known, np.clip(values, 0, 1), to_rgb(HOLE))
+    finite = np.isfinite(values).all(axis=2, keepdims=True)
+    return np.where(finite, np.clip(values, 0, 1), to_rgb(HOLE))

@@ -1,4 +1,4 @@
-"""Activations beside the stream: what the modules give, and the arbitrary sites of other networks."""
+"""Plots of activations outside the stream: outputs of attention and MLP, and the sites of other networks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.depth import draw_depth, first_and_last, having, missing_rows
+from analysis.figures.depth import draw_depth, first_and_last, measured_at, missing_rows
 from analysis.figures.modules import Values, named_figure
 from analysis.figures.training import SEEDS
 from analysis.groups import Curve, Group, for_depth
@@ -18,50 +18,50 @@ from analysis.style import Panel, Plate, finish, new_axes, paper
 
 @paper
 def module_outputs(records: Sequence[Record]) -> Plate:
-    """Draw the variance of what attention and MLP give, before and after the output norm, against the layer."""
+    """Draw the variance of the outputs of attention and MLP over layers, before and after the output norm."""
     groups, notes = for_depth(records)
     panels = []
     for branch in ("attention", "mlp"):
-        for moment in first_and_last(groups, "activations"):
+        for point in first_and_last(groups, "activations"):
             words = "attention" if branch == "attention" else "MLP"
-            axes = new_axes(x="layer", y=f"variance of {words} output", title=moment.title)
-            for group in having(groups, moment):
-                step = moment.steps[group.label]
+            axes = new_axes(x="layer", y=f"variance of {words} output", title=point.title)
+            for group in measured_at(groups, point):
+                step = point.steps[group.label]
                 draw_depth(axes, group, _site_curve(step, f"{branch}.output"), label=group.label)
                 after = {"linestyle": ":", "markerfacecolor": "white"}
                 label = f"{group.label}, normed"
                 draw_depth(axes, group, _site_curve(step, f"{branch}.normed_output"), label=label, **after)
             if axes.get_lines():
-                name = "-".join(filter(None, (branch, moment.name)))
-                panels.append(Panel(name, f"Variance of {words} output, {moment.title}", finish(axes, log="y")))
+                name = "-".join(filter(None, (branch, point.name)))
+                panels.append(Panel(name, f"Variance of {words} output, {point.title}", finish(axes, log="y")))
     return Plate(
         name="module-outputs",
         title="Module outputs before and after the output norm",
-        caption="Variance of what a sub-layer gives before it is added to the stream (filled), and after the output "
-        f"norm where the placement has one (hollow, dotted). {SEEDS}",
+        caption="Variance of a sub-layer's output before it is added to the stream (filled), and after the output norm "
+        f"if the placement has one (hollow, dotted). {SEEDS}",
         panels=panels,
         findings=notes if panels else [],
-        missing=missing_rows(records, "activations") if panels else ["no run has sites of module outputs"],
+        missing=missing_rows(records, "activations") if panels else ["no run has module-output sites"],
     )
 
 
 @paper
 def sites(records: Sequence[Record]) -> Plate:
-    """Draw variance and largest element of arbitrary sites, in the order in which the network reaches them."""
+    """Draw the variance and the largest element of arbitrary sites, in the order of the forward pass."""
     groups, notes = for_depth(records)
     panels = []
     for quantity, words, file in (("variance", "variance", "variance"), ("max_abs", "largest |x|", "max")):
-        for moment in first_and_last(groups, "activations"):
-            lines = [(group, _site_values(moment.steps[group.label], quantity)) for group in having(groups, moment)]
-            figure = named_figure(lines, x=words, title=moment.title) or _unnamed(lines, y=words, title=moment.title)
+        for point in first_and_last(groups, "activations"):
+            lines = [(group, _site_values(point.steps[group.label], quantity)) for group in measured_at(groups, point)]
+            figure = named_figure(lines, x=words, title=point.title) or _unnamed(lines, y=words, title=point.title)
             if figure is not None:
-                name = "-".join(filter(None, (file, moment.name)))
-                panels.append(Panel(name, f"{words} by site, {moment.title}", figure))
+                name = "-".join(filter(None, (file, point.name)))
+                panels.append(Panel(name, f"{words} by site, {point.title}", figure))
     return Plate(
         name="sites",
         title="Activations by site",
-        caption="Variance over all elements, and the largest absolute element, of every measured site, in the order in "
-        f"which they stand in activations.jsonl. {SEEDS}",
+        caption="Variance over all elements, and largest absolute element, of every measured site, in the order of "
+        f"activations.jsonl. {SEEDS}",
         panels=panels,
         findings=notes if panels else [],
         missing=missing_rows(records, "activations"),
@@ -69,7 +69,7 @@ def sites(records: Sequence[Record]) -> Plate:
 
 
 def _unnamed(lines: Sequence[tuple[Group, Values]], *, y: str, title: str) -> Figure | None:
-    """Draw so many sites that their names have no room: against their number."""
+    """Draw sites by number, when there are too many to fit their names."""
     axes = new_axes(x="site, in order", y=y, title=title)
     for group, values in lines:
         draw_depth(axes, group, _numbered(values), label=group.label)
@@ -93,7 +93,7 @@ def _site_values(step: float, quantity: str) -> Values:
 
 
 def _site_names(rows: pd.DataFrame) -> list[str]:
-    """Return distinct names: with the layer before them only where the sites' own names repeat."""
+    """Return distinct names: the sites' own, preceded by the layer if any of them repeats."""
     sites, layers = column(rows, "site"), column(rows, "layer")
     if len(set(sites)) == len(sites):
         return [str(site) for site in sites]
@@ -104,7 +104,7 @@ def _site_names(rows: pd.DataFrame) -> list[str]:
 
 def _numbered(values: Values) -> Curve:
     def curve(record: Record) -> tuple[np.ndarray, np.ndarray]:
-        found = list(values(record).values())
-        return np.arange(len(found)), np.array(found, dtype=float)
+        heights = list(values(record).values())
+        return np.arange(len(heights)), np.array(heights, dtype=float)
 
     return curve

@@ -1,4 +1,4 @@
-"""Figures over the course of training: loss, gradient norm, validation figures, and the learning rate's influence."""
+"""Plots over training: loss, gradient norm, validation metrics, and sensitivity to the learning rate."""
 
 from __future__ import annotations
 
@@ -12,38 +12,47 @@ from matplotlib.axes import Axes
 from analysis.groups import Curve, Group, axis_of, band, group_records, progress, thin_out
 from analysis.runs import Record, column, setting
 from analysis.style import NAMES, Panel, Plate, finish, new_axes, paper, shade
-from analysis.validation import CONTROLS, METHODS, Figure, arenas, baselines, final, own_figures, with_unit
+from analysis.validation import (
+    CONTROLS,
+    METHODS,
+    ValidationMetric,
+    baselines,
+    comparisons,
+    final,
+    own_metrics,
+    title_with_unit,
+)
 
-WIDE_RANGE = 20.0  # a largest over smallest value beyond which a linear axis hides the small ones
+WIDE_RANGE = 20.0  # ratio of largest to smallest value above which a linear axis hides the small ones
 _MOST_SENTENCES = 6
 _MOST_TICKS = 6
 _MOST_MARKS = 500  # events of one kind and run
 SEEDS = (
-    "Runs that differ only in seed are one line, their mean, with a band from the least to the greatest; "
-    "where one of them has no finite value there is a gap."
+    "Runs that differ only in seed are averaged into one line, with a band showing their range; there is a gap where "
+    "one of them has no finite value."
 )
 
-_BASELINES = "Horizontal lines: methods that do not learn, on the same validation samples."
+_BASELINES = "Horizontal lines: baselines without training, on the same validation samples."
 
 
 def spikes(record: Record) -> list[Mapping]:
-    """Return the spikes of a run, each (step, quantity) once: a step repeated after a resume may stand there twice."""
-    found = [event for event in record.events if event.get("event") == "spike"]
-    return list({(event["step"], event.get("quantity")): event for event in found}.values())
+    """Return the spikes of a run, each (step, quantity) once: a step repeated after a resume may be logged twice."""
+    events = [event for event in record.events if event.get("event") == "spike"]
+    return list({(event["step"], event.get("quantity")): event for event in events}.values())
 
 
 def skipped_steps(record: Record) -> list[int]:
-    """Return the distinct steps whose update was skipped, because a loss or a gradient was not finite."""
+    """Return the distinct steps whose update was skipped because a loss or gradient was not finite."""
     return sorted({event["step"] for event in record.events if event.get("event") == "skip"})
 
 
 def training_curve(name: str) -> Curve:
-    """Return the curve of a training quantity over steps; the first measured step is that of the initial weights."""
+    """Return the curve of a training quantity over steps; step 1 belongs to the initial weights."""
     return lambda record: (column(record.training, "step"), column(record.training, name))
 
 
 def validation_curve(name: str) -> Curve:
-    """Return the curve of a validation figure over steps, empty where a run does not have it."""
+    """Return the curve of a validation metric over steps, empty if a run lacks it."""
 
     def curve(record: Record) -> tuple[np.ndarray, np.ndarray]:
         if name not in record.metrics.columns:
@@ -55,39 +64,39 @@ def validation_curve(name: str) -> Curve:
 
 
 def axis_label(axis: str) -> str:
-    """Return the words of an axis of progress."""
+    """Return the label of an axis of progress."""
     return {"tokens": "training tokens", "samples": "training samples", "step": "optimizer step"}[axis]
 
 
 def draw_band(axes: Axes, group: Group, curve: Curve, *, axis: str, label: str | None, **line) -> None:
-    """Draw a group's mean and the range over its seeds, at most 2,000 points.
+    """Draw a group's mean and the range over its seeds, with at most 2,000 points.
 
     Args:
-        axes: Where.
+        axes: Axes to draw on.
         group: The runs.
-        curve: Steps and values of one run.
-        axis: What the abscissa counts: "tokens", "samples" or "step".
-        label: Entry of the legend, None for none.
-        line: Settings of the line.
+        curve: Function that returns the steps and values of one run.
+        axis: Unit of the horizontal axis: "tokens", "samples" or "step".
+        label: Entry in the legend; None for none.
+        line: Style of the line.
     """
-    found = thin_out(band(group, curve))
-    if not np.isfinite(found.mean).any():
+    values = thin_out(band(group, curve))
+    if not np.isfinite(values.mean).any():
         return
-    x = progress(group.records[0], found.x, axis)
-    line = {"color": group.look.colour, "linestyle": group.look.line, **line}
-    axes.plot(x, found.mean, label=label or "_", **line)
+    x = progress(group.records[0], values.x, axis)
+    line = {"color": group.look.color, "linestyle": group.look.line, **line}
+    axes.plot(x, values.mean, label=label or "_", **line)
     if len(group.records) > 1:
-        shade(axes, x, found.low, found.high, colour=group.look.colour)
+        shade(axes, x, values.low, values.high, color=group.look.color)
 
 
 @paper
 def loss(records: Sequence[Record]) -> Plate:
-    """Draw training and validation loss against tokens (samples where a run counts no tokens)."""
+    """Draw training and validation loss against tokens (or samples, if a run counts no tokens)."""
     axis, groups = axis_of(records), group_records(records)
     plate = Plate(
         name="loss",
         title="Loss",
-        caption=f"Loss against {axis}. Thin lines: training loss of the logged step alone; markers: validation loss. "
+        caption=f"Loss against {axis}. Thin lines: training loss of single logged steps; markers: validation loss. "
         + SEEDS,
         missing=_without_rows(records, "loss", "training loss"),
     )
@@ -96,11 +105,11 @@ def loss(records: Sequence[Record]) -> Plate:
         draw_band(axes, group, training_curve("loss"), axis=axis, label=None, linewidth=0.8)
         look = {"linestyle": "none", "marker": group.look.marker, "markersize": 4, "markeredgecolor": "white"}
         draw_band(axes, group, validation_curve("validation_loss"), axis=axis, label=None, markeredgewidth=0.4, **look)
-        both = {"color": group.look.colour, "linestyle": group.look.line, "marker": group.look.marker}
+        both = {"color": group.look.color, "linestyle": group.look.line, "marker": group.look.marker}
         axes.plot([], [], label=group.label, linewidth=0.8, **both)
     if not any(len(np.atleast_1d(line.get_xdata())) for line in axes.get_lines()):
         return plate
-    if _draw_baselines(axes, records, Figure("", "loss")):
+    if _draw_baselines(axes, records, ValidationMetric("", "loss")):
         plate = replace(plate, caption=f"{plate.caption} {_BASELINES}")
     log = "y" if _is_wide(axes) else ""
     return _with(plate, Panel("", f"Training and validation loss against {axis}", finish(axes, log=log, counts="x")))
@@ -113,10 +122,10 @@ def gradient_norm(records: Sequence[Record]) -> Plate:
     plate = Plate(
         name="gradient-norm",
         title="Gradient norm",
-        caption=f"Norm of the whole gradient against {axis}, after reduction over ranks and before clipping. Triangles "
-        "on the curves: steps whose gradient norm was a spike; triangles at the top: steps whose loss was one; "
-        "crosses at the bottom: steps whose update was skipped because a loss or gradient was not finite. A spike is "
-        "a value far above the median of a running window. " + SEEDS,
+        caption=f"Global gradient norm against {axis}, after reduction over ranks and before clipping. Triangles on "
+        "the curves: gradient-norm spikes; triangles at the top: loss spikes; crosses at the bottom: updates skipped "
+        "because a loss or gradient was not finite. A spike is a value far above the median of a running window. "
+        + SEEDS,
         findings=_event_sentences(records),
         missing=_without_rows(records, "grad_norm", "gradient norm"),
     )
@@ -133,48 +142,47 @@ def gradient_norm(records: Sequence[Record]) -> Plate:
 
 @paper
 def validation(records: Sequence[Record]) -> Plate:
-    """Draw every validation figure besides the loss, a panel each."""
+    """Draw every validation metric except the loss, one panel each."""
     axis, groups = axis_of(records), group_records(records)
     panels = []
-    for figure in own_figures(records):
-        if figure.name == "loss":
+    for metric in own_metrics(records):
+        if metric.name == "loss":
             continue
-        axes = new_axes(x=axis_label(axis), y=f"validation {with_unit(figure, records)}")
+        axes = new_axes(x=axis_label(axis), y=f"validation {title_with_unit(metric, records)}")
         for group in groups:
             look = {"marker": group.look.marker, "markersize": 4}
-            draw_band(axes, group, validation_curve(figure.column), axis=axis, label=group.label, **look)
+            draw_band(axes, group, validation_curve(metric.column), axis=axis, label=group.label, **look)
             for control, words in CONTROLS.items():
-                curve = validation_curve(Figure(control, figure.name).column)
+                curve = validation_curve(ValidationMetric(control, metric.name).column)
                 hollow = {**look, "markerfacecolor": "white", "linestyle": ":"}
                 draw_band(axes, group, curve, axis=axis, label=f"{group.label}, {words}", **hollow)
-        _draw_baselines(axes, records, figure)
-        file = figure.name.replace("_", "-")
-        drawn = finish(axes, log="y" if _is_wide(axes) else "", counts="x")
-        panels.append(Panel(file, f"Validation {figure.words} against {axis}", drawn))
+        _draw_baselines(axes, records, metric)
+        file = metric.name.replace("_", "-")
+        figure = finish(axes, log="y" if _is_wide(axes) else "", counts="x")
+        panels.append(Panel(file, f"Validation {metric.words} against {axis}", figure))
     return Plate(
         name="validation",
         title="Validation",
-        caption=f"What the task measures on its validation samples, against {axis}; lines join the evaluations. "
+        caption=f"The task's metrics on its validation samples, against {axis}; lines connect the evaluations. "
         f"{_BASELINES} {SEEDS}",
         panels=panels,
-        missing=[] if panels else ["no run has a validation figure besides the loss"],
+        missing=[] if panels else ["no run has a validation metric besides the loss"],
     )
 
 
 @paper
 def learning_rate(records: Sequence[Record]) -> Plate:
-    """Draw the final validation loss against the peak learning rate, where runs differ in it."""
+    """Draw the final validation loss against the peak learning rate, if runs differ in it."""
     plate = Plate(
         name="learning-rate",
         title="Learning-rate sensitivity",
-        caption="Validation loss at the end against the peak learning rate, a line per placement through the finished "
-        "runs (mean over seeds, bars from least to greatest). Crosses at the top: runs that diverged, which is a last "
-        "loss that is not finite, or an end above the first loss. Hollow: runs that are not finished, at the last "
-        "validation loss that they have. " + SEEDS,
+        caption="Final validation loss against the peak learning rate, one line per placement through the finished "
+        "runs (mean over seeds; bars show the range). Crosses at the top: diverged runs, whose last loss is not finite "
+        "or above their first. Hollow: unfinished runs, at their latest validation loss. " + SEEDS,
     )
     rated = [record for record in records if isinstance(setting(record.config, "optim.lr"), int | float)]
     if len({setting(record.config, "optim.lr") for record in rated}) < 2:
-        return _missing(plate, "all runs have the same optim.lr")
+        return _missing(plate, "all runs have the same peak learning rate (optim.lr)")
     axes = new_axes(x="peak learning rate", y="final validation loss")
     sentences: list[str] = []
     for group in group_records(rated, also_ignored=("optim.lr",)):
@@ -197,13 +205,13 @@ def learning_rate(records: Sequence[Record]) -> Plate:
 def outcome(record: Record) -> str:
     """Return "finished", "unfinished" or "diverged".
 
-    Diverged is a run whose last training or validation loss is not finite, or that ended above its first training
-    loss. While a run goes on, a loss above the first may be noise.
+    A run has diverged if its last training or validation loss is not finite, or if it ended above its first training
+    loss. In an unfinished run, a loss above the first may be noise.
     """
     losses = column(record.training, "loss")
     ends = column(record.validation, "validation_loss")
     is_done = record.steps_done >= (record.steps_asked or 0)
-    # A task may have no validation loss at all; a column of nothing but gaps is that, not a divergence.
+    # A task may have no validation loss: a column of gaps only means that, not divergence.
     last = [*losses[-1:], *(ends[-1:] if np.isfinite(ends).any() else [])]
     finite = losses[np.isfinite(losses)]
     if not np.isfinite(last).all() or (is_done and len(finite) and losses[-1] > finite[0]):
@@ -211,16 +219,16 @@ def outcome(record: Record) -> str:
     return "finished" if is_done else "unfinished"
 
 
-def _draw_baselines(axes: Axes, records: Sequence[Record], figure: Figure) -> bool:
-    """Draw what methods that do not learn reach, a horizontal line each; return whether there is any.
+def _draw_baselines(axes: Axes, records: Sequence[Record], metric: ValidationMetric) -> bool:
+    """Draw the baselines as horizontal lines; return whether there are any.
 
-    Runs that are judged by different data have lines of their own.
+    Runs validated on different data have separate baselines.
     """
     drawn = False
     looks = itertools.cycle([(0, (1, 1)), (0, (4, 2)), (0, (4, 1, 1, 1)), (0, (8, 2))])
-    for arena in arenas(records):
-        for method, value in baselines(arena, figure.name).items():
-            label = ", ".join(filter(None, (METHODS[method], arena.label)))
+    for comparison in comparisons(records):
+        for method, value in baselines(comparison, metric.name).items():
+            label = ", ".join(filter(None, (METHODS[method], comparison.label)))
             line = {"color": "#8a8a8a", "linewidth": 0.9, "gid": f"{method} baseline"}
             axes.axhline(value, label=label, linestyle=next(looks), zorder=1.5, **line)
             drawn = True
@@ -228,7 +236,7 @@ def _draw_baselines(axes: Axes, records: Sequence[Record], figure: Figure) -> bo
 
 
 def _draw_sensitivity(axes: Axes, group: Group) -> list[str]:
-    """Draw one placement, and return a sentence about each run that is not finished."""
+    """Draw one placement, and return a sentence on each run that is not finished."""
     name = NAMES[group.placement] if group.placement != "unknown" else group.label
     sentences: list[str] = []
     finished: dict[float, list[float]] = {}
@@ -241,15 +249,15 @@ def _draw_sensitivity(axes: Axes, group: Group) -> list[str]:
         if state == "finished" and np.isfinite(value):
             finished.setdefault(rate, []).append(value)
             continue
-        shown = "" if np.isfinite(value) else ", no validation loss"
-        sentences.append(f"{record.label} (lr {rate:g}): {state} at step {record.steps_done:,}{shown}.")
+        lacking = "" if np.isfinite(value) else ", no validation loss"
+        sentences.append(f"{record.label} (lr {rate:g}): {state} at step {record.steps_done:,}{lacking}.")
         at_top = state == "diverged" or not np.isfinite(value)
         axes.plot(
             [rate],
             [0.97 if at_top else value],
             transform=axes.get_xaxis_transform() if at_top else axes.transData,
             marker="x" if at_top else group.look.marker,
-            color=group.look.colour,
+            color=group.look.color,
             markerfacecolor="none",
             linestyle="none",
             markersize=5,
@@ -260,22 +268,22 @@ def _draw_sensitivity(axes: Axes, group: Group) -> list[str]:
         rates = sorted(finished)
         means = np.array([np.mean(finished[rate]) for rate in rates])
         spread = np.array([[means[i] - min(finished[r]), max(finished[r]) - means[i]] for i, r in enumerate(rates)]).T
-        look = {"color": group.look.colour, "linestyle": group.look.line, "marker": group.look.marker}
+        look = {"color": group.look.color, "linestyle": group.look.line, "marker": group.look.marker}
         axes.plot(rates, means, label=name, **look)
         if spread.any():
-            axes.errorbar(rates, means, yerr=spread, fmt="none", ecolor=group.look.colour, capsize=2, elinewidth=0.8)
+            axes.errorbar(rates, means, yerr=spread, fmt="none", ecolor=group.look.color, capsize=2, elinewidth=0.8)
     return sentences
 
 
 def _mark_events(axes: Axes, group: Group, record: Record, axis: str) -> None:
-    """Mark spikes of the gradient norm on the curve, those of the loss at the top, skipped steps at the bottom."""
+    """Mark gradient-norm spikes on the curve, loss spikes at the top and skipped steps at the bottom."""
     edge = axes.get_xaxis_transform()
-    found = spikes(record)[:_MOST_MARKS]
+    events = spikes(record)[:_MOST_MARKS]
     on_curve = [
-        (e["step"], e["value"]) for e in found if e.get("quantity") == "grad_norm" and _is_number(e.get("value"))
+        (e["step"], e["value"]) for e in events if e.get("quantity") == "grad_norm" and _is_number(e.get("value"))
     ]
-    at_top = [e["step"] for e in found if (e["step"], e.get("value")) not in on_curve]
-    look = {"color": group.look.colour, "linestyle": "none", "label": "_", "markersize": 4}
+    at_top = [e["step"] for e in events if (e["step"], e.get("value")) not in on_curve]
+    look = {"color": group.look.color, "linestyle": "none", "label": "_", "markersize": 4}
     if on_curve:
         steps, values = np.array(on_curve, dtype=float).T
         axes.plot(progress(record, steps, axis), values, marker="^", gid="spike", **look)
@@ -290,16 +298,16 @@ def _mark_events(axes: Axes, group: Group, record: Record, axis: str) -> None:
 def _event_sentences(records: Sequence[Record]) -> list[str]:
     sentences = []
     for record in records:
-        found, skipped = spikes(record), skipped_steps(record)
-        if found or skipped:
-            of_loss = sum(event.get("quantity") == "loss" for event in found)
+        events, skipped = spikes(record), skipped_steps(record)
+        if events or skipped:
+            of_loss = sum(event.get("quantity") == "loss" for event in events)
             sentences.append(
-                f"{record.label}: {len(found) - of_loss} gradient-norm spikes, {of_loss} loss spikes, "
+                f"{record.label}: {len(events) - of_loss} gradient-norm spikes, {of_loss} loss spikes, "
                 f"{len(skipped)} skipped steps."
             )
     if len(sentences) > _MOST_SENTENCES:
         return [
-            f"{len(sentences)} of {len(records)} runs have spikes or skipped steps; the table of facts counts them."
+            f"{len(sentences)} of {len(records)} runs have spikes or skipped steps; see the table of facts for counts."
         ]
     return sentences
 
@@ -310,7 +318,7 @@ def _without_rows(records: Sequence[Record], name: str, words: str) -> list[str]
 
 
 def _is_wide(axes: Axes) -> bool:
-    """Return whether the lines' values span so much that only a logarithmic axis shows them."""
+    """Return whether the lines' values span a range that only a logarithmic axis can show."""
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines() if line.get_transform() == axes.transData]
     values = np.concatenate([*drawn, np.empty(0)])
     values = values[np.isfinite(values)]

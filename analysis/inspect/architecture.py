@@ -22,7 +22,7 @@ _BY_NORMS: dict[tuple[bool, bool, bool], str] = {
     (placement.input_norm, placement.output_norm, placement.stream_norm): name for name, placement in PLACEMENTS.items()
 }
 
-__all__ = ["Architecture", "ArchitectureError", "Layer", "SubLayer", "recognise"]
+__all__ = ["Architecture", "ArchitectureError", "Layer", "SubLayer", "recognize"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Layer:
         return self.placement.startswith("parallel")
 
     def described(self) -> dict[str, Any]:
-        """Return what was recognised as JSON values."""
+        """Return what was recognized as JSON values."""
         known = {"layer": self.index, "block": self.name, "placement": self.placement}
         if self.attention is None or self.mlp is None:
             return known | {"reason": self.reason}
@@ -130,7 +130,7 @@ class Architecture:
         return "mixed: " + ", ".join(f"{name} {a}-{b}" if a != b else f"{name} {a}" for name, a, b in runs)
 
 
-def recognise(model: nn.Module, *, vocab_size: int | None = None) -> Architecture:
+def recognize(model: nn.Module, *, vocab_size: int | None = None) -> Architecture:
     """Find blocks, sub-layers and norms of a decoder, and where the norms stand.
 
     Runs one forward of eight tokens, in evaluation mode and without gradients; the model is left as it was.

@@ -11,7 +11,7 @@ from analysis.inspect.settings import DEFAULT_LENGTH, DTYPES, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 where what the user gave is wrong."""
+    """Run the command; return the exit code: 0, or 2 where what the user gave is wrong."""
     given = _parser().parse_args(arguments)
     # These imports take seconds: --help and mistakes on the command line are answered before them.
     from analysis.inspect.inspection import inspect

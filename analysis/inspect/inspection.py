@@ -1,7 +1,7 @@
 """Look inside finished models: `python -m analysis inspect MODEL [MODEL ...] [--text FILE] --out DIR`.
 
 Any causal language model of transformers, or a run at the steps that it kept, is measured on windows of text with the
-statistics of the training probes; the placement of its norms is recognised. DIR is there completely or not at all:
+statistics of the training probes; the placement of its norms is recognized. DIR is there completely or not at all:
 
     index.html, figures/              the page (analysis/inspect/page.py)
     LABEL/activations.jsonl           and gradients.jsonl, massive.jsonl: a line per measurement, `step` the kept step
@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from analysis.inspect import models, page
-from analysis.inspect.architecture import Architecture, ArchitectureError, recognise
+from analysis.inspect.architecture import Architecture, ArchitectureError, recognize
 from analysis.inspect.inspected import Inspected, Snapshot, data_files
 from analysis.inspect.loading import LoadedModel, check, load
 from analysis.inspect.measurement import is_causal, measure_model
@@ -113,7 +113,7 @@ def _measured(loaded: LoadedModel, *, label: str, step: int, text: Text, setting
         raise InputError(
             f"{label}: is not a causal language model: what it predicts depends on later tokens; give a decoder"
         )
-    architecture = _recognised(loaded, label)
+    architecture = _recognized(loaded, label)
     with_gradients = settings.gradients and not loaded.is_offloaded
     with tqdm(total=len(windows.tokens), desc=label, unit="window", leave=True) as progress:
         measured = measure_model(
@@ -150,9 +150,9 @@ def _length(loaded: LoadedModel, label: str, settings: Settings) -> int:
     return asked
 
 
-def _recognised(loaded: LoadedModel, label: str) -> Architecture:
+def _recognized(loaded: LoadedModel, label: str) -> Architecture:
     try:
-        return recognise(loaded.model)
+        return recognize(loaded.model)
     except ArchitectureError as error:
         raise InputError(f"{label}: {error}; inspect reads decoders made of blocks") from error
 
@@ -175,7 +175,7 @@ def _unknown_notes(architecture: Architecture) -> list[str]:
     unknown = [layer for layer in architecture.layers if layer.placement == "unknown"]
     reasons = dict.fromkeys(layer.reason for layer in unknown)
     return [
-        f"placement not recognised in {sum(layer.reason == reason for layer in unknown)} of "
+        f"placement not recognized in {sum(layer.reason == reason for layer in unknown)} of "
         f"{len(architecture.layers)} layers, where only the blocks' outputs were measured: {reason}."
         for reason in reasons
     ]
@@ -217,7 +217,7 @@ def _notes(inspected: Sequence[Inspected]) -> list[str]:
     notes: list[str] = []
     if len({item.snapshots[0].facts["vocabulary"] for item in inspected}) > 1:
         notes.append(
-            "The models have different tokenizers: their losses per token can not be compared, bits per byte can."
+            "The models have different tokenizers: their losses per token cannot be compared, bits per byte can."
         )
     if len({item.snapshots[0].facts["sequence_length"] for item in inspected}) > 1:
         notes.append("The windows differ in length, since some model's positions end earlier (--sequence-length).")

@@ -69,7 +69,7 @@ def load(
         name: What messages call it; default: the folder.
 
     Raises:
-        InputError: It is no causal language model, lacks weights or a tokenizer, or can not be reached.
+        InputError: It is no causal language model, lacks weights or a tokenizer, or cannot be reached.
     """
     name = name or folder
     trust_model = trust or _is_ours(folder)
@@ -129,7 +129,7 @@ def _why_unreadable(name: str, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return f"{name}: its folder brings code of its own; read it, and if you trust it write --trust-remote-code"
     if Path(name).is_dir():
-        return f"{name}/config.json: transformers can not read it: {first}"
+        return f"{name}/config.json: transformers cannot read it: {first}"
     return (
         f"{name}: no such folder, and the hub does not give it ({first}); check the name and the network, or download "
         f"it where there is one (hf download {name} --local-dir FOLDER) and give the folder"
@@ -140,7 +140,7 @@ def _weights(folder: str, settings: dict[str, Any], *, name: str) -> Any:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: its weights can not be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"{name}: its weights cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise InputError(

@@ -61,7 +61,7 @@ def measure_model(
 
     Args:
         model: Of transformers, in evaluation mode.
-        architecture: Recognised from it.
+        architecture: Recognized from it.
         windows: Tokens, (windows, T).
         with_gradients: Also run backward; the gradients are those of the mean loss over all windows' tokens.
         tick: Called after each window.

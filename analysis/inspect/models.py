@@ -122,7 +122,7 @@ def folder_of(subject: Subject, step: int | None) -> Iterator[str]:
     """Give a Hugging Face folder or hub name; a checkpoint of a run is exported to a temporary one.
 
     Raises:
-        InputError: The export says that the run can not be read.
+        InputError: The export says that the run cannot be read.
         RuntimeError: The export failed.
     """
     if step is None:

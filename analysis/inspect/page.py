@@ -106,7 +106,7 @@ def _overview(inspected: Sequence[Inspected]) -> Table:
 
 
 def _placement_table(inspected: Sequence[Inspected]) -> Table:
-    """Say which module is which norm; neighbouring layers that agree share their rows."""
+    """Say which module is which norm; neighboring layers that agree share their rows."""
     rows: list[tuple[str | None, ...]] = []
     for item in inspected:
         architecture = item.last.architecture
@@ -118,7 +118,7 @@ def _placement_table(inspected: Sequence[Inspected]) -> Table:
         title="Where the norms are",
         header=("model", "layers", "placement", "sub-layer", "its norms", "residual scale"),
         rows=rows,
-        caption="Recognised from the data flow, not from names.",
+        caption="Recognized from the data flow, not from names.",
     )
 
 
@@ -163,7 +163,7 @@ def _angular_section(inspected: Sequence[Inspected]) -> Section:
     caption = (
         "Angular distance (1/pi) arccos cos(x, y) between the residual stream before the first block (0) and after "
         "each: 0 is the same direction, 0.5 orthogonal. Mean over tokens, at most "
-        f"{angular.TOKENS_PER_WINDOW} evenly spaced ones per window. All panels share one colour scale."
+        f"{angular.TOKENS_PER_WINDOW} evenly spaced ones per window. All panels share one color scale."
     )
     plate = Plate(
         name="angular-distance",

@@ -31,7 +31,7 @@ class Windows:
 
     Attributes:
         tokens: (windows, T) int64.
-        num_bytes: UTF-8 bytes of the text whose tokens are predicted; None where the tokenizer can not tell.
+        num_bytes: UTF-8 bytes of the text whose tokens are predicted; None where the tokenizer cannot tell.
         bos: The token that each window begins with, None if it begins with text.
         notes: What the reader should know.
     """
@@ -78,7 +78,7 @@ class Text:
             with _opened(self.path) as file:
                 return file.read(characters)
         except (UnicodeDecodeError, OSError, EOFError, lzma.LZMAError) as error:
-            raise InputError(f"--text {self.path}: can not be read as UTF-8 text: {error}") from error
+            raise InputError(f"--text {self.path}: cannot be read as UTF-8 text: {error}") from error
 
 
 def _standard_library() -> str:

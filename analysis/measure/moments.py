@@ -100,8 +100,8 @@ def _measure_chunk(tokens: Tensor) -> Tensor:
     """Measure (N, D) in fp32, or in the fp64 that they have; the sums go on in fp64."""
     tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
     numel, rough_mean = tokens.numel(), tokens.mean()
-    centred = tokens - rough_mean
-    rest = centred.sum(dim=1).double().sum() / numel  # what fp32 lost of the mean
+    centered = tokens - rough_mean
+    rest = centered.sum(dim=1).double().sum() / numel  # what fp32 lost of the mean
     magnitudes = tokens.abs()
     tops = magnitudes.amax(dim=1)
     sums = magnitudes.sum(dim=1)
@@ -110,7 +110,7 @@ def _measure_chunk(tokens: Tensor) -> Tensor:
     row = (
         rest.new_tensor(numel),
         rough_mean.double() + rest,
-        centred.square_().sum(dim=1).double().sum() - numel * rest.square(),
+        centered.square_().sum(dim=1).double().sum() - numel * rest.square(),
         sums.double().sum(),
         max_abs,
         rest.new_tensor(numel) - within,

@@ -14,7 +14,7 @@ def effective_scale(norm: nn.Module) -> Tensor:
 
     A vector v of alternating +1 and -1 has mean 0 and root mean square 1, so both norms give scale * v + bias (eps
     changes it by eps / 2), and (norm(v) - norm(-v)) / 2 * v is the scale. A vector of odd length has two equal
-    neighbours' worth of mean, 1 / D, which is off by that much for LayerNorm. Where the module takes something else
+    neighbors' worth of mean, 1 / D, which is off by that much for LayerNorm. Where the module takes something else
     than one tensor, the stored weight is returned.
     """
     weight: Tensor = norm.weight  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""`python -m analysis report RUN [RUN ...] --out DIR`: runs side by side on one self-contained page."""
+"""Report on runs, side by side on one self-contained page: `python -m analysis report RUN [RUN ...] --out DIR`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:  # the real imports take a second; `--help` is answered before
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code.
+    """Run the command; return the exit code.
 
     Raises:
-        InputError: If what was given is no run, or the folder can not be written.
+        InputError: An argument is not a run, or the folder cannot be written.
     """
     parser = argparse.ArgumentParser(
         prog="python -m analysis report",
-        description="Show runs side by side: one self-contained page and its figures (PNG and SVG). It holds what "
-        "differs between the runs, training and validation with baselines where a task has them, activations, "
-        "gradients, and for image tasks their last validation images with kernels of chosen pixels.",
+        description="Compare runs side by side on one self-contained page, with its plots as PNG and SVG: differences "
+        "between the runs, training and validation with the task's baselines, activations, gradients and, for image "
+        "tasks, the latest validation images with the kernels of chosen pixels.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, like runs/quickstart-peri or runs/*")
-    parser.add_argument("--out", required=True, type=Path, help="a new folder; an earlier report in it is replaced")
-    given = parser.parse_args(arguments)
-    print(make_report(given.runs, given.out))
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, e.g. runs/quickstart-peri or runs/*")
+    parser.add_argument("--out", required=True, type=Path, help="folder to create; an earlier report is replaced")
+    options = parser.parse_args(arguments)
+    print(make_report(options.runs, options.out))
     return 0
 
 
@@ -39,13 +39,13 @@ def make_report(runs: Sequence[str], out: Path) -> Path:
 
     Args:
         runs: Run folders, or patterns of them.
-        out: A new folder, or that of an earlier report, which is replaced.
+        out: Folder to create; an earlier report is replaced.
 
     Returns:
         The path of index.html.
 
     Raises:
-        InputError: If what was given is no run, or `out` holds anything else.
+        InputError: An argument is not a run, or `out` holds anything but an earlier report.
     """
     from analysis.page import check_out, write_page
     from analysis.runs import read_runs
@@ -54,21 +54,21 @@ def make_report(runs: Sequence[str], out: Path) -> Path:
     records, notes = read_runs(runs)
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     count = "1 run" if len(records) == 1 else f"{len(records)} runs"
-    title = f"Report of {records[0].label}" if len(records) == 1 else f"Report of {count}"
+    title = f"Report on {records[0].label}" if len(records) == 1 else f"Report on {count}"
     return write_page(out, title, report_sections(records, notes), lead=f"{count}, read on {made}.")
 
 
 def report_sections(records: Sequence[Record], notes: Sequence[str] = ()) -> list[Section]:
-    """Return the sections of a report: those of each task's runs, since other tasks' figures can not be compared."""
+    """Return the sections of a report, separate for each task, since metrics of different tasks are not comparable."""
     kinds = list(dict.fromkeys(record.kind for record in records))
     if len(kinds) == 1:
         return _task_sections(records, notes, prefix="")
     listed = ", ".join(f"{kind} ({sum(record.kind == kind for record in records)})" for kind in kinds)
-    warning = f"These runs have different tasks: {listed}. Their losses can not be compared; each has its own part."
+    warning = f"These runs have different tasks: {listed}. Their losses are not comparable; each task has its own part."
     sections: list[Section] = []
     for i, kind in enumerate(kinds):
-        found = [record for record in records if record.kind == kind]
-        sections += _task_sections(found, [warning, *notes] if i == 0 else [], prefix=kind)
+        of_kind = [record for record in records if record.kind == kind]
+        sections += _task_sections(of_kind, [warning, *notes] if i == 0 else [], prefix=kind)
     return sections
 
 
@@ -83,10 +83,11 @@ def _task_sections(records: Sequence[Record], notes: Sequence[str], *, prefix: s
 
     of_runs = [f"{record.label}: {note}" for record in records for note in record.notes]
     heading = f"{prefix}: " if prefix else ""
-    found = [tables.facts(records), tables.differences(records)]
     parts = [
         Section(
-            title=f"{heading}Runs", notes=[*notes, *of_runs], tables=[table for table in found if table is not None]
+            title=f"{heading}Runs",
+            notes=[*notes, *of_runs],
+            tables=[tables.facts(records), *_present(tables.differences(records))],
         ),
         Section(
             title=f"{heading}Training",
@@ -139,20 +140,20 @@ def _gradient_plates(records: Sequence[Record]) -> list[Plate]:
 
 
 def _image_sections(records: Sequence[Record], heading: str) -> list[Section]:
-    """Return the section of validation images, none where no run is of a task that keeps some."""
+    """Return the section of validation images, or none if no run's task saves any."""
     from analysis.figures.images import choose, pictures
     from analysis.figures.kernels import kernels
     from analysis.images import keeps_images, read_images
     from analysis.page import Section
     from analysis.style import Plate
 
-    found = [read_images(record) for record in records if keeps_images(record)]
-    if not found:
+    runs = [read_images(record) for record in records if keeps_images(record)]
+    if not runs:
         return []
-    chosen, notes = choose(found)
-    broken = [f"{run.record.label}: {note}" for run in found for note in run.notes]
+    chosen, notes = choose(runs)
+    broken = [f"{run.record.label}: {note}" for run in runs for note in run.notes]
     plates = [draw for i, image in enumerate(chosen) for draw in (pictures(image, i), kernels(image, i, records))]
-    if missing := [run.absence for run in found if run.absence]:
+    if missing := [run.absence for run in runs if run.absence]:
         plates.append(Plate(name="images", title="Validation images", caption="", missing=missing))
     return [Section(title=f"{heading}Validation images", notes=[*broken, *notes], plates=plates)]
 

@@ -1,4 +1,4 @@
-"""Shape of the decoder that a run trains, and the tensors that a layer keeps for its backward pass."""
+"""Shape of a run's decoder, and the tensors that each layer saves for its backward pass."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from train.config.errors import ConfigError
 from train.config.run import RunConfig
 from train.config.tasks.language_model import LanguageModelConfig
 
-# Stream-wide tensors (N, D) that a layer keeps for its backward pass, by placement: inputs of norms and of
-# projections. Compiled, a layer computes some of them again. Counted with saved-tensor hooks; a test asserts that
-# every placement is here.
+# Number of stream-wide tensors (N, D) that a layer saves for its backward pass, by placement: inputs of norms and
+# projections. A compiled layer recomputes some of them. Counted with saved-tensor hooks; a test asserts that every
+# placement is listed.
 KEPT_STREAMS = {"pre": 4, "post": 4, "peri": 6, "output": 4}
 KEPT_STREAMS_COMPILED = {"pre": 4, "post": 4, "peri": 5, "output": 4}
 _KEPT_MLP, _KEPT_MLP_COMPILED = 4, 3  # (N, F): gate, up, act(gate) and their product; compiled without act(gate)
@@ -20,14 +20,14 @@ def decoder_task(config: RunConfig) -> LanguageModelConfig:
     """Return the task of a run that trains a decoder.
 
     Raises:
-        ConfigError: It trains something else, whose sizes are not known in closed form.
+        ConfigError: The run trains another model, whose sizes are not known in closed form.
     """
     if isinstance(config.task, LanguageModelConfig):
         return config.task
     raise ConfigError(
         [
-            f"task.kind: a plan can be made for language_model only, not for {config.task.kind}; "
-            f"python -m train CONFIG --describe counts its parameters"
+            f"task.kind: launch plan supports language_model only, not {config.task.kind}; "
+            f"use python -m train CONFIG --describe to count its parameters"
         ]
     )
 
@@ -36,7 +36,7 @@ def decoder_shape(config: RunConfig) -> DecoderShape:
     """Return the shape of the decoder that a run trains.
 
     Raises:
-        ConfigError: As `decoder_task`.
+        ConfigError: As in `decoder_task`.
     """
     return DecoderShape.of(decoder_task(config).model)
 
@@ -44,15 +44,15 @@ def decoder_shape(config: RunConfig) -> DecoderShape:
 def kept_per_token(
     model: DecoderShape, placement: str, *, itemsize: int, compiled: bool, attention: str, sequence_length: int
 ) -> int:
-    """Return the bytes per token that a layer keeps for its backward pass, where norms are fused (as on a GPU).
+    """Return the bytes per token that a layer saves for its backward pass, given fused norms (as on a GPU).
 
     Args:
-        model: The decoder.
-        placement: Of the layer's norms.
+        model: Shape of the decoder.
+        placement: Placement of the layer's norms.
         itemsize: Bytes of an activation.
-        compiled: With `engine.compile`.
-        attention: `eager` keeps its weights, (H, T) per token; the others keep a log-sum per head.
-        sequence_length: Tokens of a window.
+        compiled: Whether the layer is compiled (`engine.compile`).
+        attention: Implementation; `eager` saves the weights, (H, T) per token, others one log-sum-exp per head.
+        sequence_length: Tokens per window.
     """
     streams = (KEPT_STREAMS_COMPILED if compiled else KEPT_STREAMS)[placement] * model.hidden_size
     elements = streams + (_KEPT_MLP_COMPILED if compiled else _KEPT_MLP) * model.intermediate_size

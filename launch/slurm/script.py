@@ -1,4 +1,4 @@
-"""The batch script of a SLURM job: one text that a person can read, change and submit again."""
+"""Batch script of a SLURM job: a single file that a user can read, edit and resubmit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from train.config.facts.exit_codes import STOPPED_EARLY
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One run of a job: its configuration file and its folder."""
+    """One run of a job: its configuration file and run folder."""
 
     config: Path
     run: Path
@@ -22,16 +22,16 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a job runs. All paths are absolute and seen by every node."""
+    """Contents of a job. All paths are absolute and visible on every node."""
 
     name: str
-    about: str  # what a person typed
-    code: Path  # the snapshot
-    work: Path  # where relative paths of the configurations begin
-    log: Path  # with SLURM's %j, or %A_%a
+    about: str  # the command that the user typed
+    code: Path  # snapshot of the code
+    work: Path  # working directory: relative paths in the configurations start here
+    log: Path  # contains SLURM's %j, or %A_%a
     members: tuple[Member, ...]
     array: bool = False
-    at_once: int | None = None  # of an array; null: as many as the cluster gives
+    at_once: int | None = None  # limit on concurrent array tasks; None: no limit
 
     def __post_init__(self) -> None:
         assert self.members
@@ -42,12 +42,12 @@ def script(batch: Batch, cluster: ClusterConfig, *, python: str) -> str:
     """Return the batch script.
 
     Args:
-        batch: What to run.
-        cluster: What to ask for.
-        python: The interpreter where the cluster file names neither a venv nor a container.
+        batch: Contents of the job.
+        cluster: Resources to request.
+        python: Interpreter to use if the cluster file has neither a venv nor a container.
 
     Raises:
-        ConfigError: A path can not be written into a script or a mount.
+        ConfigError: A path cannot be written into a script or a mount.
     """
     _refuse_odd_paths(batch, cluster)
     lines = [
@@ -71,7 +71,7 @@ def script(batch: Batch, cluster: ClusterConfig, *, python: str) -> str:
 
 
 def _directives(batch: Batch, cluster: ClusterConfig) -> Iterator[str]:
-    asked = {
+    directives = {
         "job-name": batch.name,
         "partition": cluster.partition,
         "account": cluster.account,
@@ -85,10 +85,10 @@ def _directives(batch: Batch, cluster: ClusterConfig) -> Iterator[str]:
         "time": cluster.time,
         "output": _escaped(batch.log),
         "open-mode": "append",
-        "export": "NONE",  # nothing of the login shell, tokens least of all
+        "export": "NONE",  # keep the login shell's environment out, tokens above all
         "signal": f"USR1@{cluster.signal_seconds}",
     }
-    for name, value in asked.items():
+    for name, value in directives.items():
         if value is not None:
             yield f"#SBATCH --{name}={_quoted(value)}"
     yield "#SBATCH --requeue"
@@ -102,7 +102,7 @@ def _array(batch: Batch) -> str | None:
 
 
 def _escaped(log: Path) -> str:
-    """Double the % that is not SLURM's own: those of the file's name are."""
+    """Double each % in the folder's path; those in the file name are SLURM's placeholders."""
     return f"{str(log.parent).replace('%', '%%')}/{log.name}"
 
 
@@ -126,8 +126,8 @@ def _environment(batch: Batch, cluster: ClusterConfig, python: str) -> Iterator[
         yield "module purge"
         yield f"module load {_joined(cluster.modules)} || exit 1"
     yield from (f"export {name}={_quoted(value)}" for name, value in cluster.environment.items())
-    yield f"export PYTHONPATH={_quoted(batch.code)} PYTHONSAFEPATH=1    # the code as it was when this was submitted"
-    yield f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={cluster.signal_seconds}    # seconds to save in; torchrun gives 30"
+    yield f"export PYTHONPATH={_quoted(batch.code)} PYTHONSAFEPATH=1    # the code as of submission"
+    yield f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={cluster.signal_seconds}    # seconds to save; torchrun allows 30"
     if cluster.venv is not None:
         yield f"source {_quoted(Path(cluster.venv).expanduser().absolute() / 'bin' / 'activate')} || exit 1"
     yield f"python={_quoted('python3' if cluster.container else 'python' if cluster.venv else python)}"
@@ -136,10 +136,10 @@ def _environment(batch: Batch, cluster: ClusterConfig, python: str) -> Iterator[
 def _before() -> Iterator[str]:
     yield 'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
     yield '[ -n "$head" ] || { echo "SLURM did not name the nodes of the job" >&2; exit 1; }'
-    yield "# ends a job that was restarted again and again without a new checkpoint"
+    yield "# stops a job that keeps restarting without a new checkpoint"
     yield '"$python" -m launch.progress "$run" || exit 1'
     yield 'rm -f "$run/stopped.json"'
-    yield "ended=; trap 'ended=yes' TERM    # scancel or preemption: what comes next is decided there, not here"
+    yield "ended=; trap 'ended=yes' TERM    # scancel or preemption: SLURM decides whether to requeue, not this script"
 
 
 def _ranks(batch: Batch, cluster: ClusterConfig) -> Iterator[str]:
@@ -166,25 +166,25 @@ def _container(batch: Batch, cluster: ClusterConfig) -> list[str]:
 
 
 def _after(cluster: ClusterConfig) -> Iterator[str]:
-    yield "again() {"
-    yield '    [ -z "$ended" ] || return 0    # cancelled, preempted or queued again by SLURM itself'
-    yield '    echo "$1; job $SLURM_JOB_ID is queued again and will go on"'
-    yield '    scontrol requeue "$SLURM_JOB_ID" || echo "it could not be queued again: submit it by hand" >&2'
+    yield "requeue() {"
+    yield '    [ -z "$ended" ] || return 0    # cancelled, preempted or requeued by SLURM itself'
+    yield '    echo "$1; job $SLURM_JOB_ID is requeued and will resume"'
+    yield '    scontrol requeue "$SLURM_JOB_ID" || echo "requeueing failed: submit the job by hand" >&2'
     yield "}"
-    yield "# The ranks say in stopped.json that they saved: srun reports the code of whichever node ended worst."
+    yield "# The ranks write stopped.json once they have saved; srun only returns the worst exit code of all nodes."
     yield f'if [ $code -eq {STOPPED_EARLY} ] || {{ [ $code -ne 0 ] && [ -e "$run/stopped.json" ]; }}; then'
     yield f"    code={STOPPED_EARLY}"
-    yield '    again "stopped early, nothing is lost"'
-    if cluster.nodes > 1:  # SLURM itself notices after SlurmdTimeout, when this script may be long over
+    yield '    requeue "stopped early, nothing is lost"'
+    if cluster.nodes > 1:  # SLURM itself notices only after SlurmdTimeout, when this script may be long gone
         answer = f"srun --nodes={cluster.nodes} --ntasks={cluster.nodes} --ntasks-per-node=1 true"
         yield f"elif [ $code -ne 0 ] && [ $code -ne 2 ] && ! timeout -k 10 30 {answer}; then"
-        yield '    again "a node does not answer"'
+        yield '    requeue "a node does not respond"'
     yield "fi"
     yield "exit $code"
 
 
 def _needed(batch: Batch) -> list[Path]:
-    """Return the folders that a container must see."""
+    """Return the folders to mount in a container."""
     return list(dict.fromkeys([batch.work, batch.code, *(member.run for member in batch.members)]))
 
 
@@ -192,7 +192,7 @@ def _refuse_odd_paths(batch: Batch, cluster: ClusterConfig) -> None:
     paths = [*_needed(batch), batch.log, *(member.config for member in batch.members)]
     odd = "\n\r" + (",:" if cluster.container else "")
     bad = [path for path in paths if set(odd) & set(str(path))]
-    faults = [f"{str(path)!r}: a path of a job can not hold any of {odd!r}; choose another folder" for path in bad]
+    faults = [f"{str(path)!r}: a job's paths cannot contain any of {odd!r}; choose another folder" for path in bad]
     if faults:
         raise ConfigError(faults)
 

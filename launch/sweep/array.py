@@ -1,4 +1,4 @@
-"""A sweep as a SLURM array: a task per member that is not finished, each an ordinary run in an ordinary folder."""
+"""Submission of a sweep as a SLURM array: one task per unfinished member, each an ordinary run in its own folder."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from train.config.batch import check_world_size
 from train.config.errors import ConfigError
 
 
-def submit(sweep: Sweep, found: Sequence[Member], *, file: str, at_once: int | None, about: str, dry_run: bool) -> int:
-    """Submit what is not finished; returns the exit code.
+def submit(
+    sweep: Sweep, members: Sequence[Member], *, file: str, at_once: int | None, about: str, dry_run: bool
+) -> int:
+    """Submit the unfinished members of a sweep; return the exit code.
 
     Args:
-        sweep: The sweep; instead of its `ranks` the cluster file says what to ask for.
-        found: Its members.
-        file: The cluster file.
-        at_once: Tasks that run at a time; None: as many as the cluster gives.
-        about: What a person typed.
-        dry_run: Print the batch script, submit nothing.
+        sweep: The sweep; the cluster file replaces its `ranks`.
+        members: Members of the sweep.
+        file: Cluster file.
+        at_once: Limit on concurrent tasks; None: no limit.
+        about: The command that the user typed.
+        dry_run: Print the batch script and submit nothing.
 
     Raises:
-        ConfigError: What was given is wrong: nothing was submitted then.
+        ConfigError: The cluster file is invalid or does not fit a member; nothing is submitted.
     """
     where = cluster.load(file)
-    left = [member for member in found if not member.is_finished]
+    left = [member for member in members if not member.is_finished]
     if not left:
-        print(f"{sweep.name}: all {len(found)} members are finished")
+        print(f"{sweep.name}: all {len(members)} members are finished")
         return 0
     faults = [fault for member in left for fault in _faults(member, where)]
     if faults:
@@ -36,7 +38,7 @@ def submit(sweep: Sweep, found: Sequence[Member], *, file: str, at_once: int | N
     try:
         for member in left:
             slurm.refuse(member.config)
-        slurm.check_here(left[0].arguments, where)  # they share data, tokenizer and shapes but for what is swept
+        slurm.check_here(left[0].arguments, where)  # one stands for all: only the swept settings differ
         done = slurm.submit(
             [member.config for member in left],
             where,
@@ -53,10 +55,10 @@ def submit(sweep: Sweep, found: Sequence[Member], *, file: str, at_once: int | N
     if done.job is None:
         print(done.text)
         return 0
-    passed_over = f", {len(found) - len(left)} finished before" if len(left) < len(found) else ""
-    print(f"{sweep.name}: {len(left)} tasks{passed_over}")
-    print(slurm.followed(done, where))
-    print("report      the same command without --cluster, once all are done")
+    skipped = f", {len(members) - len(left)} already finished" if len(left) < len(members) else ""
+    print(f"{sweep.name}: {len(left)} tasks{skipped}")
+    print(slurm.next_commands(done, where))
+    print("report      run the same command without --cluster once all tasks are finished")
     return 0
 
 

@@ -1,16 +1,16 @@
-"""A sweep's file, read into its members: one ordinary run for each point of a grid or entry of a list.
+"""Sweep file and its members: one ordinary run per point of a grid or entry of a list.
 
-name: placements                          the members' runs lie in output_dir/placements/
+name: placements                          the members' run folders are in output_dir/placements/
 config: configs/language_model/quickstart.yaml
 set: {steps: 200}                         for all members
 grid:                                     every combination
   task.model.norm_placement: [pre, post, peri]
-  seed, task.data.seed: [0, 1, 2]         keys that go together have one value
-runs:                                     a list beside the grid is combined with it; `name` is for the folder
+  seed, task.data.seed: [0, 1, 2]         keys that share one value
+runs:                                     each entry is combined with the grid; `name` names the folder
   - {name: wide, task.model.hidden_size: 256}
-parallel: 4                               members at a time; null: one per GPU, or per two cores
-ranks: 1                                  of each member
-report: true                              at the end, over all members
+parallel: 4                               concurrent members; null: one per GPU, or per two cores
+ranks: 1                                  ranks per member
+report: true                              write a report on all members at the end
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-# The readers of the configuration are used as they stand, so that 3e-4 is a number in a sweep too.
+# Same readers as for a run's configuration, so that 3e-4 is a number in a sweep file too.
 from train.config import yaml_text
 from train.config.batch import check_world_size
 from train.config.errors import ConfigError
@@ -36,15 +36,15 @@ from train.config.schema import check
 
 _SHORT = {"norm_placement": "placement"}
 _LONGEST_VALUE, _LONGEST_NAME = 32, 100
-_OURS = ("name", "output_dir")  # a sweep names its members itself, and may set where they lie for all of them only
+_OURS = ("name", "output_dir")  # a sweep names its members itself, and output_dir may only be set for all of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What a sweep's file holds."""
+    """Contents of a sweep file."""
 
     name: str
-    config: str  # the file that all members begin with
+    config: str  # configuration file that all members start from
     set: dict[str, Any] = field(default_factory=dict[str, Any])
     grid: dict[str, Any] = field(default_factory=dict[str, Any])
     runs: tuple[dict[str, Any], ...] = ()
@@ -54,11 +54,11 @@ class Sweep:
 
 
 class Point(NamedTuple):
-    """The settings that make one member, by key, and their short names for its folder."""
+    """The settings of one member, by key."""
 
-    label: str | None
+    label: str | None  # name of its entry in `runs`
     settings: dict[str, Any]
-    shown: dict[str, Any]  # those that the folder is named after
+    in_name: dict[str, Any]  # the settings that appear in the folder's name
 
 
 @dataclass(frozen=True)
@@ -66,38 +66,38 @@ class Member:
     """One run of a sweep."""
 
     config: RunConfig
-    arguments: tuple[str, ...]  # what `python -m train` and `python -m launch local` take
+    arguments: tuple[str, ...]  # arguments for `python -m train` and `python -m launch local`
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """Name of the run folder."""
         return self.config.name
 
     @property
     def folder(self) -> Path:
-        """Its run folder."""
+        """Run folder."""
         return self.config.folder
 
     @property
     def is_finished(self) -> bool:
-        """Whether its last step is saved and evaluated."""
+        """Whether the last step is saved and evaluated."""
         return is_finished(self.folder, self.config.steps)
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is a run to go on with."""
+        """Whether there is a run to resume."""
         return (self.folder / CONFIG).is_file()
 
 
 def read_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Read a sweep's file.
+    """Read a sweep file.
 
     Args:
         path: The YAML file.
-        overrides: `key=value` words for all members; they win over `set`.
+        overrides: `key=value` words for all members; they take precedence over `set`.
 
     Raises:
-        ConfigError: Everything that is wrong with it, at once.
+        ConfigError: The file is invalid; all faults are reported at once.
     """
     text = yaml_text.read(path)
     if text.tree is None:
@@ -118,56 +118,58 @@ class _Text(str):
 def _key_and_text(word: str) -> tuple[str, _Text]:
     key, equals, text = word.partition("=")
     if not equals or not key:
-        raise ConfigError([f"{word!r}: not an override; write key=value, as in steps=100"])
+        raise ConfigError([f"{word!r}: not an override; write key=value, e.g. steps=100"])
     return key, _Text(text)
 
 
 def _faults(sweep: Sweep) -> Iterator[str]:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", sweep.name):
-        yield f"name: {sweep.name!r} names a folder; write letters, digits, '.', '_' and '-' only"
+        yield f"name: {sweep.name!r} is not a valid folder name; use letters, digits, '.', '_' and '-' only"
     if not sweep.grid and not sweep.runs:
-        yield "grid: missing, and there are no runs either; write grid: {optim.lr: [1e-3, 3e-3]}"
+        yield "grid: missing, and there are no runs either; write e.g. grid: {optim.lr: [1e-3, 3e-3]}"
     for key, count in (("parallel", sweep.parallel), ("ranks", sweep.ranks)):
         if count is not None and count < 1:
             yield f"{key}: {count} is too small; write 1 or more"
     for keys, values in sweep.grid.items():
         if not isinstance(values, list) or not values:
-            given = yaml_text.show(cast("object", values))
-            yield f"grid.{keys}: {given} is not a list of values; write [{given}, ...]"
+            value = yaml_text.show(cast("object", values))
+            yield f"grid.{keys}: {value} is not a list of values; write [{value}, ...]"
     varied = [key for keys in sweep.grid for key in _split(keys)]
     varied += {key: None for run in sweep.runs for key in run if key != "name"}
     for key in dict.fromkeys(varied):
         if varied.count(key) > 1:
             yield f"{key}: is varied twice; give it once, in grid or in runs"
         if key in sweep.set:
-            yield f"{key}: is set for all members, but varied too; leave it out of one"
+            yield f"{key}: is both in set and varied; keep only one of them"
         if key in _OURS:
-            yield f"{key}: a sweep makes its members' folders; leave it out" + " (or write it in set)" * (key != "name")
+            yield f"{key}: the sweep chooses its members' folders; leave it out" + " (or put it in set)" * (
+                key != "name"
+            )
     if "name" in sweep.set:
-        yield "set.name: a sweep names its members; leave it out"
+        yield "set.name: the sweep names its members itself; leave it out"
 
 
 def members(sweep: Sweep) -> list[Member]:
     """Load every member of a sweep and check it as a run.
 
     Raises:
-        ConfigError: Everything that is wrong with any of them, each fault once with the members that have it.
+        ConfigError: A member is invalid; each fault is reported once, with the members that have it.
     """
     points = list(_points(sweep))
     faults = _same_settings(points)
     names, folder = _names(points), _folder(sweep)
-    found: list[Member] = []
+    loaded: list[Member] = []
     by_fault: dict[str, list[str]] = {}
     for name, point in zip(names, points, strict=True):
         try:
-            found.append(_member(sweep, folder, name, point))
+            loaded.append(_member(sweep, folder, name, point))
         except ConfigError as error:
             for fault in error.faults:
                 by_fault.setdefault(fault, []).append(name)
-    faults += [_told(fault, where, len(points)) for fault, where in by_fault.items()]
+    faults += [_fault_text(fault, names, len(points)) for fault, names in by_fault.items()]
     if faults:
         raise ConfigError(faults)
-    return found
+    return loaded
 
 
 def _points(sweep: Sweep) -> Iterator[Point]:
@@ -177,8 +179,8 @@ def _points(sweep: Sweep) -> Iterator[Point]:
         label = run.get("name")
         for chosen in itertools.product(*grid):
             settings = listed | {key: value for keys, value in chosen for key in _split(keys)}
-            shown = ({} if label else listed) | {_split(keys)[0]: value for keys, value in chosen}
-            yield Point(None if label is None else str(label), settings, shown)
+            in_name = ({} if label else listed) | {_split(keys)[0]: value for keys, value in chosen}
+            yield Point(None if label is None else str(label), settings, in_name)
 
 
 def _split(keys: str) -> list[str]:
@@ -192,13 +194,13 @@ def _same_settings(points: Sequence[Point]) -> list[str]:
         text = json.dumps(point.settings, sort_keys=True, default=str)
         if text in first:
             words = " ".join(_words(point.settings)) or "nothing is varied"
-            faults.append(f"members {first[text]} and {number} are the same run ({words}); keep one")
+            faults.append(f"members {first[text]} and {number} are the same run ({words}); keep only one")
         first.setdefault(text, number)
     return faults
 
 
 def _folder(sweep: Sweep) -> str:
-    """Return where the members lie: in a folder of their own, in what the configuration calls output_dir."""
+    """Return the folder of the members: one named after the sweep, below the configuration's output_dir."""
     text = yaml_text.read(sweep.config, _words(sweep.set))
     if text.tree is None:
         raise ConfigError(text.faults)
@@ -216,18 +218,18 @@ def _member(sweep: Sweep, folder: str, name: str, point: Point) -> Member:
 
 
 def _refuse_another(member: Member) -> None:
-    """Say at once what train would say of a folder that holds another run."""
-    held = yaml_text.read(member.folder / CONFIG).tree
-    changed = differences(held or {}, member.config)
+    """Refuse a folder that holds another run up front, as train would later."""
+    existing = yaml_text.read(member.folder / CONFIG).tree
+    changed = differences(existing or {}, member.config)
     if changed:
         raise ConfigError([f"{member.folder} holds another run ({'; '.join(changed)}); give the sweep another name"])
 
 
-def _told(fault: str, where: Sequence[str], members: int) -> str:
-    if len(where) == members:
+def _fault_text(fault: str, names: Sequence[str], num_members: int) -> str:
+    if len(names) == num_members:
         return fault
-    more = f" and {len(where) - 1} more" if len(where) > 1 else ""
-    return f"{fault} (in {where[0]}{more})"
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{fault} (in {names[0]}{more})"
 
 
 def _words(settings: Mapping[str, Any]) -> list[str]:
@@ -235,7 +237,7 @@ def _words(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _yaml(value: object) -> str:
-    """Return a value as one types it on a command line; JSON is YAML."""
+    """Return a value as typed on a command line; JSON is valid YAML."""
     if isinstance(value, _Text):
         return value
     words = ("null", "true", "false")
@@ -248,23 +250,23 @@ def _yaml(value: object) -> str:
 
 
 def _names(points: Sequence[Point]) -> list[str]:
-    """Return a folder name for every point, made of the short names and values of what sets them apart."""
-    keys = _short_keys(list(dict.fromkeys(key for point in points for key in point.shown)))
+    """Return a folder name for each point, built from short keys and values of the settings that differ."""
+    keys = _short_keys(list(dict.fromkeys(key for point in points for key in point.in_name)))
     names = ["_".join(_name_parts(point, keys)) or "only" for point in points]
     names = [_fitted(name, point) for name, point in zip(names, points, strict=True)]
-    twice = {name for name in names if names.count(name) > 1}
-    return [_with_hash(n, p) if n in twice else n for n, p in zip(names, points, strict=True)]
+    repeated = {name for name in names if names.count(name) > 1}
+    return [_with_hash(n, p) if n in repeated else n for n, p in zip(names, points, strict=True)]
 
 
 def _name_parts(point: Point, keys: Mapping[str, str]) -> Iterator[str]:
     if point.label is not None:
         yield point.label
-    for key, value in point.shown.items():
+    for key, value in point.in_name.items():
         yield f"{keys[key]}-{_value(value)}"
 
 
 def _short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Return each key's last word, with as many of the words before it as set it apart from the others."""
+    """Return each key's last component, preceded by as many others as it takes to be unique."""
     short = {key: _SHORT.get(key.rpartition(".")[2], key.rpartition(".")[2]) for key in keys}
     for key in keys:
         words, last = key.split("."), list(short.values())

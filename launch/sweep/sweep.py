@@ -1,7 +1,7 @@
-"""`python -m launch sweep SWEEP.yaml [key=value ...] [--dry-run] [--parallel N]`: a grid of runs, a few at a time.
+"""Sweeps on this machine: `python -m launch sweep SWEEP.yaml [key=value ...] [--dry-run] [--parallel N]`.
 
-Every member is the run that `python -m launch local` starts, in a folder like any other; the file's keys stand in
-launch/sweep/members.py. Finished members are passed over, so the same command goes on after any stop.
+Every member is an ordinary run, started with `python -m launch local` in its own run folder; launch/sweep/members.py
+documents the file's keys. Finished members are skipped, so the same command resumes a sweep after any interruption.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.local import gpu_names
-from launch.ranks import end_with_parent, shown
+from launch.ranks import end_with_parent, shell_line
 from launch.sweep import array
 from launch.sweep.members import Member, Sweep, members, read_sweep
 from train.config.errors import ConfigError
@@ -32,19 +32,19 @@ _POLL_SECONDS = 0.2
 
 
 class Slot(NamedTuple):
-    """The share of this machine that one member gets."""
+    """The cores and GPUs assigned to one member."""
 
     cores: tuple[int, ...]
-    gpus: tuple[str, ...]  # names as in CUDA_VISIBLE_DEVICES; empty where there are none
+    gpus: tuple[str, ...]  # names as in CUDA_VISIBLE_DEVICES; empty if there are none
 
     def describe(self) -> str:
-        """Name the share."""
+        """Return the GPUs, or else the cores, as text."""
         cores = f"core{'s' * (len(self.cores) > 1)} {','.join(map(str, self.cores))}"
         return f"GPU{'s' * (len(self.gpus) > 1)} {','.join(self.gpus)}" if self.gpus else cores
 
 
 class Running(NamedTuple):
-    """A member at work."""
+    """A running member."""
 
     member: Member
     process: subprocess.Popen[bytes]
@@ -54,68 +54,67 @@ class Running(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What became of the members."""
+    """Members by how they ended."""
 
     finished: list[Member] = field(default_factory=list[Member])
     failed: list[tuple[Member, int]] = field(default_factory=list[tuple[Member, int]])
-    stopped: list[Member] = field(default_factory=list[Member])  # by a signal, or not begun because of it
+    stopped: list[Member] = field(default_factory=list[Member])  # by a signal, or not started because of one
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns the exit code.
+    """Run the command; return the exit code.
 
     Raises:
-        ConfigError: What was given is wrong; nothing was started then.
+        ConfigError: The arguments or the sweep are invalid; nothing is started.
     """
     parser = argparse.ArgumentParser(
         prog="python -m launch sweep",
-        description="Run a grid or list of runs, a few at a time, then report on them; the same command goes on.",
+        description="Run a grid or list of runs, a few at a time, then write a report; rerun the command to resume.",
     )
-    parser.add_argument("sweep", help="a YAML file, like configs/sweeps/placements.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for all members, like steps=100")
-    parser.add_argument("--parallel", type=int, help="members at a time (default: the file's)")
+    parser.add_argument("sweep", help="YAML file, e.g. configs/sweeps/placements.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for all members, e.g. steps=100")
+    parser.add_argument("--parallel", type=int, help="concurrent members (default: as in the file)")
     parser.add_argument("--dry-run", action="store_true", help="list the members and their commands")
-    parser.add_argument("--cluster", metavar="FILE", help="submit it as a SLURM array to this cluster")
-    given = parser.parse_intermixed_args(arguments)
-    if given.parallel is not None and given.parallel < 1:
-        raise ConfigError([f"--parallel: {given.parallel} is too small; write 1 or more"])
-    sweep = read_sweep(given.sweep, given.overrides)
-    found = members(sweep)
-    if given.cluster is not None:
+    parser.add_argument("--cluster", metavar="FILE", help="submit the sweep as a SLURM array to this cluster")
+    options = parser.parse_intermixed_args(arguments)
+    if options.parallel is not None and options.parallel < 1:
+        raise ConfigError([f"--parallel: {options.parallel} is too small; write 1 or more"])
+    sweep = read_sweep(options.sweep, options.overrides)
+    loaded = members(sweep)
+    if options.cluster is not None:
         about = shlex.join(["python", "-m", "launch", "sweep", *(word for word in arguments if word != "--dry-run")])
-        at_once = given.parallel or sweep.parallel
-        return array.submit(sweep, found, file=given.cluster, at_once=at_once, about=about, dry_run=given.dry_run)
-    slots = shares(sweep, given.parallel)
-    if given.dry_run:
-        _list(sweep, found, slots)
+        at_once = options.parallel or sweep.parallel
+        return array.submit(sweep, loaded, file=options.cluster, at_once=at_once, about=about, dry_run=options.dry_run)
+    slots = shares(sweep, options.parallel)
+    if options.dry_run:
+        _list(sweep, loaded, slots)
         return 0
-    return run(sweep, found, slots)
+    return run(sweep, loaded, slots)
 
 
 def command(member: Member, ranks: int) -> list[str]:
-    """Return the command that runs a member, the same that a person would type."""
+    """Return the command that runs a member, as a user would type it."""
     return [sys.executable, "-m", "launch", "local", *member.arguments, "--ranks", str(ranks)]
 
 
-def _list(sweep: Sweep, found: Sequence[Member], slots: Sequence[Slot]) -> None:
-    print(
-        f"{sweep.name}: {len(found)} members, {len(slots)} at a time, {sweep.ranks} rank{'s' * (sweep.ranks > 1)} each"
-    )
-    for member in found:
-        state = "finished" if member.is_finished else "goes on" if member.is_begun else "new"
-        print(f"\n{member.name}  ({state})\n$ {shown(command(member, sweep.ranks))}")
+def _list(sweep: Sweep, loaded: Sequence[Member], slots: Sequence[Slot]) -> None:
+    ranks = f"{sweep.ranks} rank{'s' * (sweep.ranks > 1)} each"
+    print(f"{sweep.name}: {len(loaded)} members, {len(slots)} at a time, {ranks}")
+    for member in loaded:
+        state = "finished" if member.is_finished else "resumes" if member.is_begun else "new"
+        print(f"\n{member.name}  ({state})\n$ {shell_line(command(member, sweep.ranks))}")
 
 
 # ------------------------------------------------------------------------------------------------------- the machine
 
 
 def shares(sweep: Sweep, parallel: int | None) -> list[Slot]:
-    """Share cores and GPUs out between the members that run at a time.
+    """Divide cores and GPUs among concurrent members.
 
     Args:
-        sweep: Its `parallel` counts where the command line says nothing; else it is one member per GPU (and rank),
-            or per two cores.
-        parallel: From the command line.
+        sweep: The sweep; if neither it nor the command line sets `parallel`, the default is one rank per GPU, or per
+            two cores.
+        parallel: Value from the command line; takes precedence over the sweep's.
     """
     cores, devices = sorted(os.sched_getaffinity(0)), gpu_names()
     fitting = len(devices) // sweep.ranks if devices else len(cores) // (2 * sweep.ranks)
@@ -124,7 +123,7 @@ def shares(sweep: Sweep, parallel: int | None) -> list[Slot]:
 
 
 def _share(cores: Sequence[int], slot: int, slots: int) -> tuple[int, ...]:
-    if slots >= len(cores):  # more members than cores: a core each, shared
+    if slots >= len(cores):  # at least as many members as cores: one core each, possibly shared
         return (cores[slot % len(cores)],)
     return tuple(cores[slot * len(cores) // slots : (slot + 1) * len(cores) // slots])
 
@@ -138,16 +137,17 @@ def _gpu_share(devices: Sequence[str], slot: int, ranks: int) -> tuple[str, ...]
 # ------------------------------------------------------------------------------------------------------- running
 
 
-def run(sweep: Sweep, found: Sequence[Member], slots: Sequence[Slot]) -> int:
-    """Run what is not finished, then report; returns 0, 1 where a member failed, 75 where a signal stopped it."""
-    outcome = Outcome(finished=[member for member in found if member.is_finished])
-    waiting = deque(member for member in found if not member.is_finished)
-    passed_over = f", {len(outcome.finished)} finished before" if outcome.finished else ""
-    print(f"{sweep.name}: {len(found)} members{passed_over}, {len(slots)} at a time", flush=True)
-    _Pool(sweep, slots, len(found), outcome).work_off(waiting)
+def run(sweep: Sweep, loaded: Sequence[Member], slots: Sequence[Slot]) -> int:
+    """Run the unfinished members, then report; return 0, 1 if a member failed, or 75 if a signal stopped the sweep."""
+    outcome = Outcome(finished=[member for member in loaded if member.is_finished])
+    waiting = deque(member for member in loaded if not member.is_finished)
+    skipped = f", {len(outcome.finished)} already finished" if outcome.finished else ""
+    print(f"{sweep.name}: {len(loaded)} members{skipped}, {len(slots)} at a time", flush=True)
+    _Pool(sweep, slots, len(loaded), outcome).run_all(waiting)
     if outcome.stopped:
-        print(f"stopped: {len(outcome.finished)} of {len(found)} members are finished; start the same command to go on")
-    _tell_failures(outcome)
+        done = f"{len(outcome.finished)} of {len(loaded)} members are finished"
+        print(f"stopped: {done}; run the same command to resume")
+    _report_failures(outcome)
     if outcome.stopped:
         return STOPPED_EARLY
     code = _report(sweep, outcome) if sweep.report and outcome.finished else 0
@@ -155,18 +155,18 @@ def run(sweep: Sweep, found: Sequence[Member], slots: Sequence[Slot]) -> int:
 
 
 class _Pool:
-    """The members at work, and the signals that are passed on to them."""
+    """The running members, and the signals forwarded to them."""
 
     def __init__(self, sweep: Sweep, slots: Sequence[Slot], total: int, outcome: Outcome) -> None:
         self._sweep, self._total, self._outcome = sweep, total, outcome
         self._free, self._slots = deque(slots), len(slots)
         self._running: list[Running] = []
         self._signal: int | None = None
-        self._told: set[int] = set()  # processes that a signal was passed on to; a second one would force them
+        self._signaled: set[int] = set()  # pids that have had a signal; a second one would make them quit at once
 
-    def work_off(self, waiting: deque[Member]) -> None:
-        """Run all that waits, or until a signal; every process has ended then."""
-        before = {number: signal.signal(number, self._pass_on) for number in _SIGNALS}
+    def run_all(self, waiting: deque[Member]) -> None:
+        """Run all waiting members, or those started before a signal; return once every process has exited."""
+        before = {number: signal.signal(number, self._forward) for number in _SIGNALS}
         try:
             while self._running or (waiting and self._signal is None):
                 while waiting and self._free and self._signal is None:
@@ -178,17 +178,17 @@ class _Pool:
                 signal.signal(number, handler)
         self._outcome.stopped.extend(waiting)
 
-    def _pass_on(self, number: int, _: object) -> None:
+    def _forward(self, number: int, _: object) -> None:
         self._signal = number
         for running in self._running:
             if running.process.poll() is None:
-                self._told.add(running.process.pid)
+                self._signaled.add(running.process.pid)
                 running.process.send_signal(number)
 
     def _start(self, member: Member) -> None:
         slot, log = self._free.popleft(), member.folder / LOG
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._say("start", member, slot.describe())
+        self._log("start", member, slot.describe())
         with log.open("ab") as file:
             process = subprocess.Popen(
                 command(member, self._sweep.ranks),
@@ -196,11 +196,11 @@ class _Pool:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=_environment(slot, alone=self._slots == 1),
-                start_new_session=True,  # a terminal's Ctrl-C reaches it once, through us
+                start_new_session=True,  # Ctrl-C reaches it only once, through us
                 preexec_fn=_settle(slot),
             )
         self._running.append(Running(member, process, slot, time.monotonic()))
-        if self._signal is not None and process.pid not in self._told:  # it came while the process was being made
+        if self._signal is not None and process.pid not in self._signaled:  # it arrived while the process was starting
             process.send_signal(self._signal)
 
     def _collect(self) -> None:
@@ -208,29 +208,29 @@ class _Pool:
         for running in ended:
             self._running.remove(running)
             self._free.append(running.slot)
-            self._judge(running)
+            self._record(running)
 
-    def _judge(self, running: Running) -> None:
+    def _record(self, running: Running) -> None:
         member, code = running.member, running.process.returncode
         took = _duration(time.monotonic() - running.began)
         if code == 0:
             self._outcome.finished.append(member)
-            self._say("done", member, took)
+            self._log("done", member, took)
         elif code == STOPPED_EARLY or (self._signal is not None and code != 2):
             self._outcome.stopped.append(member)
-            self._say("stopped", member, f"{took}, exit code {code}; goes on from its last checkpoint")
+            self._log("stopped", member, f"{took}, exit code {code}; will resume from its last checkpoint")
         else:
             self._outcome.failed.append((member, code))
-            self._say("FAILED", member, f"{took}, exit code {code}: {_last_line(member.folder / LOG)}")
+            self._log("FAILED", member, f"{took}, exit code {code}: {_last_line(member.folder / LOG)}")
 
-    def _say(self, event: str, member: Member, more: str) -> None:
+    def _log(self, event: str, member: Member, more: str) -> None:
         ended = len(self._outcome.finished) + len(self._outcome.failed)
         width = len(str(self._total))
         print(f"[{ended:{width}}/{self._total}] {event:7} {member.name}  {more}", flush=True)
 
 
 def _environment(slot: Slot, *, alone: bool) -> dict[str, str]:
-    """Return a member's environment; beside others its threads sleep while they wait, unless the user decided."""
+    """Return a member's environment; with other members beside it, idle threads sleep unless the user set otherwise."""
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)} if slot.gpus else {})}
     if not alone and "GOMP_SPINCOUNT" not in environment:
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -238,10 +238,10 @@ def _environment(slot: Slot, *, alone: bool) -> dict[str, str]:
 
 
 def _settle(slot: Slot) -> Callable[[], None]:
-    """Return what a member's process does first: keep to its cores, and end cleanly should we be killed."""
+    """Return the setup of a member's process: pin it to its cores, and end it cleanly if we are killed."""
 
     def settle() -> None:
-        os.sched_setaffinity(0, slot.cores)  # train takes its threads from it
+        os.sched_setaffinity(0, slot.cores)  # train derives its number of threads from this
         end_with_parent()
 
     return settle
@@ -257,10 +257,10 @@ def _last_line(path: Path) -> str:
     return lines[-1].strip() if lines else "(its log is empty)"
 
 
-def _tell_failures(outcome: Outcome) -> None:
+def _report_failures(outcome: Outcome) -> None:
     if not outcome.failed:
         return
-    print(f"failed: {len(outcome.failed)}; the same command tries them again")
+    print(f"failed: {len(outcome.failed)}; run the same command to retry")
     for member, code in outcome.failed:
         log = member.folder / LOG
         print(f"  {member.name}  exit code {code}  {log}\n    {_last_line(log)}")
@@ -269,8 +269,8 @@ def _tell_failures(outcome: Outcome) -> None:
 def _report(sweep: Sweep, outcome: Outcome) -> int:
     folder = outcome.finished[0].folder.parent
     runs = sorted(str(member.folder) for member in outcome.finished)
-    made = [sys.executable, "-m", "analysis", "report", *runs, "--out", str(folder / "report")]
-    code = subprocess.run(made, check=False).returncode
+    reporting = [sys.executable, "-m", "analysis", "report", *runs, "--out", str(folder / "report")]
+    code = subprocess.run(reporting, check=False).returncode
     if code:
-        print(f"the report could not be made (exit code {code}): {shown(made)}", file=sys.stderr)
+        print(f"the report failed (exit code {code}): {shell_line(reporting)}", file=sys.stderr)
     return code

@@ -26,7 +26,7 @@ class PeriLNConfig(PreTrainedConfig):
     Args:
         vocab_size: Tokens that the model can read and write: the columns of its logits.
         vocab_size_multiple: The rows of embedding and head are rounded up to it, for speed; the extra rows take no
-            part in the loss and can not be generated.
+            part in the loss and cannot be generated.
         hidden_size: Width of the residual stream.
         intermediate_size: Width inside the gated MLP.
         num_hidden_layers: Blocks of attention and MLP.

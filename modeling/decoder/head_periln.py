@@ -128,7 +128,7 @@ class LanguageModelHead(nn.Linear):
             return F.linear(hidden_states, self.weight[: self.vocab_size])
         hidden_states, labels = hidden_states.flatten(0, -2), labels.flatten()  # (N, D), (N,)
         weight = self.weight
-        if not torch.is_grad_enabled():  # an autograd.Function can not see it: spare the gradients
+        if not torch.is_grad_enabled():  # an autograd.Function cannot see it: spare the gradients
             hidden_states, weight = hidden_states.detach(), weight.detach()
         sums = _ChunkedLoss.apply(
             hidden_states, weight, labels, self.vocab_size, self.z_loss_coefficient, self.chunk_loss

@@ -28,7 +28,7 @@ class DKNConfig(PreTrainedConfig):
         kernel_size: Samples along each side of a kernel, odd: 3 makes 9. In the residual form at least 3.
         window_size: Side of the square of pixels, odd and at least 3, that a kernel may read from; beyond it there are
             zeros.
-        sampling: Where a kernel reads when its offsets are zero. `centered`: at the pixel and its neighbours;
+        sampling: Where a kernel reads when its offsets are zero. `centered`: at the pixel and its neighbors;
             `compat`: displaced by 0.47 pixels and a little denser (window 15), as the authors' weights have learned it.
         guidance: False: the target alone decides the kernels.
         guidance_channels: Of the guidance; three are red, green and blue, of which `fdkn` takes the luma.

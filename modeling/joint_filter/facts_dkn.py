@@ -61,7 +61,7 @@ def _even(size: int) -> str:
 
 def _kernel_can_learn(kernel_size: int, residual: bool) -> Iterator[Fault]:
     if kernel_size == 1 and residual:
-        why = "1 can not learn in the residual form, where a kernel sums to 0: its only weight stays 0"
+        why = "1 cannot learn in the residual form, where a kernel sums to 0: its only weight stays 0"
         yield Fault("kernel_size", f"{why}; write 3, or residual=false")
 
 

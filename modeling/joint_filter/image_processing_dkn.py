@@ -32,7 +32,7 @@ class DKNImageProcessor(BaseImageProcessor):
     Args:
         invalid: Which pixels of a target are holes, besides those with what is no finite number: `zero`: those that are
             not positive; a number: those that equal it in fp32; `none`: no others. The first two only of a target with
-            one channel: black is a colour. Holes take no part in the least and greatest value, are filled with the
+            one channel: black is a color. Holes take no part in the least and greatest value, are filled with the
             nearest value that is none, as in training, and come back as they were.
 
     Raises:
@@ -60,7 +60,7 @@ class DKNImageProcessor(BaseImageProcessor):
         which equals it). One that is nothing but holes gives zeros.
 
         Raises:
-            ValueError: Images that can not be read or do not go together.
+            ValueError: Images that cannot be read or do not go together.
         """
         guide = _unit_range(_pixels(self.load(guidance), "guidance"))
         pixels = _pixels(self.load(target), "target").double()

@@ -110,7 +110,7 @@ class DKNModel(PreTrainedModel):
                 alone where the model takes one. May be the guidance itself. It is brought to [0, 1] by its own least
                 and greatest value, of all channels together; the processor's `invalid` tells which pixels are holes:
                 they do not count for that, are filled with the nearest value, and come back as they were. Black is
-                none in an image with three channels; in a grey one it is, unless `invalid` is `none`.
+                none in an image with three channels; in a gray one it is, unless `invalid` is `none`.
             iterations: How often the filter is applied to its own output.
             processor: How images become tensors; None: as preprocessor_config.json beside the model says, and where
                 there is none, as DKNImageProcessor does by default.

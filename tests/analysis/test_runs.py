@@ -41,7 +41,9 @@ def test_a_broken_line_in_the_middle_is_counted(tmp_path: Path) -> None:
     lines = (folder / "activations.jsonl").read_text().splitlines()
     lines[2] = "]["
     (folder / "activations.jsonl").write_text("\n".join(lines) + "\n")
-    assert any("activations.jsonl: 1 lines are no rows" in note and "line 3" in note for note in read_run(folder).notes)
+    assert any(
+        "activations.jsonl: skipped 1 invalid lines" in note and "line 3" in note for note in read_run(folder).notes
+    )
 
 
 def test_of_a_step_that_stands_there_twice_the_later_counts(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_what_is_no_run_is_refused_all_at_once(tmp_path: Path) -> None:
         read_runs([*map(str, given), str(tmp_path / "bad")])
     message = str(error.value)
     for fragment in ("gone: does not exist", "config.yaml: is a file", "did you mean", "the pattern matches nothing",
-                     "holds list", "can not be read as YAML"):  # fmt: skip
+                     "holds list", "cannot be read as YAML"):  # fmt: skip
         assert fragment in message
     assert len([line for line in message.splitlines() if str(tmp_path) in line]) >= 6
 
@@ -188,7 +190,7 @@ def test_labels_say_what_differs(tmp_path: Path) -> None:
         "Peri-LN, lr 0.001",
         "Peri-LN, lr 0.0003",
     ]
-    assert len({group.look.colour for group in groups}) == 4
+    assert len({group.look.color for group in groups}) == 4
     assert differing_keys(records) == ["name", "task.model.norm_placement", "optim.lr"]
     assert len(group_records(records, also_ignored=("optim.lr",))) == 2
 

@@ -12,7 +12,7 @@ from analysis.groups import for_depth, group_records
 from analysis.page import Section, Spread, Table, number_text, write_page
 from analysis.report import tables
 from analysis.runs import Record, read_run
-from analysis.validation import Figure, arenas, figure_of, figures
+from analysis.validation import ValidationMetric, comparisons, metric_of, validation_metrics
 from tests.analysis.synthetic import loss_at, write_filter_run, write_run
 
 
@@ -40,13 +40,13 @@ def of_scale(folder: Path, scale: int, **changes: Any) -> Record:
         ("validation_input_psnr", "input", "psnr", "PSNR", False),
         ("validation_constant_guidance_rmse", "constant_guidance", "rmse", "RMSE", True),
         ("validation_bits_per_byte", "", "bits_per_byte", "bits per byte", True),
-        ("validation_colourfulness", "", "colourfulness", "colourfulness", None),
+        ("validation_colorfulness", "", "colorfulness", "colorfulness", None),
     ],
 )
 def test_columns_are_told_apart(column: str, method: str, name: str, words: str, lower: bool | None) -> None:
-    figure = figure_of(column)
-    assert figure == Figure(method, name)
-    assert (figure.words, figure.is_lower_better, figure.column) == (words, lower, column)
+    metric = metric_of(column)
+    assert metric == ValidationMetric(method, name)
+    assert (metric.words, metric.is_lower_better, metric.column) == (words, lower, column)
 
 
 def test_ours_stands_below_the_baselines_and_the_best_is_marked(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_runs_judged_by_different_data_have_a_table_each(tmp_path: Path) -> None
     found = tables.validation(records)
     assert [table.title for table in found] == ["Validation, scale 8", "Validation, scale 16"]
     assert [list(named(table))[-1] for table in found] == ["x8", "x16"]
-    assert [arena.label for arena in arenas(records)] == ["scale 8", "scale 16"]
+    assert [arena.label for arena in comparisons(records)] == ["scale 8", "scale 16"]
 
 
 def test_what_is_not_finite_or_not_there_is_said(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_what_is_not_finite_or_not_there_is_said(tmp_path: Path) -> None:
     assert not table.best
     empty = read_run(write_filter_run(tmp_path / "empty", metrics=[]))
     assert tables.validation([empty]) == []
-    assert figures([empty]) == []
+    assert validation_metrics([empty]) == []
 
 
 def test_other_guidances_are_rows_below_their_run(tmp_path: Path) -> None:
@@ -137,12 +137,12 @@ def test_baselines_are_horizontal_lines(tmp_path: Path) -> None:
     assert axes.get_ylabel() == "validation RMSE (cm)"
     assert axes.get_ylim()[1] > 4
     loss = training_figures.loss([record])
-    assert "do not learn" in loss.caption
+    assert "baselines without training" in loss.caption
     assert [line.get_gid() for line in loss.panels[0].figure.axes[0].get_lines() if line.get_gid()] == [
         "bicubic baseline"
     ]
     text = training_figures.loss([read_run(write_run(tmp_path / "text"))])
-    assert "do not learn" not in text.caption
+    assert "baselines without training" not in text.caption
 
 
 def test_spreads_and_marks_reach_the_page(tmp_path: Path) -> None:
@@ -155,11 +155,11 @@ def test_spreads_and_marks_reach_the_page(tmp_path: Path) -> None:
 
 
 def test_runs_without_a_placement_are_told_apart(tmp_path: Path) -> None:
-    """By colours of their own, and groups of seeds by the settings in which they differ."""
+    """By colors of their own, and groups of seeds by the settings in which they differ."""
     records = [of_scale(tmp_path / f"{scale}-{seed}", scale, seed=seed) for scale in (4, 8) for seed in (0, 1)]
     groups = group_records(records)
     assert [group.label for group in groups] == ["scale 4 (2 seeds)", "scale 8 (2 seeds)"]
-    assert len({group.look.colour for group in groups}) == 2
+    assert len({group.look.color for group in groups}) == 2
     many = [read_run(write_filter_run(tmp_path / f"n{i}", optim__lr=0.1 * i, better=i)) for i in range(1, 9)]
     shown, notes = for_depth(many)
     assert len(shown) == 6

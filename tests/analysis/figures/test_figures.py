@@ -98,7 +98,7 @@ def test_variance_is_drawn_against_depth(runs: Sequence[Record], placement: str)
         drawn = line(axes_of(plate, name), NAMES[placement])
         assert np.asarray(drawn.get_xdata()).tolist() == DEPTH
         assert y_of(drawn) == pytest.approx([0.0004, *(GROWTH[placement](depth, done) for depth in DEPTH[1:])])
-        assert drawn.get_color() == look(placement).colour
+        assert drawn.get_color() == look(placement).color
 
 
 def test_fits_are_drawn_and_judged(runs: Sequence[Record]) -> None:
@@ -154,14 +154,14 @@ def test_gradient_norms_of_layers_and_their_uniformity(runs: Sequence[Record]) -
     assert y_of(drawn) == pytest.approx([5.0, 2.5, 5 / 3, 1.25])  # 3-4-5 in every layer
     assert str(drawn.get_label()) == "Pre-LN: max/min 4, CV 0.56"
     first = gradient_figures.gradient_uniformity(runs)[0]
-    assert first.found.max_over_min == pytest.approx(4.0)
+    assert first.uniformity.max_over_min == pytest.approx(4.0)
 
 
 def test_output_norm_scales(runs: Sequence[Record]) -> None:
     plate = gradient_figures.norm_scales(runs)
     assert y_of(line(axes_of(plate, "last"), "Peri-LN, attention")) == pytest.approx(np.full(4, 0.9))
     assert y_of(line(axes_of(plate, "last"), "Peri-LN, MLP")) == pytest.approx(np.full(4, 1.1))
-    assert plate.missing == ["Pre-LN: has no scale of an output norm", "Post-LN: has no scale of an output norm"]
+    assert plate.missing == ["Pre-LN: has no output-norm scales", "Post-LN: has no output-norm scales"]
 
 
 def test_update_ratios(runs: Sequence[Record]) -> None:
@@ -204,7 +204,7 @@ def test_learning_rates_with_a_diverged_and_an_unfinished_run(tmp_path: Path) ->
 def test_equal_learning_rates_are_named_and_not_drawn(runs: Sequence[Record]) -> None:
     plate = training_figures.learning_rate(runs)
     assert not plate.panels
-    assert plate.missing == ["all runs have the same optim.lr"]
+    assert plate.missing == ["all runs have the same peak learning rate (optim.lr)"]
 
 
 def test_a_vision_task_has_a_panel_per_validation_figure_and_its_sites(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_seeds_without_rows_and_seeds_that_ended_early_hide_nothing(tmp_path: Pa
     ]
     plate = depth_figures.variance(records)
     assert [panel.figure.axes[0].get_title(loc="left") for panel in plate.panels[:2]] == [
-        "at initialisation", "last measured step (40)"
+        "at initialization", "last measured step (40)"
     ]  # fmt: skip
     assert y_of(line(axes_of(plate, "last"), "Peri-LN (3 seeds)"))[1:] == pytest.approx([1 + 3 * d for d in DEPTH[1:]])
     assert plate.missing == [f"none: no activations.jsonl in {tmp_path / 'none'}"]
@@ -247,5 +247,5 @@ def test_seeds_without_rows_and_seeds_that_ended_early_hide_nothing(tmp_path: Pa
 
 def test_a_placement_looks_the_same_alone_and_among_others() -> None:
     assert look("peri") == look("peri", variant=0, variants=1)
-    assert len({(look(name).colour, look(name).marker) for name in NAMES}) == len(NAMES)
+    assert len({(look(name).color, look(name).marker) for name in NAMES}) == len(NAMES)
     assert shades("#009E73", 3)[1] == pytest.approx((0, 158 / 255, 115 / 255), abs=0.06)

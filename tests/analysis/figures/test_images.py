@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.patches import Rectangle
 
-from analysis.figures.images import Shown, choose, pictures, short, slug
+from analysis.figures.images import ImageOfRuns, choose, pictures, short, slug
 from analysis.figures.kernels import kernels, regular_taps, symmetric_scale
 from analysis.figures.picture import HOLE, range_of
 from analysis.images import FilteredImage, RunImages, read_image, read_images
@@ -38,7 +38,7 @@ def drawn(axes: Axes) -> np.ma.MaskedArray:
     return np.ma.masked_invalid(np.ma.asarray(axes.get_images()[0].get_array()))
 
 
-def shown(folder: Path, **changes: Any) -> tuple[Shown, RunImages]:
+def shown(folder: Path, **changes: Any) -> tuple[ImageOfRuns, RunImages]:
     found = read(write_filter_run(folder, images={f"{LAST}/scene.npz": filtered_image(**changes)}))
     (image,), _ = choose([found])
     return image, found
@@ -53,8 +53,8 @@ def test_errors_are_in_units_and_holes_do_not_count(tmp_path: Path) -> None:
     assert np.isnan(image.error("output")[:, -2:]).all()
 
 
-def test_rmse_is_the_root_of_the_mean_square_over_pixels_and_colours(tmp_path: Path) -> None:
-    """One of four colour values is off by 2, at 3 units each: sqrt(36 / 12) over 2 x 2 pixels with one known column."""
+def test_rmse_is_the_root_of_the_mean_square_over_pixels_and_colors(tmp_path: Path) -> None:
+    """One of four color values is off by 2, at 3 units each: sqrt(36 / 12) over 2 x 2 pixels with one known column."""
     truth = np.zeros((2, 2, 3), np.float32)
     output = truth.copy()
     output[0, 0, 1] = 2
@@ -63,11 +63,11 @@ def test_rmse_is_the_root_of_the_mean_square_over_pixels_and_colours(tmp_path: P
     pixel = np.array([[0, 0]], np.int32)
     arrays = filtered_image((2, 2), channels=3, truth=truth, output=output, valid=valid, pixel=pixel,
                             units_per_value=np.float32(3))  # fmt: skip
-    path = tmp_path / "colour.npz"
+    path = tmp_path / "color.npz"
     np.savez_compressed(path, allow_pickle=False, **arrays)
     image = read_image(path, step=1)
     assert image.rmse("output") == pytest.approx(np.sqrt(36 / 6))
-    assert image.error("output")[0, 0] == pytest.approx(2.0)  # the mean over the colours of 0, 6, 0
+    assert image.error("output")[0, 0] == pytest.approx(2.0)  # the mean over the colors of 0, 6, 0
 
 
 def test_rmse_leaves_the_border_out_along_sides_that_are_longer() -> None:
@@ -93,7 +93,7 @@ def test_the_last_evaluation_is_read_and_broken_files_are_notes(tmp_path: Path) 
     found = read(run)
     assert [(image.name, image.step) for image in found.images] == [("a", 40)]
     assert len(found.notes) == 1
-    assert found.notes[0].startswith("images/step_000040/half.npz can not be read (")
+    assert found.notes[0].startswith("images/step_000040/half.npz cannot be read (")
     (run / "images/step_000040/a.npz").write_bytes(b"")
     assert [(image.name, image.step) for image in read(run).images] == [("b", 20)]
 
@@ -119,7 +119,7 @@ def test_arrays_that_do_not_belong_together_are_named(
     found = read(run)
     assert not found.images
     assert reason in found.notes[0]
-    assert "no image in" in found.absence
+    assert "no readable image in" in found.absence
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive at all", b"PK\x03\x04", b"\x93NUMPY", bytes(range(256)) * 8])
@@ -165,13 +165,13 @@ def test_panels_show_the_arrays_with_their_holes_on_common_scales(tmp_path: Path
     assert "over the valid pixels of this image" in plate.caption
 
 
-def test_a_colour_image_is_shown_in_colour_and_its_holes_in_grey(tmp_path: Path) -> None:
+def test_a_color_image_is_shown_in_color_and_its_holes_in_grey(tmp_path: Path) -> None:
     image, _ = shown(tmp_path / "run", **filtered_image(channels=3))
     plate = pictures(image, 0)
     truth = np.asarray(axes_of(plate, "truth").get_images()[0].get_array())
     assert truth[:, -1] == pytest.approx(np.full((24, 3), int(HOLE[1:3], 16) / 255))
     assert truth[:, 0] == pytest.approx(np.zeros((24, 3)))
-    assert len(axes_of(plate, "truth").figure.axes) == 1  # no colour bar
+    assert len(axes_of(plate, "truth").figure.axes) == 1  # no color bar
     assert len(axes_of(plate, "error-output").figure.axes) == 2
 
 
@@ -190,7 +190,7 @@ def test_runs_stand_side_by_side_and_what_they_share_is_shown_once(tmp_path: Pat
         "guidance", "input-1", "truth-1", "error-input-1", "output-1", "output-2", "error-output-1", "error-output-2",
         "offsets-1", "offsets-2",
     ]  # fmt: skip
-    assert notes == ["Without pictures: seed (of runs that differ only in seed the first is shown)."]
+    assert notes == ["Images not shown for seed (of runs that differ only in seed, the first is shown)."]
     assert axes_of(plate, "error-output-2").get_title(loc="left") == "b\nerror of the output: RMSE 15 cm"
     clims = {axes_of(plate, f"error-output-{i}").get_images()[0].get_clim() for i in (1, 2)}
     assert len(clims) == 1
@@ -206,9 +206,9 @@ def test_many_runs_and_images_are_bounded_and_named(tmp_path: Path) -> None:
     found, notes = choose(runs)
     assert [image.name for image in found] == ["a", "b", "c"]
     assert len(found[0].by_run) == 4
-    assert notes[0].startswith("Without pictures: lr-")
-    assert "of 6 lines those 4 with the lowest final validation loss" in notes[0]
-    assert notes[1] == "Kept by the runs but not shown: d, e."
+    assert notes[0].startswith("Images not shown for lr-")
+    assert "of 6 groups, the 4 with the lowest final validation loss" in notes[0]
+    assert notes[1] == "Saved by the runs but not shown: d, e."
 
 
 def test_samples_are_drawn_where_they_are_read(tmp_path: Path) -> None:
@@ -228,10 +228,10 @@ def test_samples_are_drawn_where_they_are_read(tmp_path: Path) -> None:
         (taps,) = (line for line in axes.get_lines() if line.get_gid() == "taps")
         places = np.stack([np.asarray(taps.get_ydata()), np.asarray(taps.get_xdata())], axis=1)
         assert places.tolist() == [[12 + r, 10 + c] for r in (-1, 0, 1) for c in (-1, 0, 1)]
-        colours = np.asarray(samples.get_facecolor())
-        assert colours[4] == pytest.approx([0.97, 0.97, 0.97, 1], abs=0.01)  # a weight of zero is white
-        assert colours[0][2] > colours[0][0]  # negative: blue
-        assert colours[8][0] > colours[8][2]  # positive: red
+        colors = np.asarray(samples.get_facecolor())
+        assert colors[4] == pytest.approx([0.97, 0.97, 0.97, 1], abs=0.01)  # a weight of zero is white
+        assert colors[0][2] > colors[0][0]  # negative: blue
+        assert colors[8][0] > colors[8][2]  # positive: red
     bars = axes_of(plate, "1-weights")
     assert [patch.get_width() for patch in bars.patches if isinstance(patch, Rectangle)] == pytest.approx(
         (np.arange(9) - 4) / 9
@@ -246,10 +246,10 @@ def test_the_scale_of_weights_is_symmetric() -> None:
     assert symmetric_scale([np.zeros(3)]).vmax == 1
 
 
-def test_regular_taps_are_the_neighbours_or_those_of_the_authors_weights() -> None:
+def test_regular_taps_are_the_neighbors_or_those_of_the_authors_weights() -> None:
     assert regular_taps(9, window=15, sampling="centered")[[0, 4, 8]].tolist() == [[-1, -1], [0, 0], [1, 1]]
     assert regular_taps(25, window=15, sampling="centered")[0].tolist() == [-2, -2]
-    # 7, 8, 9 times 14 / 15 in a patch whose centre is 7
+    # 7, 8, 9 times 14 / 15 in a patch whose center is 7
     displaced = regular_taps(9, window=15, sampling="compat")
     assert displaced[:3, 1] == pytest.approx([-0.4667, 0.4667, 1.4], abs=1e-4)
     assert len(regular_taps(8, window=15, sampling="centered")) == 0
@@ -278,7 +278,7 @@ def test_absent_images_are_named_and_other_tasks_have_no_such_section(tmp_path: 
     (section,) = (part for part in report_sections([run]) if part.title == "Validation images")
     assert section.plates[0].missing == [f"none: no images in {run.folder} yet"]
     off = read_run(write_filter_run(tmp_path / "off", task={"kind": "depth_upsampling", "shown_images": 0}))
-    assert read_images(off).absence == "off: no images: task.shown_images was 0"
+    assert read_images(off).absence == "off: no images, because task.shown_images was 0"
     text = read_run(write_run(tmp_path / "text"))
     assert "Validation images" not in [part.title for part in report_sections([text])]
 

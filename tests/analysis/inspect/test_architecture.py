@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from analysis.inspect.architecture import Architecture, ArchitectureError, recognise
+from analysis.inspect.architecture import Architecture, ArchitectureError, recognize
 from tests.modeling.decoder.tiny_decoder import tiny_decoder
 
 STORIES = Path(__file__).parents[4] / "shared/data/checkpoints/stories260K-hf"
@@ -105,20 +105,20 @@ OLMO2_NAMES = [None, "post_attention_layernorm", None, "post_feedforward_layerno
 def test_placement_and_names_of_known_models(
     model_type: str, settings: dict[str, Any], placement: str, names: list[str | None]
 ) -> None:
-    found = recognise(built(model_type, **settings))
+    found = recognize(built(model_type, **settings))
     assert [layer.placement for layer in found.layers] == [placement] * 3, found.layers[0].reason
     assert norms(found, 1) == names
 
 
 def test_a_residual_multiplier_is_found() -> None:
-    layer = recognise(built("granite", **SHAPE, residual_multiplier=0.22)).layers[2]
+    layer = recognize(built("granite", **SHAPE, residual_multiplier=0.22)).layers[2]
     assert layer.attention is not None
     assert layer.mlp is not None
     assert [layer.attention.scale, layer.mlp.scale] == pytest.approx([0.22, 0.22], rel=1e-5)
 
 
 def test_post_norms_of_opt_are_named() -> None:
-    layer = recognise(built("opt", **OPT_SHAPE, do_layer_norm_before=False)).layers[0]
+    layer = recognize(built("opt", **OPT_SHAPE, do_layer_norm_before=False)).layers[0]
     assert layer.attention is not None
     assert layer.mlp is not None
     assert [layer.attention.stream_norm, layer.mlp.stream_norm] == ["self_attn_layer_norm", "final_layer_norm"]
@@ -126,28 +126,28 @@ def test_post_norms_of_opt_are_named() -> None:
 
 
 def test_a_branch_that_adds_the_residual_itself_is_unknown_with_the_reason() -> None:
-    found = recognise(built("bloom", vocab_size=96, hidden_size=32, n_layer=2, n_head=4))
+    found = recognize(built("bloom", vocab_size=96, hidden_size=32, n_layer=2, n_head=4))
     assert found.placement == "unknown"
     assert "adds the residual itself" in found.layers[0].reason or "may add" in found.layers[0].reason
     assert [site.name for site in found.sites()] == ["embedding", "mlp.stream", "mlp.stream", "final_norm"]
 
 
 def test_blocks_without_attention_are_unknown() -> None:
-    found = recognise(built("mamba", vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=4))
+    found = recognize(built("mamba", vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=4))
     assert found.placement == "unknown"
     assert "no attention module" in found.layers[0].reason
 
 
 @pytest.mark.parametrize("placement", ["pre", "post", "peri", "output"])
 def test_our_decoder(placement: str) -> None:
-    found = recognise(tiny_decoder(norm_placement=placement))
+    found = recognize(tiny_decoder(norm_placement=placement))
     assert found.placement == placement
     assert found.final_norm == "model.norm"
     assert found.layers[1].name == "model.layers.1"
 
 
 def test_each_layer_has_its_own_placement() -> None:
-    found = recognise(tiny_decoder(norm_placement=["post", "peri", "pre"]))
+    found = recognize(tiny_decoder(norm_placement=["post", "peri", "pre"]))
     assert [layer.placement for layer in found.layers] == ["post", "peri", "pre"]
     assert found.placement == "mixed"
     assert found.summary() == "mixed: post 0, peri 1, pre 2"
@@ -158,12 +158,12 @@ def test_a_branch_that_writes_nothing_yet_hides_nothing() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    assert recognise(model).placement == "peri"
+    assert recognize(model).placement == "peri"
 
 
 def test_half_precision_is_enough() -> None:
     model = built("granite", **SHAPE, residual_multiplier=0.22).to(torch.bfloat16)
-    layer = recognise(model).layers[0]
+    layer = recognize(model).layers[0]
     assert layer.placement == "pre"
     assert layer.mlp is not None
     assert layer.mlp.scale == pytest.approx(0.22, rel=5e-3)  # bf16 has 8 bits
@@ -172,7 +172,7 @@ def test_half_precision_is_enough() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model = tiny_decoder(norm_placement="peri").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    recognise(model)
+    recognize(model)
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -189,26 +189,26 @@ def test_the_model_is_left_as_it_was() -> None:
 )
 def test_sites_are_those_of_training(placement: str, names: list[str]) -> None:
     model = tiny_decoder(norm_placement=placement, num_hidden_layers=1)
-    found = [(site.layer, site.name) for site in recognise(model).sites()]
+    found = [(site.layer, site.name) for site in recognize(model).sites()]
     expected = [(0, f"{part}.{name}") for part in ("attention", "mlp") for name in names]
     assert found == [(None, "embedding"), *expected, (None, "final_norm")]
 
 
 def test_parallel_blocks_have_no_stream_between() -> None:
-    names = [site.name for site in recognise(built("phi", **SHAPE)).sites()]
+    names = [site.name for site in recognize(built("phi", **SHAPE)).sites()]
     assert "attention.output" in names
     assert "attention.stream" not in names
 
 
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(ArchitectureError, match=r"no nn\.ModuleList"):
-        recognise(nn.Sequential(nn.Linear(3, 3)))
+        recognize(nn.Sequential(nn.Linear(3, 3)))
 
 
 def test_the_stories_checkpoint_is_pre() -> None:
     if not STORIES.is_dir():
         pytest.skip("../shared/data/checkpoints/stories260K-hf is not here")
-    found = recognise(AutoModelForCausalLM.from_pretrained(STORIES))
+    found = recognize(AutoModelForCausalLM.from_pretrained(STORIES))
     assert found.summary() == "pre (5 layers)"
     assert norms(found) == LLAMA_NAMES
     assert math.isclose(found.layers[0].attention.scale, 1.0, rel_tol=1e-5)  # type: ignore[union-attr]

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from analysis.inspect import command
 from analysis.inspect.angular import TOKENS_PER_WINDOW, AngularProbe, angular_distances
-from analysis.inspect.architecture import recognise
+from analysis.inspect.architecture import recognize
 from analysis.inspect.massive import LARGEST_PER_DEPTH
 from analysis.inspect.measurement import GradientSums, is_causal, measure_model
 from analysis.inspect.models import kept_steps, named
@@ -90,7 +90,7 @@ def inspect(*arguments: Any) -> int:
 
 def test_statistics_equal_an_fp64_reference_from_hidden_states() -> None:
     model, windows = random_model(), windows_of()
-    rows = measure_model(model, recognise(model), windows).activations
+    rows = measure_model(model, recognize(model), windows).activations
     with torch.no_grad():
         states = model.double()(input_ids=windows.tokens, output_hidden_states=True).hidden_states
     # transformers' last entry is after the final norm
@@ -107,7 +107,7 @@ def test_statistics_equal_an_fp64_reference_from_hidden_states() -> None:
 
 def test_the_stream_between_attention_and_mlp_is_input_plus_both_norms_output() -> None:
     model, windows = random_model("gemma2"), windows_of(1)
-    rows = measure_model(model, recognise(model), windows).activations
+    rows = measure_model(model, recognize(model), windows).activations
     seen: dict[str, Tensor] = {}
     layer = model.model.layers[1]
     layer.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
@@ -121,7 +121,7 @@ def test_the_stream_between_attention_and_mlp_is_input_plus_both_norms_output() 
 
 def test_gradients_are_those_of_all_windows_in_one_batch() -> None:
     model, windows = random_model(), windows_of()
-    found = {row["parameter"]: row for row in measure_model(model, recognise(model), windows).gradients}
+    found = {row["parameter"]: row for row in measure_model(model, recognize(model), windows).gradients}
     logits = model(input_ids=windows.tokens).logits[:, :-1]
     loss = F.cross_entropy(logits.flatten(0, 1), windows.tokens[:, 1:].flatten())
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -187,7 +187,7 @@ def test_a_planted_massive_activation_is_found_at_its_place() -> None:
     windows.tokens[1, 5] = target
     with torch.no_grad():
         model.model.embed_tokens.weight[target, 11] = -4000.0
-    found = measure_model(model, recognise(model), windows).largest
+    found = measure_model(model, recognize(model), windows).largest
     first = found[0]
     assert (first.depth, first.window, first.position, first.dimension) == (0.0, 1, 5, 11)
     assert first.value == -4000.0
@@ -201,7 +201,7 @@ def test_offloaded_weights_give_the_same_figures(folder: Path, tmp_path: Path) -
     places |= {name: "cpu" for name in ("model.layers.2", "model.norm", "model.rotary_emb", "lm_head")}
     parts = AutoModelForCausalLM.from_pretrained(folder, device_map=places, offload_folder=tmp_path / "offloaded")
     assert any(parameter.is_meta for parameter in parts.parameters())
-    found = [measure_model(m, recognise(m), windows_of(2), with_gradients=False) for m in (whole, parts)]
+    found = [measure_model(m, recognize(m), windows_of(2), with_gradients=False) for m in (whole, parts)]
     assert found[0].activations == found[1].activations
     assert found[0].largest == found[1].largest
     assert found[0].angles == found[1].angles
@@ -228,7 +228,7 @@ def test_the_scale_of_plain_norms_is_their_weight(norm: Any) -> None:
 
 def test_norm_scales_carry_their_role() -> None:
     model = random_model("olmo2")
-    rows = {row["parameter"]: row for row in measure_model(model, recognise(model), windows_of(1)).gradients}
+    rows = {row["parameter"]: row for row in measure_model(model, recognize(model), windows_of(1)).gradients}
     assert rows["model.layers.1.post_attention_layernorm.weight"]["norm_role"] == "attention.output_norm"
     assert rows["model.layers.1.post_feedforward_layernorm.weight"]["norm_role"] == "mlp.output_norm"
     assert rows["model.norm.weight"]["norm_role"] is None

@@ -66,7 +66,7 @@ def test_the_page_stands_alone_and_shows_every_figure(tmp_path: Path, capsys: py
     assert {file.suffix for file in files} == {".png", ".svg"}
     assert "<text" in (tmp_path / "out/figures/loss.svg").read_text()
     assert "http" not in page.text
-    for heading in ("Facts", "What differs", "Loss", "Gradient norm", "Variance of the residual stream",
+    for heading in ("Facts", "Differences", "Loss", "Gradient norm", "Variance of the residual stream",
                     "Gradient norm against depth", "Scales of the output norms", "Size of the updates"):  # fmt: skip
         assert heading in page.headings
     assert "40 of 40" in page.text
@@ -81,7 +81,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     page = report([run], tmp_path / "out")
     assert "Not shown: run: no activations.jsonl: probes.activations_every was null." in page.text
     assert "Not shown: run: no gradients.jsonl: probes.gradients_every was null." in page.text
-    assert "step 7 of 40: the run is still going on, or was stopped." in page.text
+    assert "step 7 of 40: the run is in progress or was stopped." in page.text
     assert not list((tmp_path / "out/figures").glob("variance*"))
 
 
@@ -113,7 +113,7 @@ def test_an_earlier_report_is_replaced_and_nothing_else(tmp_path: Path, capsys: 
     assert "notes.txt" in capsys.readouterr().err
     assert (out / "notes.txt").read_text() == "mine"
     for other, fragment in ((run, "holds no earlier report"), (run / "config.yaml", "is a file"),
-                            (run / "config.yaml/deeper", "can not be made")):  # fmt: skip
+                            (run / "config.yaml/deeper", "cannot be created")):  # fmt: skip
         assert entry.main(["report", str(run), "--out", str(other)]) == 2
         assert fragment in capsys.readouterr().err
 

@@ -29,7 +29,7 @@ def test_stages_cost_the_bytes_per_parameter_that_everyone_knows() -> None:
     for stage, alone, shared in ((0, 16, 16), (1, 20, 8 + 12 / 8), (2, 18, 2 + 16 / 8), (3, 18, 18 / 8)):
         for gpus, per_parameter in ((1, alone), (8, shared)):
             case = at_stage(case_of(config, gpus=gpus, micro_batch_size=1), stage)
-            assert memory(config, case).kept == pytest.approx(per_parameter * parameters)
+            assert memory(config, case).persistent == pytest.approx(per_parameter * parameters)
 
 
 @pytest.mark.parametrize("gpus", [1, 8])
@@ -62,14 +62,14 @@ def test_the_plan_prints_tables_a_recommendation_and_its_error(capsys: pytest.Ca
     printed = capsys.readouterr().out
     for part in ("3,659,532,800", "24,441,169,920", "largest that fits", "Recommended: ", "Checkpoint: 43.91 GB"):
         assert part in printed, part
-    assert "a guess; give yours with --mfu" in printed
-    assert "How sure: " in printed.splitlines()[-2]
+    assert "a guess; set your own with --mfu" in printed
+    assert "Accuracy: " in printed.splitlines()[-2]
 
 
 def test_an_mfu_that_is_given_is_used_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", config_file("400m"), "--mfu", "0.5", "--gpu", "A100", "--gpus", "4"]) == 0
     # 14,400 steps x 256 x 8,192 tokens x 4,239,986,688 operations / (4 x 312e12 x 0.5) / 3,600
-    assert "57.0 hours at an MFU of 0.5 (as given) of 312 TFLOP/s" in capsys.readouterr().out
+    assert "57.0 hours at an MFU of 0.5 (as given) and a peak of 312 TFLOP/s" in capsys.readouterr().out
 
 
 def test_where_nothing_fits_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,10 +89,10 @@ def test_a_small_card_is_told_to_offload(capsys: pytest.CaptureFixture[str]) -> 
     [
         (["--gpus", "0"], "--gpus: 0 is too small; write 1 or more"),
         (["--gpus", "7"], "start 4 or 8 ranks"),
-        (["--gpu-memory", "-3"], "--gpu-memory: -3 GiB is no memory of a GPU"),
+        (["--gpu-memory", "-3"], "--gpu-memory: -3 GiB is out of range"),
         (["--gpu-memory", "nan"], "--gpu-memory: nan GiB"),
-        (["--mfu", "40"], "--mfu: 40 is no share of the peak"),
-        (["--gpu", "V100"], "--gpu: the peak of 'V100' is not known; write one of"),
+        (["--mfu", "40"], "--mfu: 40 is out of range"),
+        (["--gpu", "V100"], "--gpu: the peak FLOP/s of 'V100' are unknown; write one of"),
         (["engine.zero_stge=2"], "did you mean engine.zero_stage?"),
     ],
 )

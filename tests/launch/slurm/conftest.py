@@ -11,7 +11,7 @@ from tests.launch.slurm.slurm_cluster import SlurmCluster, Unavailable, install
 
 @pytest.fixture(scope="session")
 def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """Three nodes under a real SLURM, on this machine; skips, with the reason, where that can not be."""
+    """Three nodes under a real SLURM, on this machine; skips, with the reason, where that cannot be."""
     try:
         install()
         cluster = SlurmCluster(tmp_path_factory.mktemp("slurm"))

@@ -31,7 +31,7 @@ def install() -> None:
     """Install SLURM as Debian packages it, where it is missing.
 
     Raises:
-        Unavailable: It is missing and can not be installed.
+        Unavailable: It is missing and cannot be installed.
     """
     if all(shutil.which(program, path=f"{os.environ['PATH']}:{SBIN}") for program in PROGRAMS):
         return

@@ -1,4 +1,4 @@
-"""A node of a SLURM job finds the others, or says why it can not; it never trains alone by mistake."""
+"""A node of a SLURM job finds the others, or says why it cannot; it never trains alone by mistake."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_a_signal_queues_the_job_again_and_the_losses_are_those_of_an_unbroken_r
     assert len(resumed) == 2
     assert 0 < resumed[0] < resumed[1] < 120
     assert losses(broken) == losses(unbroken)
-    assert "is queued again" in log(broken)
+    assert "is requeued" in log(broken)
 
 
 def test_a_job_goes_on_beyond_its_time_limit(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm_cluster: SlurmCluster, 
     stopped = json.loads((run / "stopped.json").read_text())
     assert (stopped["exit_code"], stopped["signal"]) == (75, "SIGTERM")
     assert (run / f"checkpoints/step_{stopped['step']:06d}").is_dir()
-    assert "is queued again" not in log(run)
+    assert "is requeued" not in log(run)
 
 
 def test_a_lost_node_queues_the_job_again(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:

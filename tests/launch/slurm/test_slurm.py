@@ -54,7 +54,7 @@ def test_a_submission_is_kept_with_its_code_and_configuration(
     assert (played / "sbatch.given").read_text().split() == ["--parsable", str(kept / "job.sh")]
     assert json.loads((run / "logs/job.json").read_text())["job_id"] == "77"
     said = capsys.readouterr().out
-    assert "job 77: 2 nodes with 2 ranks each, 01:00:00 at a time" in said
+    assert "job 77: 2 nodes with 2 ranks each, time limit 01:00:00 per start" in said
     assert f"tail -F {run}/logs/slurm-77.log" in said
 
 
@@ -120,7 +120,7 @@ def test_a_finished_run_is_not_submitted(tmp_path: Path, played: Path, capsys: p
     last.mkdir(parents=True)
     (last / "manifest.json").write_text('{"step": 8, "evaluated": 8}')
     assert entry.main(given(tmp_path)) == 0
-    assert "is finished: step 8 of 8" in capsys.readouterr().out
+    assert "is finished: the checkpoint of step 8 of 8 is saved" in capsys.readouterr().out
     assert not (played / "sbatch.given").exists()
     (last / "manifest.json").write_text('{"step": 8, "evaluated": 4}')  # a signal came in the last evaluation
     assert entry.main(given(tmp_path)) == 0

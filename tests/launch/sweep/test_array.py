@@ -38,7 +38,7 @@ def test_what_is_not_finished_becomes_one_array(
     jobs = {path.parents[1].name: json.loads(path.read_text())["job_id"] for path in folder.glob("*/logs/job.json")}
     assert jobs == {first.name: "77_0", last.name: "77_1"}
     said = capsys.readouterr().out
-    assert "lr: 2 tasks, 1 finished before" in said
+    assert "lr: 2 tasks, 1 already finished" in said
     assert "scancel 77" in said
 
 

@@ -147,15 +147,15 @@ def test_finished_means_what_training_means_by_it(tmp_path: Path) -> None:
         ({"grid": {}}, "grid: missing, and there are no runs either"),
         ({"grid": {"optim.lr": 1e-3}}, "grid.optim.lr: 0.001 is not a list of values; write [0.001, ...]"),
         ({"grid": {"optim.lr": []}}, "grid.optim.lr: [] is not a list"),
-        ({"grid": {"name": ["a"]}}, "name: a sweep makes its members' folders"),
+        ({"grid": {"name": ["a"]}}, "name: the sweep chooses its members' folders"),
         ({"grid": {"seed, task.data.seed": [0], "seed": [1]}}, "seed: is varied twice"),
-        ({"set": {"seed": 1}}, "seed: is set for all members, but varied too"),
-        ({"set": {"name": "x"}}, "set.name: a sweep names its members"),
-        ({"name": "a/b"}, "name: 'a/b' names a folder"),
+        ({"set": {"seed": 1}}, "seed: is both in set and varied"),
+        ({"set": {"name": "x"}}, "set.name: the sweep names its members itself"),
+        ({"name": "a/b"}, "name: 'a/b' is not a valid folder name"),
         ({"parallel": 0}, "parallel: 0 is too small; write 1 or more"),
         ({"ranks": 3}, "8 samples cannot be divided evenly among 3 ranks"),
         ({"paralel": 2}, "paralel: unknown key; did you mean parallel?"),
-        ({"grid": {"optim.lr": [1e-3, 1e-3]}}, "members 1 and 2 are the same run (optim.lr=0.001); keep one"),
+        ({"grid": {"optim.lr": [1e-3, 1e-3]}}, "members 1 and 2 are the same run (optim.lr=0.001); keep only one"),
         ({"grid": {"optim.lrr": [1e-3]}}, "optim.lrr: unknown key; did you mean optim.lr?"),
         ({"config": "nowhere.yaml"}, "nowhere.yaml: no such file"),
     ],
@@ -206,7 +206,7 @@ def test_members_run_and_finished_ones_are_passed_over(
     assert printed.count(" start ") == printed.count(" done ") == 8
     assert "[8/8] done" in printed
     assert main(["sweep", path]) == 0
-    assert "8 finished before" in capsys.readouterr().out
+    assert "8 already finished" in capsys.readouterr().out
     assert set(started(tmp_path).values()) == {1}
 
 
@@ -242,7 +242,7 @@ def test_a_signal_stops_all_members_and_the_same_command_goes_on(
         watcher.wait()
     printed = capsys.readouterr().out
     assert printed.count("stopped placement") == 2
-    assert "stopped: 2 of 8 members are finished; start the same command to go on" in printed
+    assert "stopped: 2 of 8 members are finished; run the same command to resume" in printed
     assert len(started(tmp_path)) == 4
     acting.write_text("{}")
     assert main(["sweep", str(path)]) == 0

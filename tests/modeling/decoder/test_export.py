@@ -55,7 +55,7 @@ def test_a_family_imports_only_what_every_environment_has(file: Path) -> None:
     ids=["mix", "tied and frozen"],
 )
 def test_a_saved_decoder_loads_where_the_project_is_not(tmp_path: Path, overrides: dict[str, Any]) -> None:
-    model: Any = tiny_decoder(**overrides)  # pyright can not see `generate`
+    model: Any = tiny_decoder(**overrides)  # pyright cannot see `generate`
     tokens = tiny_tokens()
     model.save_pretrained(tmp_path / "exported")
     save_file({"tokens": tokens}, tmp_path / "tokens.safetensors")

@@ -54,7 +54,7 @@ def test_checkpointed_gradients_are_equal(use_reentrant: bool, placement: Any) -
     for layer in model.modules():
         if isinstance(layer, DecoderLayer):
             layer.attention.branch.register_forward_hook(lambda *_: runs.append(None))
-    if use_reentrant:  # which autograd.grad can not drive
+    if use_reentrant:  # which autograd.grad cannot drive
         tokens = tiny_tokens()
         checkpointed = model(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1).loss
         checkpointed.backward()

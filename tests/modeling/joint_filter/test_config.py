@@ -51,7 +51,7 @@ def test_every_fault_is_told_at_once() -> None:
         ({"kernel_size": True}, "kernel_size: True is not a whole number"),
         ({"kernel_size": 4}, "kernel_size: 4 has no pixel in the middle; write 3 or 5"),
         ({"kernel_size": 2}, "kernel_size: 2 has no pixel in the middle; write 3"),
-        ({"kernel_size": 1}, "kernel_size: 1 can not learn in the residual form"),
+        ({"kernel_size": 1}, "kernel_size: 1 cannot learn in the residual form"),
         ({"window_size": 14}, "window_size: 14 has no pixel in the middle; write 13 or 15"),
         ({"kernel_size": 5, "window_size": 3}, "kernel_size: 5 is more than window_size 3"),
         ({"kernel_size": 1, "window_size": 1, "residual": False}, "window_size: 1 leaves nothing to sample"),
