@@ -18,9 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.runs import Record, setting
+from analysis.runs import Record, setting, step_of
 
-_STEP = re.compile(r"step_(\d+)$")
 # Of each array its axes; a letter has one size throughout a file.
 _AXES = {"guidance": "HW3", "input": "HWC", "output": "HWC", "truth": "HWC", "valid": "HW", "offset_length": "HW",
          "pixel": "P2", "positions": "PK2", "weights": "PK", "units_per_value": "", "unit": ""}  # fmt: skip
@@ -142,8 +141,8 @@ def read_image(path: Path, *, step: int, border: int = 0) -> FilteredImage:
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:
-    found = [(match, path) for path in folder.glob("step_*") if (match := _STEP.search(path.name)) and path.is_dir()]
-    return sorted((int(match.group(1)), path) for match, path in found)
+    steps = ((step_of(path.name), path) for path in folder.glob("step_*") if path.is_dir())
+    return sorted((step, path) for step, path in steps if step is not None)
 
 
 def _check(found: Mapping[str, np.ndarray]) -> None:

@@ -10,6 +10,7 @@ import glob
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -148,6 +149,12 @@ def norm_role(parameter: str) -> str | None:
         if branch in ("attention", "mlp") and norm in ("input_norm", "output_norm", "stream_norm"):
             return f"{branch}.{norm}"
     return None
+
+
+def step_of(folder_name: str) -> int | None:
+    """Return the step of a folder in checkpoints/, weights/ or images/: 500 of "step_000500"; None of any other name."""
+    match = re.fullmatch(r"step_(\d{6,})", folder_name)
+    return int(match[1]) if match else None
 
 
 def placement_of(config: Mapping[str, Any]) -> str:

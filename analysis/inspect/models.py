@@ -16,10 +16,9 @@ from pathlib import Path
 
 import yaml
 
-from analysis.runs import InputError
+from analysis.runs import InputError, step_of
 
 _REPOSITORY = Path(__file__).parents[2]  # where `python -m train.export` runs
-_STEP_FOLDER = re.compile(r"step_(\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,9 @@ def kept_steps(run: Path) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for kind in ("weights", "checkpoints"):  # a checkpoint has all digits, so it counts where both are
         for folder in (run / kind).glob("step_*"):
-            match = _STEP_FOLDER.fullmatch(folder.name)
-            if match and ((folder / "manifest.json").is_file() or (folder / "config.json").is_file()):
-                found[int(match[1])] = folder
+            step = step_of(folder.name)
+            if step is not None and ((folder / "manifest.json").is_file() or (folder / "config.json").is_file()):
+                found[step] = folder
     return dict(sorted(found.items()))
 
 

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from analysis.figures.training import outcome, skipped_steps, spikes, training_curve
-from analysis.groups import axis_of, band, differing_keys, for_depth, group_records, progress, thin_out
-from analysis.runs import InputError, Record, absence, column, norm_role, read_run, read_runs
+from analysis.groups import axis_of, band, differing_keys, for_depth, group_records, leaves, progress, thin_out
+from analysis.runs import step_of, InputError, Record, absence, column, norm_role, read_run, read_runs
+from tests.tiny import tiny_file
+from train.config.facts.run_layout import step_name
+from train.config.load import load, to_yaml
+from train.config.resume import settings_by_path
 from tests.analysis.synthetic import TOKENS_PER_STEP, loss_at, metric_rows, write_depth_run, write_run
 
 
@@ -279,3 +284,12 @@ def test_runs_are_sorted_by_numbers_and_else_stay_as_given() -> None:
     given = [record(placement, lr) for placement in ("pre", "peri") for lr in (0.01, 0.001, 0.03)]
     assert [r.label for r in by_numbers(given)] == [f"{p} {lr}" for lr in (0.001, 0.01, 0.03) for p in ("pre", "peri")]
     assert by_numbers(given[::3]) == given[::3]
+
+
+def test_folders_and_settings_are_read_as_training_writes_them(tmp_path: Path) -> None:
+    """Analysis reads run folders as a documented format and imports nothing of training."""
+    for step in (1, 500, 1_234_567):
+        assert step_of(step_name(step)) == step
+    assert step_of("step_000500.partial") is None
+    tree = yaml.safe_load(to_yaml(load(tiny_file(tmp_path), ["task.model.norm_placement=[pre, peri]"])))
+    assert leaves(tree) == settings_by_path(tree)

@@ -23,8 +23,8 @@ def differences(old: RunConfig | Mapping[str, Any], new: RunConfig) -> list[str]
         new: The run to be resumed.
     """
     tree = asdict(old) if isinstance(old, RunConfig) else old
-    before = _leaves(tree) | _leaves(check(RunConfig, tree).leaves)
-    after = _leaves(asdict(new))
+    before = settings_by_path(tree) | settings_by_path(check(RunConfig, tree).leaves)
+    after = settings_by_path(asdict(new))
     at_resume = {path: setting.resume for path, setting in settings_in(new)}
     return [
         f"{path}: {_format(before, path)} -> {_format(after, path)}"
@@ -50,7 +50,7 @@ def refuse_another_run(folder: Path, config: RunConfig) -> None:
         raise ConfigError([advice, *faults])
 
 
-def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+def settings_by_path(tree: Any, path: str = "") -> dict[str, Any]:
     """Flatten sections and lists of sections to values by path."""
     if is_dataclass(tree) and not isinstance(tree, type):
         tree = asdict(tree)
@@ -65,7 +65,7 @@ def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
         return {path: tree}
     leaves: dict[str, Any] = {}
     for key, value in below:
-        leaves |= _leaves(value, f"{path}.{key}" if path else str(key))
+        leaves |= settings_by_path(value, f"{path}.{key}" if path else str(key))
     return leaves
 
 

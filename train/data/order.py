@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from train.config.batch import largest_divisor
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -70,11 +72,6 @@ class SampleOrder:
 def sample_ids(step: int, *, seed: int, num_samples: int, global_batch_size: int) -> np.ndarray:
     """Return the sample ids of one step; for many steps, use `SampleOrder`."""
     return SampleOrder(num_samples, seed=seed, global_batch_size=global_batch_size).of_step(step)
-
-
-def largest_divisor(number: int, *, limit: int) -> int:
-    """Return the largest divisor of `number` up to `limit`."""
-    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
 def rank_share(ids: np.ndarray, *, rank: int, world_size: int, micro_batch_size: int) -> list[np.ndarray]:

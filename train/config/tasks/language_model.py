@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from modeling.decoder.facts_periln import NormPlacement, default_rope_parameters
 from train.config.setting import section, setting
 
+EMBEDDED_CORPUS = "python-stdlib"  # the source that every machine has
 DEFAULT_VALIDATION_FRACTION = 0.01
 
 
@@ -66,7 +67,7 @@ class SourceConfig:
     shorthand: ClassVar[str] = "path"
 
     path: str = setting(
-        "python-stdlib (embedded); a file, glob or folder of text, JSON Lines or Parquet; or a `datasets` name"
+        f"{EMBEDDED_CORPUS} (embedded); a file, glob or folder of text, JSON Lines or Parquet; or a `datasets` name"
     )
     name: str | None = setting("Configuration of a `datasets` name", default=None, null="its default")
     split: str | None = setting("Split of a `datasets` name or saved folder", default=None, null="train")

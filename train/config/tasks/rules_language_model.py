@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from modeling.decoder.facts_rules_periln import has_output_norms, shape_faults
+from train.config.tasks.language_model import EMBEDDED_CORPUS
 from train.config.values import Rule, Values
 
-_STDLIB = "python-stdlib"
 _SMALLEST_BPE = 257  # 256 bytes and the end-of-text token
 
 
@@ -42,7 +42,7 @@ def _vocabulary_holds_the_bytes(values: Values) -> Iterator[str]:
 
 def _there_is_a_source(values: Values) -> Iterator[str]:
     if not values["task.data.sources"]:
-        yield f"task.data.sources: is empty; list at least one source, as in [{_STDLIB}]"
+        yield f"task.data.sources: is empty; list at least one source, as in [{EMBEDDED_CORPUS}]"
 
 
 def _validation_is_given_once(values: Values) -> Iterator[str]:
@@ -61,7 +61,7 @@ def _sources_read_their_keys(values: Values) -> Iterator[str]:
 
 
 def _ignored_keys(path: str) -> tuple[str, ...]:
-    if path == _STDLIB:
+    if path == EMBEDDED_CORPUS:
         return ("name", "split", "text_column", "document_separator")
     if re.search(r"\.(txt|md)(\.(gz|bz2|xz))?$", path):
         return ("name", "split", "text_column")

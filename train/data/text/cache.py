@@ -24,7 +24,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from train.config.errors import ConfigError
-from train.config.tasks.language_model import SourceConfig, TextDataConfig
+from train.config.tasks.language_model import DEFAULT_VALIDATION_FRACTION, SourceConfig, TextDataConfig
 from train.data.text import corpus
 from train.data.text.windows import TextData, WindowWriter, batches, token_byte_counts
 
@@ -38,7 +38,6 @@ BYTE_BPE = "byte-bpe"
 END_OF_TEXT = "<|endoftext|>"
 _OTHER_ENDS = ("</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
 BPE_TRAINING_BYTES = 8_000_000  # more text barely changes the merges and takes longer
-DEFAULT_VALIDATION_FRACTION = 0.01
 PREPARE_FIRST_BYTES = 1_000_000_000
 IN_PROCESS_BYTES = 64_000_000  # below this size, forking workers costs more than it saves
 DOCUMENTS_AT_A_TIME = 256

@@ -18,9 +18,8 @@ import datasets
 import numpy as np
 
 from train.config.errors import ConfigError
-from train.config.tasks.language_model import SourceConfig
+from train.config.tasks.language_model import EMBEDDED_CORPUS, SourceConfig
 
-EMBEDDED = "python-stdlib"
 _EXCLUDED = {"test", "tests", "idle_test", "encodings", "site-packages", "__pycache__", "lib2to3", "lib-dynload"}
 _OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 _TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -39,7 +38,7 @@ def standard_library() -> list[Path]:
 
 def local_files(source: SourceConfig) -> list[Path]:
     """Return the local files of a source, sorted; empty if there are none."""
-    if source.path == EMBEDDED:
+    if source.path == EMBEDDED_CORPUS:
         return standard_library()
     path = Path(source.path).expanduser()
     if path.is_dir():
@@ -50,7 +49,7 @@ def local_files(source: SourceConfig) -> list[Path]:
 def identity(source: SourceConfig) -> str:
     """Return a quick fingerprint of a source on this machine, from names, sizes and times of its files."""
     digest = hashlib.blake2b(repr(source).encode(), digest_size=16)
-    if source.path == EMBEDDED:
+    if source.path == EMBEDDED_CORPUS:
         digest.update(sys.version.encode())
     for file in local_files(source):
         stat = file.stat()
@@ -76,7 +75,7 @@ def open_source(source: SourceConfig, *, path: str, cache_dir: Path) -> datasets
     """
     saved = Path(source.path).expanduser() / "state.json"
     files = local_files(source)
-    if source.path != EMBEDDED and (saved.exists() or not files):
+    if source.path != EMBEDDED_CORPUS and (saved.exists() or not files):
         table = _saved_or_named(source, path=path, cache_dir=cache_dir)
     elif (files and files[0].suffix in _TABLES) or (
         files and "".join(files[0].suffixes[-2:]) in (".jsonl.gz", ".jsonl.xz")
