@@ -301,9 +301,7 @@ def test_an_image_smaller_than_the_scale_is_told_before_it_is_read(tmp_path: Pat
     depth_task(tmp_path, *settings, "task.data.scale=32").check()
     with pytest.raises(ConfigError) as error:
         depth_task(tmp_path, *settings, "task.data.scale=33").check()
-    told = (
-        f"task.data.scale: 33 is too large for scene-00004 (40 x 32 pixels) in task.data.{section}; write 32 or less"
-    )
+    told = f"task.data.scale: 33 is too large for scene-00004 (40 x 32 pixels) in task.data.{section}; write 32 or less"
     assert sum(fault.startswith(told) for fault in error.value.faults) == 1, error.value.faults
 
 
