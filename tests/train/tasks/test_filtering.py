@@ -290,7 +290,7 @@ def test_images_of_different_sizes_want_a_crop_or_batches_of_one(tmp_path: Path)
         depth_task(tmp_path, sources, "task.data.crop=null").check()
     depth_task(tmp_path, sources, "task.data.crop=null", "micro_batch_size=1").check()
     depth_task(tmp_path, sources).check()
-    with pytest.raises(ConfigError, match=r"task\.data\.crop: 64 is more than scene-0000"):
+    with pytest.raises(ConfigError, match=r"task\.data\.crop: 64 exceeds the size of scene-0000"):
         depth_task(tmp_path, "task.data.crop=64").check()
 
 
@@ -301,9 +301,7 @@ def test_an_image_smaller_than_the_scale_is_told_before_it_is_read(tmp_path: Pat
     depth_task(tmp_path, *settings, "task.data.scale=32").check()
     with pytest.raises(ConfigError) as error:
         depth_task(tmp_path, *settings, "task.data.scale=33").check()
-    told = (
-        f"task.data.scale: 33 leaves nothing of scene-00004 (40 x 32 pixels) in task.data.{section}; write 32 or less"
-    )
+    told = f"task.data.scale: 33 is too large for scene-00004 (40 x 32 pixels) in task.data.{section}; write 32 or less"
     assert sum(fault.startswith(told) for fault in error.value.faults) == 1, error.value.faults
 
 
