@@ -8,7 +8,6 @@ K samples of a pixel's kernel.
 
 from __future__ import annotations
 
-import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence

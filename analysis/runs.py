@@ -152,7 +152,7 @@ def norm_role(parameter: str) -> str | None:
 
 
 def step_of(folder_name: str) -> int | None:
-    """Return the step of a folder in checkpoints/, weights/ or images/: 500 of "step_000500"; None of any other name."""
+    """Return the step of a folder in checkpoints/, weights/ or images/: 500 of "step_000500"; None of other names."""
     match = re.fullmatch(r"step_(\d{6,})", folder_name)
     return int(match[1]) if match else None
 
