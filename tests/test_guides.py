@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 GUIDES = ROOT / "docs/guides"
 COPIED = ("analysis", "configs", "docs", "launch", "modeling", "tests", "train", "pyproject.toml")
 # A guide whose commands take less than 15 s is checked by `make test`, the others by `make slow`.
-QUICK = ("add-a-data-source", "add-a-task")
+QUICK = ("add-a-data-source", "add-a-probe")
 
 
 class Block(NamedTuple):
