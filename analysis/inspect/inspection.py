@@ -124,8 +124,8 @@ def _measured(loaded: LoadedModel, *, label: str, step: int, text: Text, setting
         notes.append("its loss is not finite.")
     if settings.gradients and loaded.is_offloaded:
         notes.append(
-            f"no gradients: some weights are offloaded ({loaded.device}), and a backward pass would need all of them at "
-            "once."
+            f"no gradients: some weights are offloaded ({loaded.device}), and a backward pass would need all of them "
+            "at once."
         )
     return Snapshot(
         step=step,

@@ -1,4 +1,4 @@
-"""The networks that predict a kernel for each pixel: a branch for the guidance, one for the target, then products.
+"""Networks that predict a kernel for each pixel, as products of a guidance branch and a target branch.
 
 Shapes: B batch, C channels, H height, W width, K kernel size, N = B times phases, h and w of one phase.
 """
@@ -79,7 +79,7 @@ class ConvHead(nn.Conv2d):
 
 
 class Branch(nn.Module):
-    """What one image says of the kernels: logits of the weights, and factors of the offsets."""
+    """One image's contribution to the kernels: logits of the weights, and factors of the offsets."""
 
     def __init__(self, config: DKNConfig, channels: int) -> None:
         super().__init__()

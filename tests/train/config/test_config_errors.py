@@ -147,7 +147,7 @@ WRONG_FILTER: dict[str, tuple[list[str], list[str]]] = {
     "unknown network": (["task.model.architecture=unet"], ["architecture", "unet", "fdkn"]),
     "even kernel": (["task.model.kernel_size=4"], ["kernel_size", "4", "3 or 5"]),
     "kernel of two": (["task.model.kernel_size=2"], ["kernel_size", "2 has no pixel in the middle; write 3"]),
-    "kernel that stays 0": (["task.model.kernel_size=1"], ["kernel_size", "1 can not learn", "residual=false"]),
+    "kernel that stays 0": (["task.model.kernel_size=1"], ["kernel_size", "1 cannot learn", "residual=false"]),
     "window of one pixel": (["task.model.window_size=1"], ["window_size", "1 leaves nothing", "write 3 or more"]),
     "even window": (["task.model.window_size=14"], ["window_size", "14", "13 or 15"]),
     "kernel larger than its window": (["task.model.kernel_size=17"], ["kernel_size", "17", "window_size 15"]),
