@@ -97,7 +97,7 @@ def _merge_two(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _measure_chunk(tokens: Tensor) -> Tensor:
-    """Measure (N, D) in fp32, or in the fp64 that they have; the sums go on in fp64."""
+    """Measure (N, D) in fp32, or in the fp64 that they have; the sums are in fp64."""
     tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
     numel, rough_mean = tokens.numel(), tokens.mean()
     centered = tokens - rough_mean
