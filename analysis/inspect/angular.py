@@ -1,4 +1,4 @@
-"""How far the residual stream turns from block to block: angular distance between depths.
+"""Angular distance between the residual streams at different depths.
 
 d(x, y) = arccos(cos(x, y)) / pi (Gromov et al. 2024, arXiv 2403.17887, eq. 4): 0 for the same direction, 0.5 for
 orthogonal vectors, 1 for opposite ones. Shapes: P depths, N tokens, D model.
@@ -25,7 +25,7 @@ def angular_distances(vectors: Tensor) -> Tensor:
     near 0 and pi.
 
     Args:
-        vectors: (P, N, D); a zero vector has no direction, and its token is left out.
+        vectors: (P, N, D). A zero vector has no direction, so its token is left out.
     """
     unit = torch.nn.functional.normalize(vectors.double(), dim=-1)  # (P, N, D)
     valid = unit.square().sum(dim=-1).gt(0.5).all(dim=0)  # (N,)

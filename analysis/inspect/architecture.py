@@ -1,8 +1,8 @@
-"""Where a causal language model has its norms, read from its data flow and not from its names.
+"""Norm placement of a causal language model, recognized from its data flow rather than from module names.
 
-The name `post_attention_layernorm` is the MLP's input norm in Llama and the attention's output norm in Gemma 2 and
-OLMo 2, so names decide nothing here. analysis/inspect/dataflow.py says what every module of a block reads; here the
-block's output is rebuilt from that, sub-layer by sub-layer, and the norms on the way get their roles.
+`post_attention_layernorm` is the MLP's input norm in Llama but the attention's output norm in Gemma 2 and OLMo 2, so
+names are unreliable. analysis/inspect/dataflow.py finds the inputs of every module in a block; this module
+reconstructs the block's output from them, one sub-layer at a time, and assigns the norms their roles.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = ["Architecture", "ArchitectureError", "Layer", "SubLayer", "recognize"
 
 @dataclass(frozen=True)
 class SubLayer:
-    """Attention or MLP of a block, with the norms that belong to it.
+    """Attention or MLP of a block, with its norms.
 
     Attributes:
-        first: The module that takes the input.
-        last: The module that gives the output; `first`, unless the MLP is two bare projections.
+        first: The module that receives the input.
+        last: The module that returns the output: `first`, unless the MLP is two bare projections.
         module: Name of the module in its block.
-        scale: alpha of x + alpha * output.
-        placement: A name of PLACEMENTS, `none` where it has no norm, or `mixed` where none has its norms.
+        scale: alpha in x + alpha * output.
+        placement: A name of PLACEMENTS, `none` if it has no norm, or `mixed` if no placement has its norms.
         input_norm: Name, in its block, of the norm before it.
         output_norm: Name of the norm on its output.
         stream_norm: Name of the norm on the stream after it.
@@ -65,9 +65,9 @@ class Layer:
         name: Its name in the model.
         placement: A name of PLACEMENTS, none; `parallel ...` where attention and MLP read the same stream;
             `mixed` where the two differ; `unknown`.
-        attention: None where unknown.
-        mlp: None where unknown.
-        reason: Why the placement is unknown, or empty.
+        attention: Attention; None if unknown.
+        mlp: MLP; None if unknown.
+        reason: Reason why the placement is unknown, or empty.
     """
 
     index: int
@@ -106,9 +106,9 @@ class Architecture:
         return found.pop() if len(found) == 1 else "mixed"
 
     def sites(self) -> list[Site]:
-        """Return what to measure: the sites of the training probes, as far as this model has them.
+        """Return the sites to measure: those of the training probes, as far as this model has them.
 
-        A layer whose placement is unknown has its block's output only.
+        A layer with an unknown placement has only one site, its block's output.
         """
         sites = [Site(None, "embedding", self.layers[0].block, "input")]
         for layer in self.layers:
@@ -118,7 +118,7 @@ class Architecture:
         return sites
 
     def summary(self) -> str:
-        """Return one line for people, like `peri (26 layers)` or `mixed: post 0-3, pre 4-11`."""
+        """Return a one-line summary, such as `peri (26 layers)` or `mixed: post 0-3, pre 4-11`."""
         runs: list[tuple[str, int, int]] = []
         for layer in self.layers:
             if runs and runs[-1][0] == layer.placement:
@@ -140,7 +140,7 @@ def recognize(model: nn.Module, *, vocab_size: int | None = None) -> Architectur
         vocab_size: Token ids to choose from; default: the input embedding's rows.
 
     Raises:
-        ArchitectureError: No list of blocks is found, or the forward does not pass them one by one.
+        ArchitectureError: There is no list of blocks, or the forward pass does not run them one by one.
     """
     prefix, blocks = blocks_of(model)
     parts = [Parts.of(block) for block in blocks]
@@ -191,7 +191,7 @@ def _explain(parts: Parts, flow: Flow) -> tuple[SubLayer, SubLayer, bool]:
     assert parts.mlp is not None
     output = flow.combination("y")
     if output is None:
-        raise _Unclear("the block's output is no sum of its input, sub-layers and norms")
+        raise _Unclear("the block's output is not a sum of its input, sub-layers and norms")
     norms = _Norms({name: found for name in parts.norms if (found := flow.combination(name)) is not None})
     stream: Combination = {"x": 1.0}
     entered = _input_norm("attention", flow, norms=norms, streams=[stream])[0]
@@ -200,7 +200,7 @@ def _explain(parts: Parts, flow: Flow) -> tuple[SubLayer, SubLayer, bool]:
     parallel = _same(base, stream)
     mlp, last = _leave("mlp", after, output=output, norms=norms, entered=entered_mlp)
     if not _same(last, output):
-        raise _Unclear(f"the block gives {_shown(output)}, but its sub-layers add up to {_shown(last)}")
+        raise _Unclear(f"the block returns {_sum_text(output)}, but its sub-layers add up to {_sum_text(last)}")
     name, module = parts.attention
     mlp_name, first, final = parts.mlp
     return attention.sub_layer(name, module, module), mlp.sub_layer(mlp_name, first, final), parallel
@@ -209,19 +209,19 @@ def _explain(parts: Parts, flow: Flow) -> tuple[SubLayer, SubLayer, bool]:
 def _input_norm(
     name: str, flow: Flow, *, norms: _Norms, streams: Sequence[Combination]
 ) -> tuple[str | None, Combination]:
-    """Return the norm before a sub-layer, if any, and which stream it reads."""
-    given = flow.combination(name)
-    if given is None:
-        raise _Unclear(f"the input of the {name} is no sum of the block's input, sub-layers and norms")
+    """Return the norm before a sub-layer, if any, and the stream that it reads."""
+    entering = flow.combination(name)
+    if entering is None:
+        raise _Unclear(f"the input of the {name} is not a sum of the block's input, sub-layers and norms")
     for stream in streams:
-        if _same(given, stream):
+        if _same(entering, stream):
             return None, stream
-    (source, scale), *more = given.items()
+    (source, scale), *more = entering.items()
     if not more and abs(scale - 1) < ZERO:
         for stream in streams:
             if source in norms.on(stream):
                 return source, stream
-    raise _Unclear(f"the {name} reads {_shown(given)}, which is neither the stream nor a norm of it")
+    raise _Unclear(f"the {name} reads {_sum_text(entering)}, which is neither the stream nor a norm of it")
 
 
 class _Branch(NamedTuple):
@@ -253,13 +253,13 @@ def _leave(
         if set(found) == {*stream, added} and _same({key: found[key] for key in stream}, stream):
             return _Branch(_rounded(found[added]), entered, output_norm, norm), {norm: 1.0}
     raise _Unclear(
-        f"the output of the {name} is not added to the stream in the block, which gives {_shown(output)}: "
+        f"the block does not add the output of the {name} to the stream, but returns {_sum_text(output)}: "
         f"the {name} may add the residual itself"
     )
 
 
 def _rounded(scale: float) -> float:
-    """Return a factor with the digits that least squares has right, in bf16 too."""
+    """Return a factor rounded to the digits that least squares gets right, even in bf16."""
     return float(f"{scale:.4g}")
 
 
@@ -267,7 +267,7 @@ def _same(a: Combination, b: Combination) -> bool:
     return set(a) == set(b) and all(abs(a[name] - b[name]) < ZERO * max(1.0, abs(b[name])) * 10 for name in a)
 
 
-def _shown(combination: Combination) -> str:
+def _sum_text(combination: Combination) -> str:
     terms = (name if abs(value - 1) < ZERO else f"{value:.4g} {name}" for name, value in combination.items())
     return " + ".join(terms) or "0"
 

@@ -1,4 +1,4 @@
-"""The command line of `python -m analysis inspect`: what it takes, and what it prints."""
+"""Command line of `python -m analysis inspect`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from analysis.inspect.settings import DEFAULT_LENGTH, DTYPES, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code: 0, or 2 where what the user gave is wrong."""
-    given = _parser().parse_args(arguments)
-    # These imports take seconds: --help and mistakes on the command line are answered before them.
+    """Run the command; return the exit code: 0, or 2 for invalid input."""
+    options = _parser().parse_args(arguments)
+    # These imports take seconds, so they come after --help and argument errors.
     from analysis.inspect.inspection import inspect
     from analysis.runs import InputError
 
     settings = Settings(
-        device=given.device,
-        dtype=given.dtype,
-        tokenizer=given.tokenizer,
-        trust_remote_code=given.trust_remote_code,
-        sequence_length=given.sequence_length,
-        windows=given.windows,
-        gradients=given.gradients,
+        device=options.device,
+        dtype=options.dtype,
+        tokenizer=options.tokenizer,
+        trust_remote_code=options.trust_remote_code,
+        sequence_length=options.sequence_length,
+        windows=options.windows,
+        gradients=options.gradients,
     )
     try:
-        page = inspect(given.model, text=given.text, out=given.out, settings=settings)
+        page = inspect(options.model, text=options.text, out=options.out, settings=settings)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -38,25 +38,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis inspect",
-        description="Look inside causal language models: where their norms are, and what their activations, gradients "
-        "and directions look like over depth.",
+        description="Look inside causal language models: norm placement, and activations, gradients and angular "
+        "distances over depth.",
     )
     parser.add_argument(
         "model", nargs="+", help="a Hugging Face folder or hub name, or a run: RUN, RUN@STEP, RUN@100,500, RUN@all"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write: new, or an earlier inspection")
+    parser.add_argument("--out", type=Path, required=True, help="folder to create; an earlier inspection is replaced")
     parser.add_argument(
-        "--text", type=Path, help="plain text, also .gz .xz .bz2 (default: sources of the standard library)"
+        "--text",
+        type=Path,
+        help="plain-text file, optionally .gz, .xz or .bz2 (default: source code of Python's standard library)",
     )
-    parser.add_argument("--windows", type=int, default=8, help="windows of text (default: 8)")
+    parser.add_argument("--windows", type=int, default=8, help="number of text windows (default: 8)")
     parser.add_argument(
         "--sequence-length", type=int, help=f"tokens per window (default: {DEFAULT_LENGTH}, or the model's limit)"
     )
-    parser.add_argument("--device", default="auto", help="auto (spreads what is too large), cpu, cuda, cuda:1 ...")
     parser.add_argument(
-        "--dtype", choices=sorted(DTYPES), help="of the weights (default: fp32 on a CPU, as saved on a GPU)"
+        "--device", default="auto", help="auto (splits a model that is too large), cpu, cuda, cuda:1, ..."
     )
-    parser.add_argument("--tokenizer", help="folder or hub name, for a model that has none")
-    parser.add_argument("--no-gradients", dest="gradients", action="store_false", help="forward passes only")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a model's folder brings")
+    parser.add_argument(
+        "--dtype", choices=sorted(DTYPES), help="dtype of the weights (default: fp32 on a CPU, as saved on a GPU)"
+    )
+    parser.add_argument("--tokenizer", help="folder or hub name, for a model without its own")
+    parser.add_argument("--no-gradients", dest="gradients", action="store_false", help="run forward passes only")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code from a model's folder")
     return parser

@@ -1,9 +1,9 @@
-"""One forward pass of a decoder in which every source is noise, and what each module read in it.
+"""Data flow of a decoder, traced in one forward pass with noise for every source.
 
-A block's input and the output of every norm and sub-layer are replaced by noise of their own. Between those modules a
-block only adds and scales: what enters a norm or a sub-layer, and what leaves the block, is a linear combination of
-these sources, and least squares gives its coefficients. The weights play no part, so a projection or a scale that is
-still zero hides nothing.
+The block's input and the outputs of its norms and sub-layers are each replaced by independent noise. Between these
+modules a block only adds and scales, so the input of each norm and sub-layer, and the block's output, is a linear
+combination of these sources, whose coefficients least squares recovers. The weights play no part, so projections or
+scales that are still zero hide nothing.
 
 Shapes: B batch, T tokens, D model, N = B * T * D.
 """
@@ -32,11 +32,11 @@ Combination = Mapping[str, float]  # source -> coefficient
 
 
 class ArchitectureError(ValueError):
-    """The model has no blocks that can be told apart."""
+    """The model has no recognizable blocks."""
 
 
 def blocks_of(model: nn.Module) -> tuple[str, Sequence[nn.Module]]:
-    """Return the longest list of modules that stands in no other list: experts stand inside a block's."""
+    """Return the longest module list that is not nested in another one (as lists of experts are)."""
     lists = {
         name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
     }
@@ -51,7 +51,7 @@ def blocks_of(model: nn.Module) -> tuple[str, Sequence[nn.Module]]:
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of a block that are watched; `fault` says why they are not enough."""
+    """The traced modules of a block; `fault` is the reason if some are missing."""
 
     attention: tuple[str, nn.Module] | None
     mlp: tuple[str, nn.Module, nn.Module] | None  # the module that takes the input, and the one that gives the output
@@ -76,7 +76,7 @@ class Parts:
 
 
 def norms_outside(model: nn.Module, prefix: str) -> dict[str, nn.Module]:
-    """Return the norms that stand in no block, by name."""
+    """Return the norms outside the blocks, by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -114,7 +114,7 @@ def _bare_projections(block: nn.Module) -> list[tuple[str, nn.Module, nn.Module]
 
 
 class Flow:
-    """What flowed through a block: its sources, and the inputs that are combinations of them."""
+    """The data flow of one block: its sources, and the inputs that are combinations of them."""
 
     def __init__(self) -> None:
         self.sources: dict[str, Tensor] = {}
@@ -122,7 +122,7 @@ class Flow:
         self.dtype = torch.float32
 
     def combination(self, name: str) -> Combination | None:
-        """Return what an input is made of, None where it is no combination of the sources."""
+        """Return the combination of sources that an input consists of, or None if it is not one."""
         if name not in self.seen:
             return None
         names = [source for source, value in self.sources.items() if value.numel() == self.seen[name].numel()]
@@ -176,7 +176,7 @@ class Trace:
             for handle in self._handles:
                 handle.remove()
         if not all("x" in flow.sources and "y" in flow.seen for flow in self.flows):
-            raise ArchitectureError(f"the forward of {type(self.model).__name__} does not pass through every block")
+            raise ArchitectureError(f"the forward pass of {type(self.model).__name__} does not run every block")
 
     def final_norm(self) -> str | None:
         """Return the name of the norm that the last block's output enters."""

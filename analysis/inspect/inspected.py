@@ -1,4 +1,4 @@
-"""What an inspection found: a model at its steps, as rows for the figures and as files."""
+"""Results of an inspection: a model at its steps, as rows for plots and as data files."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Snapshot:
     """A model at one step.
 
     Attributes:
-        step: Kept step of a run, 0 for a model that is no run.
-        architecture: Names only; its modules are gone.
-        measurement: What was measured.
-        tokens: Texts of the tokens with the largest activations, by window and position.
-        facts: Class, parameters, dtype, device, windows ...
-        notes: What the reader should know.
+        step: Saved step of a run; 0 for any other model.
+        architecture: The architecture, without references to modules.
+        measurement: The measurements.
+        tokens: Text of the tokens with the largest activations, by window and position.
+        facts: Class, parameters, dtype, device, windows, ...
+        notes: Remarks for the reader.
     """
 
     step: int

@@ -1,7 +1,7 @@
-"""Look inside finished models: `python -m analysis inspect MODEL [MODEL ...] [--text FILE] --out DIR`.
+"""Inspection of finished models: `python -m analysis inspect MODEL [MODEL ...] [--text FILE] --out DIR`.
 
-Any causal language model of transformers, or a run at the steps that it kept, is measured on windows of text with the
-statistics of the training probes; the placement of its norms is recognized. DIR is there completely or not at all:
+Measures any causal language model of transformers, or a run at its saved steps, on windows of text with the statistics
+of the training probes, and recognizes its norm placement. DIR is written atomically:
 
     index.html, figures/              the page (analysis/inspect/page.py)
     LABEL/activations.jsonl           and gradients.jsonl, massive.jsonl: a line per measurement, `step` the kept step
@@ -43,12 +43,12 @@ def inspect(names: Sequence[str], *, out: Path, text: Path | None = None, settin
 
     Args:
         names: MODELs, as on the command line.
-        out: A new folder, or an earlier inspection, which is replaced.
-        text: What to measure on; None: sources of the standard library.
-        settings: How.
+        out: Folder to create; an earlier inspection is replaced.
+        text: Text to measure on; None: source code of the standard library.
+        settings: Settings of the measurement.
 
     Raises:
-        InputError: What the user gave is wrong; nothing is written.
+        InputError: The input is invalid; nothing is written.
     """
     check_out(out, kind=KIND)
     if settings.windows < 1 or (settings.sequence_length is not None and settings.sequence_length < 2):
@@ -91,8 +91,8 @@ def _snapshot(subject: Subject, step: int | None, *, text: Text, settings: Setti
             return _measured(loaded, label=label, step=step or 0, text=text, settings=settings)
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"{label}: the device has too little memory for it; write --no-gradients, --dtype bf16, a shorter "
-            "--sequence-length, or --device cpu"
+            f"{label}: out of memory on the device; try --no-gradients, --dtype bf16, a shorter --sequence-length, or "
+            "--device cpu"
         ) from error
     finally:
         loaded = None
@@ -106,12 +106,12 @@ def _measured(loaded: LoadedModel, *, label: str, step: int, text: Text, setting
     rows = loaded.model.get_input_embeddings().num_embeddings
     if int(windows.tokens.max()) >= rows:
         raise InputError(
-            f"{label}: the tokenizer gives token {int(windows.tokens.max())}, and the model has {rows} embeddings; "
-            "write --tokenizer PATH with the one that it was trained with"
+            f"{label}: the tokenizer produces token {int(windows.tokens.max())}, but the model has only {rows} "
+            "embeddings; pass the model's own tokenizer with --tokenizer PATH"
         )
     if not is_causal(loaded.model):
         raise InputError(
-            f"{label}: is not a causal language model: what it predicts depends on later tokens; give a decoder"
+            f"{label}: is not a causal language model: its predictions depend on later tokens; give a decoder"
         )
     architecture = _recognized(loaded, label)
     with_gradients = settings.gradients and not loaded.is_offloaded
@@ -121,11 +121,11 @@ def _measured(loaded: LoadedModel, *, label: str, step: int, text: Text, setting
         )
     notes = [*windows.notes, *_unknown_notes(architecture)]
     if not math.isfinite(measured.loss):
-        notes.append("its loss is not a number.")
+        notes.append("its loss is not finite.")
     if settings.gradients and loaded.is_offloaded:
         notes.append(
-            f"no gradients: some weights lie outside the devices that compute ({loaded.device}), and a backward pass "
-            "would need them all at once."
+            f"no gradients: some weights are offloaded ({loaded.device}), and a backward pass would need all of them "
+            "at once."
         )
     return Snapshot(
         step=step,
@@ -146,7 +146,7 @@ def _length(loaded: LoadedModel, label: str, settings: Settings) -> int:
     if asked is None:
         return min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
     if limit is not None and asked > limit:
-        raise InputError(f"--sequence-length {asked}: the positions of {label} end at {limit}; write at most that")
+        raise InputError(f"--sequence-length {asked}: the positions of {label} end at {limit}; write {limit} or less")
     return asked
 
 
@@ -154,11 +154,11 @@ def _recognized(loaded: LoadedModel, label: str) -> Architecture:
     try:
         return recognize(loaded.model)
     except ArchitectureError as error:
-        raise InputError(f"{label}: {error}; inspect reads decoders made of blocks") from error
+        raise InputError(f"{label}: {error}; inspect supports only decoders made of blocks") from error
 
 
 def _without_modules(architecture: Architecture) -> Architecture:
-    """Let go of the model: what is shown are names."""
+    """Drop the references to modules, to free the model: only names are needed from here on."""
     layers = tuple(
         replace(
             layer,
@@ -176,7 +176,7 @@ def _unknown_notes(architecture: Architecture) -> list[str]:
     reasons = dict.fromkeys(layer.reason for layer in unknown)
     return [
         f"placement not recognized in {sum(layer.reason == reason for layer in unknown)} of "
-        f"{len(architecture.layers)} layers, where only the blocks' outputs were measured: {reason}."
+        f"{len(architecture.layers)} layers, so only their blocks' outputs were measured: {reason}."
         for reason in reasons
     ]
 
@@ -213,14 +213,12 @@ def _facts(loaded: LoadedModel, windows: Windows) -> dict[str, Any]:
 
 
 def _notes(inspected: Sequence[Inspected]) -> list[str]:
-    """Return what the reader should know about the models together, and about each."""
+    """Return remarks for the reader on the models together and on each of them."""
     notes: list[str] = []
     if len({item.snapshots[0].facts["vocabulary"] for item in inspected}) > 1:
-        notes.append(
-            "The models have different tokenizers: their losses per token cannot be compared, bits per byte can."
-        )
+        notes.append("The models have different tokenizers: compare bits per byte, not losses per token.")
     if len({item.snapshots[0].facts["sequence_length"] for item in inspected}) > 1:
-        notes.append("The windows differ in length, since some model's positions end earlier (--sequence-length).")
+        notes.append("The windows differ in length, since some models have fewer positions (see --sequence-length).")
     for item in inspected:
         found = dict.fromkeys(note for snapshot in item.snapshots for note in snapshot.notes)
         notes += [f"{item.subject.label}: {note}" for note in found]

@@ -1,4 +1,4 @@
-"""Loading a causal language model of transformers and its tokenizer, and refusing what is none."""
+"""Loader for causal language models of transformers and their tokenizers."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class LoadedModel:
 
 
 def check(name: str, *, trust: bool = False) -> None:
-    """Refuse a folder or hub name that is no causal language model; reads its configuration only.
+    """Refuse a folder or hub name that is not a causal language model, reading only its configuration.
 
     Raises:
-        InputError: Saying what it is.
+        InputError: It is not a causal language model, or its configuration cannot be read.
     """
     _config(name, trust or _is_ours(name), name=name)
 
@@ -114,7 +114,7 @@ def _config(folder: str, trust: bool, *, name: str) -> Any:
     expected = [mapped.__name__] if mapped is not None else []
     shown = ", ".join(classes) or type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"{name}: {shown} is an encoder-decoder; inspect reads decoders only (causal language models)")
+        raise InputError(f"{name}: {shown} is an encoder-decoder; inspect supports only causal language models")
     is_named = any(found in expected or found.endswith(("ForCausalLM", "LMHeadModel")) for found in classes)
     is_loadable = mapped is not None or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if not is_loadable or (classes and not is_named):
@@ -127,12 +127,12 @@ def _config(folder: str, trust: bool, *, name: str) -> Any:
 def _why_unreadable(name: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):
-        return f"{name}: its folder brings code of its own; read it, and if you trust it write --trust-remote-code"
+        return f"{name}: its folder contains code; review it, and if you trust it, pass --trust-remote-code"
     if Path(name).is_dir():
         return f"{name}/config.json: transformers cannot read it: {first}"
     return (
-        f"{name}: no such folder, and the hub does not give it ({first}); check the name and the network, or download "
-        f"it where there is one (hf download {name} --local-dir FOLDER) and give the folder"
+        f"{name}: no such folder, and not available from the hub ({first}); check name and network, or download "
+        f"it on a connected machine (hf download {name} --local-dir FOLDER) and give the folder"
     )
 
 
@@ -145,7 +145,7 @@ def _weights(folder: str, settings: dict[str, Any], *, name: str) -> Any:
     if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"{name}: lacks {len(missing)} weights ({', '.join(missing[:3])}{', ...' if missing[3:] else ''}), which "
-            "would be measured at random values; give a complete causal language model"
+            "would be initialized at random; give a complete causal language model"
         )
     return model
 
@@ -155,7 +155,7 @@ def _tokenizer(folder: str, trust: bool, *, name: str) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except Exception as error:  # each tokenizer class fails in its own way
         raise InputError(
-            f"{name}: has no tokenizer that loads; write --tokenizer PATH, a folder with tokenizer.json or a hub name"
+            f"{name}: has no loadable tokenizer; pass --tokenizer with a folder that has tokenizer.json, or a hub name"
         ) from error
 
 
@@ -166,7 +166,7 @@ def _device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: not here; write auto, cpu, or a device of this machine") from error
+        raise InputError(f"--device {device}: not available; write auto, cpu, or a device of this machine") from error
     return chosen
 
 

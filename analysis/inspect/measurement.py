@@ -1,6 +1,6 @@
-"""Measuring one model on windows of text: activations, angles, massive activations, loss, gradients.
+"""Measurement of one model on windows of text: activations, angles, massive activations, loss, gradients.
 
-One forward and one backward per window; nothing is kept from a window but sums. Shapes: T tokens, V vocabulary.
+There is one forward and one backward pass per window, and only sums are kept. Shapes: T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from analysis.measure.scales import effective_scale
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one model at one step has to show.
+    """Measurements of one model at one step.
 
     Attributes:
         activations: Rows of activations.jsonl, without `step`.
@@ -165,12 +165,12 @@ def parameter_rows(
             "update_ratio": None,
         }
         if name in norms:
-            row |= {"norm_role": roles.get(name), **_scale_figures(norms[name])}
+            row |= {"norm_role": roles.get(name), **_scale_metrics(norms[name])}
         rows.append(row)
     return rows
 
 
-def _scale_figures(norm: nn.Module) -> dict[str, float]:
+def _scale_metrics(norm: nn.Module) -> dict[str, float]:
     scale = effective_scale(norm)
     return {"scale_min": scale.min().item(), "scale_mean": scale.mean().item(), "scale_max": scale.max().item()}
 

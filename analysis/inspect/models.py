@@ -1,6 +1,6 @@
-"""Models to inspect: what the user named, and the steps that a run of ours kept.
+"""Models to inspect, resolved from the command line, and the saved steps of a run.
 
-MODEL is a Hugging Face folder or hub name, or a run folder: RUN (its newest kept step), RUN@STEP, RUN@100,500, RUN@all.
+MODEL is a Hugging Face folder or hub name, or a run folder: RUN (newest saved step), RUN@STEP, RUN@100,500, RUN@all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def named(given: Sequence[str]) -> list[Subject]:
     """Return what the user named, each with a label of its own.
 
     Raises:
-        InputError: With everything that is no model, and every step that was not kept.
+        InputError: Some arguments are not models, or some steps were not saved; all are reported.
     """
     subjects: list[Subject] = []
     faults: list[str] = []
@@ -65,7 +65,7 @@ def _subject(given: str) -> Subject:
         return Subject(f"{name}@{steps[0]}" if len(steps) == 1 else str(name), path, steps)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(
-            f"{given}: has neither config.json (a Hugging Face model) nor config.yaml (a run); give a folder that has"
+            f"{given}: has neither config.json (a Hugging Face model) nor config.yaml (a run); give a folder with one"
         )
     if folder.is_file():
         raise InputError(f"{given}: is a file; give the folder of a Hugging Face model or of a run")
@@ -73,7 +73,7 @@ def _subject(given: str) -> Subject:
         if re.fullmatch(r"[\w.-]+", given):
             return Subject(given, given)  # a hub name of the old kind, like gpt2
         raise InputError(
-            f"{given}: does not exist; give a model folder, a run like runs/NAME, or a hub name OWNER/NAME"
+            f"{given}: does not exist; give a model folder, a run folder (e.g. runs/NAME), or a hub name (OWNER/NAME)"
         )
     return Subject(folder.resolve().name if folder.is_dir() else given, given)
 
@@ -102,17 +102,17 @@ def kept_steps(run: Path) -> dict[int, Path]:
 def _chosen_steps(run: Path, asked: str) -> tuple[int, ...]:
     kept = tuple(kept_steps(run))
     if not kept:
-        raise InputError(f"{run}: this run has kept no weights yet (checkpoint.every, checkpoint.weights_every)")
+        raise InputError(f"{run}: this run has saved no weights yet (see checkpoint.every, checkpoint.weights_every)")
     if asked == "all":
         return kept
     if not asked:
         return kept[-1:]
     listed = ", ".join(map(str, kept))
     if not re.fullmatch(r"\d+(,\d+)*", asked):
-        raise InputError(f"{run}@{asked}: write @STEP, @STEP,STEP or @all; this run kept steps {listed}")
+        raise InputError(f"{run}@{asked}: write @STEP, @STEP,STEP or @all; this run has saved steps {listed}")
     steps = tuple(sorted({int(step) for step in asked.split(",")}))
     if missing := [str(step) for step in steps if step not in kept]:
-        raise InputError(f"{run}@{asked}: step {', '.join(missing)} was not kept; this run kept steps {listed}")
+        raise InputError(f"{run}@{asked}: step {', '.join(missing)} was not saved; this run has saved steps {listed}")
     return steps
 
 
@@ -121,7 +121,7 @@ def folder_of(subject: Subject, step: int | None) -> Iterator[str]:
     """Give a Hugging Face folder or hub name; a checkpoint of a run is exported to a temporary one.
 
     Raises:
-        InputError: The export says that the run cannot be read.
+        InputError: The export reports that the run cannot be read.
         RuntimeError: The export failed.
     """
     if step is None:

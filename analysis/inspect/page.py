@@ -1,4 +1,4 @@
-"""The page of an inspection: what the models are, where their norms stand, and figures over depth."""
+"""Page of an inspection: models, norm placement, and plots over depth."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def sections(
     overview = Section(
         title="Models",
         prose=[
-            f"Text: {text}. Data of every figure: {', '.join(f'{folder}/' for folder in folders)} beside this page."
+            f"Text: {text}. The data behind every plot are in {', '.join(f'{folder}/' for folder in folders)} next to "
+            "this page."
         ],
         notes=notes,
         tables=[_overview(inspected), _placement_table(inspected)],
@@ -106,7 +107,7 @@ def _overview(inspected: Sequence[Inspected]) -> Table:
 
 
 def _placement_table(inspected: Sequence[Inspected]) -> Table:
-    """Say which module is which norm; neighboring layers that agree share their rows."""
+    """Return the norms of every layer by module name; adjacent layers that agree share rows."""
     rows: list[tuple[str | None, ...]] = []
     for item in inspected:
         architecture = item.last.architecture
@@ -118,7 +119,7 @@ def _placement_table(inspected: Sequence[Inspected]) -> Table:
         title="Where the norms are",
         header=("model", "layers", "placement", "sub-layer", "its norms", "residual scale"),
         rows=rows,
-        caption="Recognized from the data flow, not from names.",
+        caption="Recognized from the data flow, not from module names.",
     )
 
 
@@ -161,8 +162,8 @@ def _angular_section(inspected: Sequence[Inspected]) -> Section:
         for number, (item, snapshot) in enumerate(shown, start=1)
     ]
     caption = (
-        "Angular distance (1/pi) arccos cos(x, y) between the residual stream before the first block (0) and after "
-        "each: 0 is the same direction, 0.5 orthogonal. Mean over tokens, at most "
+        "Angular distance (1/pi) arccos cos(x, y) between the residual streams before the first block (0) and after "
+        "each block: 0 means the same direction, 0.5 orthogonal. Averaged over tokens, at most "
         f"{angular.TOKENS_PER_WINDOW} evenly spaced ones per window. All panels share one color scale."
     )
     plate = Plate(
@@ -176,7 +177,7 @@ def _angular_section(inspected: Sequence[Inspected]) -> Section:
 
 
 def _turning(label: str, measurement: Measurement) -> str:
-    """Say which block turns the stream least and most."""
+    """Return a sentence on the blocks that turn the stream least and most."""
     steps = np.diagonal(np.asarray(measurement.angles), offset=1)
     least, most = int(np.nanargmin(steps)), int(np.nanargmax(steps))
     return (
@@ -200,9 +201,9 @@ def _heat_map(name: str, label: str, measurement: Measurement, *, largest: float
 
 def _massive(inspected: Sequence[Inspected]) -> Section:
     prose = (
-        f"An activation of the residual stream is massive if its magnitude is above {massive.MAGNITUDE:g} and above "
-        f"{massive.RATIO:g} times the median magnitude at its depth in its window (Sun et al. 2024). Depth 0 "
-        "enters the first block, l + 0.5 is after the attention of layer l, l + 1 after its MLP."
+        f"An activation in the residual stream is massive if its magnitude exceeds both {massive.MAGNITUDE:g} and "
+        f"{massive.RATIO:g} times the median magnitude at its depth and in its window (Sun et al. 2024). Depth 0 is "
+        "the input of the first block, l + 0.5 is after the attention of layer l, and l + 1 after its MLP."
     )
     return Section(title="Massive activations", prose=[prose], tables=[_massive_table(item) for item in inspected])
 

@@ -1,4 +1,4 @@
-"""The residual stream at every depth: where it is, and watching it pass.
+"""Residual stream at every depth: its sites, and hooks that observe it.
 
 The stream that enters the first block has depth 0; after the attention of layer l it has depth l + 0.5, after its MLP
 l + 1.

@@ -1,7 +1,7 @@
 """Windows of text to measure on: a file, or sources of Python's standard library.
 
 A window is T tokens, cut one after the other from the start of the text. Where the tokenizer puts a token before every
-text (BOS), each window begins with it: models that were trained so misbehave without.
+text (BOS), each window starts with it: models trained with one misbehave without it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Text:
         """
         if path is not None and not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
-            raise InputError(f"--text {path}: {what}; give a file of plain text (or .gz, .xz, .bz2)")
+            raise InputError(f"--text {path}: {what}; give a plain-text file (or .gz, .xz, .bz2)")
         self.path = path
 
     @property
@@ -78,7 +78,7 @@ class Text:
             with _opened(self.path) as file:
                 return file.read(characters)
         except (UnicodeDecodeError, OSError, EOFError, lzma.LZMAError) as error:
-            raise InputError(f"--text {self.path}: cannot be read as UTF-8 text: {error}") from error
+            raise InputError(f"--text {self.path}: not readable as UTF-8 text: {error}") from error
 
 
 def _standard_library() -> str:
@@ -111,12 +111,12 @@ def cut(text: Text, tokenizer: Any, *, length: int, count: int) -> Windows:
         shorter = len(found) + (bos is not None)
         advice = f", or write --sequence-length {shorter}" if shorter > 1 else ""
         raise InputError(
-            f"--text {text.described}: has {len(found)} tokens of this tokenizer, and a window needs {taken}; "
+            f"--text {text.described}: has only {len(found)} tokens with this tokenizer, but a window needs {taken}; "
             f"give a longer text{advice}"
         )
     body = torch.tensor(found[: full * taken]).view(full, taken)
     tokens = body if bos is None else torch.cat((torch.full((full, 1), bos), body), dim=1)
-    notes = () if full == count else (f"the text is enough for {full} of {count} windows of {length} tokens.",)
+    notes = () if full == count else (f"the text fills only {full} of {count} windows of {length} tokens.",)
     num_bytes = None
     if offsets is not None:
         first = 0 if bos is not None else 1

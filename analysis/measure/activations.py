@@ -1,4 +1,4 @@
-"""Reading activations from the very forward pass that trains, at named places of any network."""
+"""Activation probes: statistics at named sites of any network, taken from the training forward pass itself."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Gather = Callable[[Tensor], Sequence[Tensor]]  # this rank's tensor -> all ranks
 
 
 class Site(NamedTuple):
-    """A place where activations are measured: what a module takes in or gives out."""
+    """A place where activations are measured: the input or output of a module."""
 
     layer: int | None  # index of the block, from 0; None outside the blocks
-    name: str  # unique within its layer
+    name: str  # unique within the layer
     module: nn.Module
     tensor: Literal["output", "input"] = "output"  # of several tensors, the first
     feature_dim: int = -1
@@ -27,9 +27,9 @@ class Site(NamedTuple):
 
 
 def sites_of_any(model: nn.Module) -> list[Site]:
-    """Return a site for what every module with parameters of its own gives out, for networks without a better list.
+    """Return a site for the output of every module with its own parameters, for networks without a better list.
 
-    Modules that hold only others are passed over: their output is some leaf's.
+    Modules that only contain others are skipped: their output is that of some leaf.
     """
     return [
         Site(layer_of(name), name, module, feature_dim=_feature_dim(module))
@@ -44,10 +44,10 @@ def _feature_dim(module: nn.Module) -> int:
 
 
 class ActivationProbe:
-    """Statistics at some sites, added up over forward passes until they are asked for.
+    """Statistics at given sites, accumulated over forward passes until they are read.
 
-    Hooks exist only inside `watching`, so a pass outside pays nothing. A pass that activation checkpointing repeats
-    during backward is not counted again.
+    Hooks exist only inside `watching`, so other passes cost nothing. Passes that activation checkpointing repeats
+    during backward are not counted again.
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
@@ -64,10 +64,10 @@ class ActivationProbe:
             yield
 
     def rows(self, gather: Gather | None = None) -> list[dict[str, Any]]:
-        """Return a row for each site that was passed, and forget.
+        """Return a row for each site that was reached, and reset.
 
         Args:
-            gather: Joins the ranks' figures; every rank must call this then. None: this process stands alone.
+            gather: Collects the statistics of all ranks, so every rank must call this. None: a single process.
         """
         mine = torch.stack([self._statistics.get(index, _nothing()).cpu() for index in range(len(self.sites))])
         joined = merge(gather(mine)) if gather is not None else mine
@@ -125,7 +125,7 @@ def first_tensor(value: Any) -> Tensor:
     """
     found = next(_tensors(value), None)
     if found is None:
-        raise TypeError(f"a measured module took or gave no tensor but {type(value).__name__}")
+        raise TypeError(f"a measured module took or returned {type(value).__name__} instead of a tensor")
     return found
 
 

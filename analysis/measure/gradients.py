@@ -1,4 +1,4 @@
-"""Names and figures of parameters: which block one belongs to, whether it scales a norm, its norm."""
+"""Helpers for parameters and gradients: layer index, norm scales, squared norms."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Exact statistics of tensors in parts that can be merged, over micro-batches, ranks and windows of text.
+"""Exact, mergeable statistics of tensors over micro-batches, ranks and windows of text.
 
-A row of statistics is a tensor of `len(Moments._fields)` fp64 numbers, several are a matrix; `merge` joins them, and
-what comes out does not depend on how the elements were cut into parts (beyond rounding): no average of averages.
+A row of statistics is a tensor of `len(Moments._fields)` fp64 numbers; several rows form a matrix. `merge` combines
+them, and the result does not depend on how the elements were partitioned (beyond rounding): no average of averages.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Moments(NamedTuple):
     top1_over_median: float  # of a token's magnitudes, the largest over tokens
 
     def described(self) -> dict[str, float]:
-        """Return the figures that are logged.
+        """Return the metrics to log.
 
         `variance` is over all elements of all tokens, not the mean of the tokens' variances. `top1_over_median` is
         infinite where half of a token's features are zero.
@@ -97,7 +97,7 @@ def _merge_two(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _measure_chunk(tokens: Tensor) -> Tensor:
-    """Measure (N, D) in fp32, or in the fp64 that they have; the sums go on in fp64."""
+    """Measure (N, D) in fp32, or in the fp64 that they have; the sums are in fp64."""
     tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
     numel, rough_mean = tokens.numel(), tokens.mean()
     centered = tokens - rough_mean
@@ -122,9 +122,10 @@ def _measure_chunk(tokens: Tensor) -> Tensor:
 def _largest_top1_over_median(magnitudes: Tensor, tops: Tensor, sums: Tensor) -> Tensor:
     """Return the largest ratio of a token's largest magnitude to its (lower) median.
 
-    Sorting every token costs ten times all the other figures. The few tokens whose largest stands out most give a
-    ratio R; another token can only beat it if at least half of its magnitudes lie below its largest / R, and that is
-    a comparison. Only tokens that pass it are sorted: the result is that of sorting all.
+    Sorting every token costs ten times as much as all other statistics. The few tokens whose largest element stands
+    out most give a ratio R; another token can only beat it if at least half of its magnitudes lie below its
+    largest / R, which is a cheap comparison. Only tokens that pass it are sorted; the result is the same as sorting
+    all of them.
 
     Args:
         magnitudes: (N, D), not negative.

@@ -1,6 +1,6 @@
-"""The factor with which a norm really scales each feature, whatever its stored weight means.
+"""Effective scale of a norm per feature, whatever its stored weight means.
 
-Gemma stores w and multiplies by 1 + w; so the module is asked, not its weight.
+Gemma stores w and multiplies by 1 + w, so the scale is measured on the module rather than read from its weight.
 """
 
 from __future__ import annotations

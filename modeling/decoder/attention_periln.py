@@ -19,7 +19,7 @@ from .residual_periln import ResidualProjection
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotary position tables, with the scaling types of transformers (its name and buffers are transformers' too)."""
+    """Rotary position tables with the scaling types of transformers, which also dictates the name and the buffers."""
 
     inv_freq: Tensor
     original_inv_freq: Tensor
@@ -70,7 +70,7 @@ def eager_attention(
     """Attend with plain operations: softmax(Q K^T / sqrt(K) + mask) V.
 
     Returns:
-        The output (B, T, H, K) and the weights (B, H, T, S), as transformers' attention interface wants.
+        The output (B, T, H, K) and the weights (B, H, T, S), as transformers' attention interface requires.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # (B, H, S, K)
@@ -82,7 +82,7 @@ def eager_attention(
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention with grouped queries, rotary positions and, if asked for, normalized queries and keys."""
+    """Causal self-attention with grouped queries, rotary positions and optional norms on queries and keys."""
 
     is_causal = True  # read by transformers' attention interface
 

@@ -18,33 +18,33 @@ _CHOICES = {each.name: get_args(each.type) for each in fields(DecoderShape) if g
 
 
 class PeriLNConfig(PreTrainedConfig):
-    """Shape and normalization of a decoder whose norms stand where `norm_placement` says.
+    """Shape and normalization of a decoder with a configurable norm placement.
 
-    With a sub-layer f (attention or MLP) and its input x, a placement means (Peri-LN, arXiv 2502.02732, eq. 1-3):
+    For a sub-layer f (attention or MLP) with input x, the placements are (Peri-LN, arXiv 2502.02732, eq. 1-3):
     `pre` x + f(norm(x)); `post` norm(x + f(x)); `peri` x + norm(f(norm(x))); `output` x + norm(f(x)) (OLMo 2).
 
     Args:
         vocab_size: Tokens that the model can read and write: the columns of its logits.
-        vocab_size_multiple: The rows of embedding and head are rounded up to it, for speed; the extra rows take no
-            part in the loss and cannot be generated.
+        vocab_size_multiple: The rows of embedding and head are rounded up to a multiple of it, for speed; the extra
+            rows do not enter the loss and cannot be generated.
         hidden_size: Width of the residual stream.
         intermediate_size: Width inside the gated MLP.
         num_hidden_layers: Blocks of attention and MLP.
         num_attention_heads: Query heads.
-        num_key_value_heads: Key and value heads; fewer than query heads is grouped-query attention.
+        num_key_value_heads: Key and value heads; fewer than query heads means grouped-query attention.
         head_dim: Width of a head, even. None: hidden_size / num_attention_heads.
         hidden_act: Activation of the MLP's gate: one of ACTIVATIONS (facts_periln.py).
-        max_position_embeddings: Longest sequence that the positions are meant for.
+        max_position_embeddings: Longest sequence that the positions are designed for.
         norm_placement: One name for all layers, or a sequence with one name per layer (Mix-LN and the like).
         norm_kind: `rmsnorm`, or `layernorm` without bias; both with statistics in fp32.
         norm_eps: Added to the mean square or variance.
-        frozen_norm_scales: Whose scales stay at one: of no norm, of the norms on sub-layer outputs, or of all. They
-            are buffers then: the state dict keeps its keys, and no optimizer sees them.
-        embedding_norm: A norm after the embedding.
-        final_norm: A norm before the head.
-        qk_norm: A norm on queries and keys, over each head (Qwen 3) or over the whole projection (OLMo 2).
-        rope_parameters: As in transformers: rope_type (default, linear, dynamic, llama3, yarn), rope_theta, and what
-            that type needs.
+        frozen_norm_scales: Norms whose scales stay at one: `none`, those on sub-layer `output`s, or `all`. Frozen
+            scales are buffers: they keep their keys in the state dict, but no optimizer sees them.
+        embedding_norm: Whether there is a norm after the embedding.
+        final_norm: Whether there is a norm before the head.
+        qk_norm: Norm on queries and keys: over each head (Qwen 3) or over the whole projection (OLMo 2).
+        rope_parameters: As in transformers: rope_type (default, linear, dynamic, llama3, yarn), rope_theta, and the
+            parameters of that type.
         tie_word_embeddings: Embedding and head share one matrix.
         initializer_range: Standard deviation of every matrix and embedding.
         initializer_scheme: `normal`, or `depth_scaled`: the matrices that write to the residual stream are divided
@@ -52,7 +52,7 @@ class PeriLNConfig(PreTrainedConfig):
         z_loss_coefficient: Weight of logsumexp(logits)^2 in the loss (PaLM, section 5).
 
     Raises:
-        ValueError: Fields that do not go together; all faults in one message, one per line.
+        ValueError: Fields are invalid or conflict; one message lists all faults, one per line.
     """
 
     model_type = "periln"
@@ -84,8 +84,8 @@ class PeriLNConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.norm_placement, str):
-            self.norm_placement = tuple(self.norm_placement)  # JSON has lists only
-        self.rope_parameters = dict(self.rope_parameters)  # transformers fills defaults in: not into the caller's
+            self.norm_placement = tuple(self.norm_placement)  # JSON only has lists
+        self.rope_parameters = dict(self.rope_parameters)  # a copy: transformers fills in defaults
         if faults := self._faults():
             raise ValueError("\n".join(f"{key}: {message}" for key, message in faults))
         self.head_dim = self.shape.head_width
@@ -93,7 +93,7 @@ class PeriLNConfig(PreTrainedConfig):
 
     @property
     def shape(self) -> DecoderShape:
-        """The fields of this family, without those that every configuration of transformers has."""
+        """The fields of this model family, without those common to all transformers configurations."""
         return DecoderShape.of(self)
 
     @property
@@ -107,7 +107,7 @@ class PeriLNConfig(PreTrainedConfig):
         return self.shape.padded_vocab_size
 
     def _faults(self) -> list[Fault]:
-        """Return all faults in the order of the fields: of each value by itself, then of values together."""
+        """Return all faults, of single values and of combinations, in the order of the fields."""
         faults = [*self._size_faults(), *self._coefficient_faults(), *self._choice_faults()]
         valid = {name: getattr(self, name) for name in _FIELDS}
         for fault in faults:
@@ -124,7 +124,7 @@ class PeriLNConfig(PreTrainedConfig):
     def _coefficient_faults(self) -> Iterator[Fault]:
         for name in _COEFFICIENTS:
             if not (value := getattr(self, name)) >= 0:
-                yield Fault(name, f"{value!r} is negative or no number; write 0 or more")
+                yield Fault(name, f"{value!r} is negative or not a number; write 0 or more")
 
     def _choice_faults(self) -> Iterator[Fault]:
         for name, allowed in _CHOICES.items():

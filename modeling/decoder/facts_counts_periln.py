@@ -1,6 +1,6 @@
-"""Counts of a decoder in closed form from its shape: parameters by part, operations per token.
+"""Closed-form parameter counts and operations per token of a decoder.
 
-Standard library only; nothing is built.
+Standard library only; no model is built.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from .facts_periln import PLACEMENTS, DecoderShape
 
 
 class ParameterCounts(NamedTuple):
-    """Numbers of learnable parameters by part; a tied head has none, frozen scales are none."""
+    """Learnable parameters by part; a tied head has none, and frozen scales do not count."""
 
     embedding: int
     head: int
@@ -62,8 +62,8 @@ def count_frozen_scales(shape: DecoderShape) -> int:
 def flops_per_token(shape: DecoderShape, sequence_length: int) -> float:
     """Count the operations of a training step per token: 6 N + 6 L H K T.
 
-    N are the parameters in matrix products: the head's rows without padding count, the embedding look-up does not.
-    Causal attention is counted once, by the width H K of the queries, whatever the key and value heads.
+    N is the number of parameters in matrix products: the head counts without padding, the embedding look-up does not.
+    Causal attention is counted once, by the width H K of the queries, whatever the number of key and value heads.
     """
     in_blocks = shape.num_hidden_layers * (_in_attention(shape) + _in_mlp(shape))
     in_head = shape.vocab_size * shape.hidden_size

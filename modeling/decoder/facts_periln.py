@@ -1,7 +1,7 @@
-"""Facts of the PeriLN decoder: norm placements, shape and defaults.
+"""Facts about the PeriLN decoder: norm placements, shape and defaults.
 
-Standard library only: the configuration of runs, the launcher and the analysis read these facts without torch, and an
-exported folder takes them along. facts_rules_periln.py has the rules of a shape, facts_counts_periln.py its counts.
+Standard library only: run configuration, launcher and analysis read these facts without importing torch, and exported
+folders include them. facts_rules_periln.py holds the rules for a shape, facts_counts_periln.py its counts.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ NormPlacement = Literal["pre", "post", "peri", "output"]  # the keys of PLACEMEN
 class Placement:
     """Norms of one sub-layer f (attention or MLP) on the residual stream x.
 
-    Every placement is a case of x' = n_stream(x + n_output(f(n_input(x)))), where norms that it lacks are left out.
+    Every placement is a special case of x' = n_stream(x + n_output(f(n_input(x)))) that omits some of the norms.
 
     Attributes:
         name: Value of `norm_placement`.
-        title: Name in print.
-        equation: The new stream, with the norm called `norm` wherever it stands.
+        title: Display name.
+        equation: The new stream, with every norm written as `norm`.
         source: Paper and equation.
         input_norm: Whether the sub-layer reads a normalized stream.
         output_norm: Whether the sub-layer's output is normalized before it is added.
@@ -111,7 +111,7 @@ ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
-# transformers knows more (ACT2FN); these are differentiable elementwise functions without parameters that make a gate.
+# A subset of transformers' ACT2FN: differentiable elementwise functions without parameters, suitable as gates.
 ACTIVATIONS: tuple[str, ...] = (
     "gelu",
     "gelu_fast",
@@ -129,12 +129,12 @@ ACTIVATIONS: tuple[str, ...] = (
 )
 
 # Elements of [tokens, V] that exist at a time. CPU: 16 MiB in fp32 stay near the cache (V 8192: 162 ms against 193 for
-# 64 MiB). CUDA: 1 GiB, because each chunk reads and writes the whole gradient of the weight (reckoned, not measured).
+# 64 MiB). CUDA: 1 GiB, because each chunk reads and writes the whole gradient of the weight (estimated, not measured).
 LOSS_CHUNK_ELEMENTS: dict[str, int] = {"cpu": 2**22, "cuda": 2**28}
 
 
 def loss_chunk_tokens(vocab_size: int, device_type: str) -> int:
-    """Return the tokens of one chunk of the loss: the power of two whose logits keep to LOSS_CHUNK_ELEMENTS.
+    """Return the tokens per chunk of the loss: the power of two whose logits stay within LOSS_CHUNK_ELEMENTS.
 
     Args:
         vocab_size: Columns of the logits, without padding.
@@ -154,7 +154,7 @@ def default_rope_parameters() -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderShape:
-    """Shape and normalization of a decoder, with its defaults; PeriLNConfig says what each field means."""
+    """Shape and normalization of a decoder, with defaults; PeriLNConfig documents the fields."""
 
     vocab_size: int = 32_000
     vocab_size_multiple: int = 64
@@ -181,7 +181,7 @@ class DecoderShape:
 
     @classmethod
     def of(cls, config: object) -> Self:
-        """Return the shape that a PeriLNConfig, or a run's settings of its decoder, describes."""
+        """Return the shape described by a PeriLNConfig or by a run's decoder settings."""
         return cls(**{each.name: getattr(config, each.name) for each in fields(cls)})
 
     @property

@@ -1,4 +1,4 @@
-"""Rules of a decoder's shape: values that do not go together, or have no effect. Standard library only."""
+"""Cross-field checks for a decoder's shape: conflicting values, and values without effect. Standard library only."""
 
 import difflib
 import inspect
@@ -11,18 +11,18 @@ _NOT_NUMBERS = ("rope_type", "truncate")
 
 
 class Fault(NamedTuple):
-    """What is wrong with a shape: the key to change, below `rope_parameters` with a dot, and the message."""
+    """One fault of a shape: the key to change (dotted below `rope_parameters`), and the message."""
 
     key: str
     message: str
 
 
 def shape_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield the faults of values that do not go together, or have no effect.
+    """Yield the faults of values that conflict or have no effect.
 
     Args:
-        values: Fields of DecoderShape, each valid by itself. A rule of which a value is absent is skipped, so leave
-            those out that are invalid.
+        values: Fields of DecoderShape, each valid by itself. A rule is skipped if a value it reads is absent, so leave
+            out invalid values.
     """
     for rule in SHAPE_RULES:
         names = inspect.signature(rule).parameters
@@ -78,7 +78,7 @@ def _frozen_norms_exist(frozen_norm_scales: str, norm_placement: str | Sequence[
 
 
 def _rope_is_complete(rope_parameters: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield keys that are missing, useless or no positive number: transformers would only log it."""
+    """Yield missing, unused or non-positive keys, for which transformers would only log a warning."""
     kind = rope_parameters.get("rope_type", "default")
     if kind not in ROPE_KEYS:
         yield Fault("rope_parameters.rope_type", f"{kind!r} is none of {', '.join(ROPE_KEYS)}")

@@ -1,4 +1,4 @@
-"""Language-model head: logits, or the loss in chunks of tokens without the logits ever existing as a whole.
+"""Language-model head: logits, or the loss in chunks of tokens, without ever materializing all logits.
 
 Shapes: B batch, T tokens, D model, V vocabulary, N = B * T, n tokens of a chunk.
 """
@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from .configuration_periln import PeriLNConfig
 from .facts_periln import loss_chunk_tokens
 
-IGNORE_INDEX = -100  # a label that takes no part in the loss
+IGNORE_INDEX = -100  # label of tokens that the loss ignores
 
 
 class ChunkLoss(NamedTuple):
-    """The loss of some tokens, summed, and its derivative by their logits where it was asked for."""
+    """The summed loss of some tokens and, if requested, its derivative with respect to their logits."""
 
     nll_sum: Tensor
     z_loss_sum: Tensor
@@ -29,13 +29,13 @@ class ChunkLoss(NamedTuple):
 def chunk_loss(logits: Tensor, labels: Tensor, z_loss_coefficient: float, needs_grad: bool) -> ChunkLoss:
     """Sum -log softmax(logits)[label] + z_loss_coefficient * logsumexp(logits)^2 over valid tokens, in fp32.
 
-    Elementwise work and reductions only, so that torch.compile makes few passes of it.
+    Uses only elementwise operations and reductions, so that torch.compile fuses them into a few passes.
 
     Args:
         logits: (n, V) in the compute dtype; overwritten.
-        labels: (n,); IGNORE_INDEX marks a token that takes no part.
+        labels: (n,); tokens with IGNORE_INDEX are ignored.
         z_loss_coefficient: Weight of the z-loss (PaLM, arXiv 2204.02311, section 5).
-        needs_grad: Also give the derivative by the logits, in their dtype.
+        needs_grad: Whether to return the derivative with respect to the logits too, in their dtype.
     """
     scores = logits.float()
     valid = (labels != IGNORE_INDEX).unsqueeze(1)  # (n, 1)
@@ -45,7 +45,7 @@ def chunk_loss(logits: Tensor, labels: Tensor, z_loss_coefficient: float, needs_
     z_loss = (z_loss_coefficient * log_normalizer.square()).masked_fill(~valid, 0.0)
     if not needs_grad:
         return ChunkLoss(nll.sum(), z_loss.sum(), None)
-    grad = scores.sub_(log_normalizer).exp_()  # in place: fresh memory is what costs most here
+    grad = scores.sub_(log_normalizer).exp_()  # in place: allocating memory is the main cost here
     if z_loss_coefficient:
         grad.mul_(1 + 2 * z_loss_coefficient * log_normalizer)
     grad.scatter_add_(1, target, torch.full_like(nll, -1.0)).masked_fill_(~valid, 0.0)
@@ -53,10 +53,10 @@ def chunk_loss(logits: Tensor, labels: Tensor, z_loss_coefficient: float, needs_
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Loss and gradients of the head in one pass over chunks of tokens, as Liger Kernel's fused linear loss.
+    """Loss and gradients of the head in one pass over chunks of tokens, like Liger Kernel's fused linear loss.
 
-    The [tokens, V] logits exist one chunk at a time; the gradients are computed beside the loss, when each chunk is
-    at hand, and backward only scales them.
+    The [tokens, V] logits exist one chunk at a time; each chunk's gradients are computed together with its loss, and
+    backward only scales them.
     """
 
     @staticmethod
@@ -68,7 +68,7 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         nll_sum = hidden_states.new_zeros((), dtype=torch.float32)
         z_loss_sum = nll_sum.clone()
-        rows = weight[:vocab_size]  # the padding of the vocabulary takes no part
+        rows = weight[:vocab_size]  # without the padding of the vocabulary
         for chunk in _chunks(labels, vocab_size):
             hidden = hidden_states[chunk]
             part = loss_of(hidden @ rows.T, labels[chunk], z, needs_hidden or needs_weight)
@@ -84,13 +84,13 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        scale = grad_output.view(1)  # not a scalar, which would be rounded to bf16 first: 0.2 % off, all the same way
+        scale = grad_output.view(1)  # a scalar would be rounded to bf16 first: a bias of up to 0.2 %
         grads = (None if grad is None else (grad * scale).to(grad.dtype) for grad in ctx.saved_tensors)
         return (*grads, None, None, None, None)
 
 
 def _chunks(labels: Tensor, vocab_size: int) -> list[slice]:
-    """Cut the tokens into chunks of a power of two, whose logits keep to LOSS_CHUNK_ELEMENTS."""
+    """Split the tokens into chunks of a power of two whose logits stay within LOSS_CHUNK_ELEMENTS."""
     size = loss_chunk_tokens(vocab_size, labels.device.type)
     return [slice(start, start + size) for start in range(0, len(labels), size)]
 
@@ -104,7 +104,7 @@ def _accumulate(grad_weight: Tensor, grad_logits: Tensor, hidden: Tensor) -> Non
 
 
 class HeadLoss(NamedTuple):
-    """The objective, summed over tokens in fp32 with its z-loss, and the z-loss's share."""
+    """The objective in fp32, summed over tokens and including the z-loss, and the z-loss alone."""
 
     loss_sum: Tensor
     z_loss_sum: Tensor
@@ -120,7 +120,7 @@ class LanguageModelHead(nn.Linear):
         super().__init__(config.hidden_size, config.padded_vocab_size, bias=False)
         self.vocab_size = config.vocab_size
         self.z_loss_coefficient = config.z_loss_coefficient
-        self.chunk_loss = chunk_loss  # compile_blocks puts a compiled one here
+        self.chunk_loss = chunk_loss  # compile_blocks replaces it with a compiled one
 
     def forward(self, hidden_states: Tensor, labels: Tensor | None = None) -> Tensor | HeadLoss:  # type: ignore[override]
         """Return the logits (B, T, V) of (B, T, D); or, given the label (B, T) of each token, the summed loss."""
@@ -128,7 +128,7 @@ class LanguageModelHead(nn.Linear):
             return F.linear(hidden_states, self.weight[: self.vocab_size])
         hidden_states, labels = hidden_states.flatten(0, -2), labels.flatten()  # (N, D), (N,)
         weight = self.weight
-        if not torch.is_grad_enabled():  # an autograd.Function cannot see it: spare the gradients
+        if not torch.is_grad_enabled():  # invisible to an autograd.Function: detach to skip the gradients
             hidden_states, weight = hidden_states.detach(), weight.detach()
         sums = _ChunkedLoss.apply(
             hidden_states, weight, labels, self.vocab_size, self.z_loss_coefficient, self.chunk_loss

@@ -1,4 +1,4 @@
-"""A decoder-only transformer whose norms stand before, after or around its sub-layers, or on their outputs.
+"""Decoder-only transformer with norms before, after or around its sub-layers, or on their outputs.
 
 Shapes: B batch, T tokens, S tokens with those of the cache, D model, H query heads, K head dim, V vocabulary.
 """
@@ -46,7 +46,7 @@ class DecoderLayer(GradientCheckpointingLayer):
 
 
 class PeriLNPreTrainedModel(PreTrainedModel):
-    """What transformers wants to know of this family."""
+    """Declarations that transformers needs for this model family."""
 
     config: PeriLNConfig
     config_class = PeriLNConfig
@@ -104,18 +104,18 @@ class PeriLNModel(PeriLNPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Read tokens; arguments as in every decoder of transformers, but `use_cache` is off unless asked for.
+        """Compute the stream; arguments as in any transformers decoder, except that `use_cache` is off by default.
 
-        Without mask and cache, `position_ids` that start anew mark packed documents, which do not see each other.
+        Without mask and cache, `position_ids` that restart mark packed documents, which do not attend to each other.
 
         Returns:
-            The stream after the final norm (B, T, D), the cache if used, hidden states and attentions if asked for.
+            The stream after the final norm (B, T, D), the cache if used, and hidden states and attentions if requested.
 
         Raises:
             ValueError: Both or neither of `input_ids` (B, T) and `inputs_embeds` (B, T, D) are given.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("input_ids, inputs_embeds: give one of them")
+            raise ValueError("input_ids, inputs_embeds: give exactly one of them")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -143,11 +143,11 @@ class PeriLNModel(PeriLNPreTrainedModel):
 
 @dataclass
 class PeriLNOutput(ModelOutput):
-    """What a forward pass of PeriLNForCausalLM gives."""
+    """Output of a forward pass of PeriLNForCausalLM."""
 
     loss: Tensor | None = None  # the objective, z-loss included; fp32 scalar
-    z_loss: Tensor | None = None  # its share of z-loss, detached
-    logits: Tensor | None = None  # (B, T, V); None when a loss was asked for
+    z_loss: Tensor | None = None  # the z-loss part of it, detached
+    logits: Tensor | None = None  # (B, T, V); None if there were labels
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None  # the stream before each layer, then the final (B, T, D)
     attentions: tuple[Tensor, ...] | None = None  # (B, H, T, S) per layer, with eager attention
@@ -180,10 +180,10 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
         num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
     ) -> PeriLNOutput:
-        """Give the logits, or, when there are labels, the loss instead of them.
+        """Return the logits or, if there are labels, the loss instead.
 
-        The loss is computed without the logits ever existing as a whole, so a call with labels returns none, in
-        training and in evaluation. Who wants both calls twice.
+        The loss is computed without ever materializing all logits, so a call with labels returns none, neither in
+        training nor in evaluation. To get both, call it twice.
 
         Args:
             input_ids: (B, T).
@@ -191,12 +191,12 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
             position_ids: (B, T).
             past_key_values: Keys and values of the tokens before.
             inputs_embeds: (B, T, D), instead of `input_ids`.
-            labels: (B, T), the tokens themselves, shifted here by one; -100 takes no part.
+            labels: (B, T), the tokens themselves, shifted by one in here; -100 is ignored.
             use_cache: Return a cache.
-            logits_to_keep: The last so many positions, or these; 0: all.
-            shift_labels: (B, T), the label of each position, not to be shifted.
-            num_items_in_batch: The loss is its sum over tokens divided by this; None: the mean over valid tokens.
-            kwargs: `output_hidden_states`, `output_attentions`, and what the attention implementation takes.
+            logits_to_keep: Number of final positions, or indices of the positions, to return logits for; 0: all.
+            shift_labels: (B, T), the label of each position, already shifted.
+            num_items_in_batch: Divisor of the summed loss; None: the number of valid tokens.
+            kwargs: `output_hidden_states`, `output_attentions`, and arguments of the attention implementation.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -234,13 +234,13 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
         return loss_sum / num_items, z_loss_sum / num_items if self.config.z_loss_coefficient else None
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Count parameters; without embeddings means without the head too, as the sizes of papers are stated."""
+        """Count parameters; `exclude_embeddings` excludes the head too, as in the sizes stated in papers."""
         vocabulary = {self.model.embed_tokens.weight, self.lm_head.weight}
         counted = set(self.parameters()) - (vocabulary if exclude_embeddings else set())
         return sum(parameter.numel() for parameter in counted if parameter.requires_grad or not only_trainable)
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
-        """Name what each parameter is, for weight decay; a head tied to the embedding is the embedding."""
+        """Return the role of each parameter, for weight decay; a head tied to the embedding counts as the embedding."""
         return {name: parameter_role(name) for name, _ in self.named_parameters()}
 
     def flops_per_token(self, sequence_length: int) -> float:
@@ -248,14 +248,14 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
         return flops_per_token(self.config.shape, sequence_length)
 
     def compile_blocks(self) -> None:
-        """Compile each layer and the loss's elementwise part in place, for fixed shapes; names stay as they are."""
+        """Compile each layer and the elementwise part of the loss in place, for fixed shapes; names do not change."""
         for layer in self.model.layers:
             layer.compile(dynamic=False)
         self.lm_head.chunk_loss = torch.compile(chunk_loss, dynamic=False)
 
 
 def parameter_role(name: str) -> ParameterRole:
-    """Tell from its name what a parameter of PeriLNForCausalLM is; an untied head is a matrix."""
+    """Return the role of a parameter of PeriLNForCausalLM by its name; an untied head is a matrix."""
     module, _, kind = name.rpartition(".")
     if module.endswith("output_norm"):
         return "output_norm"

@@ -1,7 +1,7 @@
-"""Sub-layers on the residual stream: the equation of each norm placement.
+"""Sub-layers on the residual stream, with the equation of each norm placement.
 
-Every placement is a case of x' = n_stream(x + n_output(f(n_input(x)))), where norms that it lacks are left out.
-facts_periln.py says which norms each has.
+Every placement is a special case of x' = n_stream(x + n_output(f(n_input(x)))) that omits some of the norms;
+facts_periln.py lists the norms of each.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from .norms_periln import ScaleNorm
 
 
 class Residual(nn.Module):
-    """One sub-layer on the residual stream, with its norms where the placement says.
+    """One sub-layer on the residual stream, with the norms of its placement.
 
-    Equations 1-3 of Peri-LN (arXiv 2502.02732), and OLMo 2's output-only placement (arXiv 2501.00656). Norms that a
-    placement lacks do not exist.
+    Implements equations 1-3 of Peri-LN (arXiv 2502.02732), and OLMo 2's output-only placement (arXiv 2501.00656).
+    Only the norms of the placement are created.
     """
 
     def __init__(self, config: PeriLNConfig, placement: NormPlacement, branch: nn.Module) -> None:

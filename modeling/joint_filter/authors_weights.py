@@ -1,4 +1,4 @@
-"""Reading the weights that the authors of DKN published into a model of ours."""
+"""Loader for the weights published by the authors of DKN."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def load_authors_weights(model: DKNModel, state_dict: Mapping[str, Tensor]) -> N
     """
     if model.config.sampling != "compat":
         raise ValueError(
-            f"sampling: these weights have learned the authors' sampling, the model's is {model.config.sampling!r}; "
-            f"make it with DKNConfig(sampling='compat')"
+            f"sampling: these weights were trained with the authors' sampling, but the model's is "
+            f"{model.config.sampling!r}; create it with DKNConfig(sampling='compat')"
         )
     theirs = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     own = model.state_dict()
     wanted = {authors_name(name): name for name in own}
     if faults := _faults(theirs, {name: own[ours] for name, ours in wanted.items()}):
-        raise ValueError(f"no state dict of this {model.config.architecture}:\n" + "\n".join(faults))
+        raise ValueError(f"the state dict does not fit this {model.config.architecture}:\n" + "\n".join(faults))
     loaded = {wanted[name]: tensor for name, tensor in theirs.items()}
     if model.config.architecture == "dkn" and model.config.guidance:
         first = "kernels.guidance_branch.stages.0.conv.weight"
@@ -55,7 +55,7 @@ def authors_name(name: str) -> str:
 
 
 def _faults(theirs: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Say which tensors are missing, too many, or of the wrong shape."""
+    """Return the tensors that are missing, unexpected, or of the wrong shape."""
     missing = [name for name in wanted if name not in theirs and not name.endswith(_COUNTER)]
     surplus = [name for name in theirs if name not in wanted]
     faults = [f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("too many", surplus)) if names]

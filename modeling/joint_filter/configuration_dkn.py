@@ -35,7 +35,7 @@ class DKNConfig(PreTrainedConfig):
         target_channels: Of the target; all are filtered with the same kernels.
 
     Raises:
-        ValueError: Fields that do not go together; all faults in one message, one per line.
+        ValueError: Fields are invalid or conflict; one message lists all faults, one per line.
     """
 
     model_type = "dkn"
@@ -56,7 +56,7 @@ class DKNConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _faults(self) -> list[Fault]:
-        """Return all faults in the order of the fields: of each value by itself, then of values together."""
+        """Return all faults, of single values and of combinations, in the order of the fields."""
         faults = [*self._choice_faults(), *self._count_faults()]
         valid = {name: getattr(self, name) for name in _FIELDS}
         for fault in faults:

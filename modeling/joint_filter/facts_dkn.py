@@ -1,7 +1,7 @@
-"""Facts of the joint image filters: shape and defaults, and the rules of a shape.
+"""Facts about the joint image filters: shape, defaults, and cross-field checks.
 
-Standard library only: the configuration of runs reads these facts without torch, and an exported folder takes this file
-along.
+Standard library only: run configuration reads these facts without importing torch, and exported folders include this
+file.
 """
 
 import inspect
@@ -25,18 +25,18 @@ class FilterShape:
 
 
 class Fault(NamedTuple):
-    """What is wrong with a shape: the key to change, and the message."""
+    """One fault of a shape: the key to change, and the message."""
 
     key: str
     message: str
 
 
 def shape_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield the faults of values that do not go together, or of which no filter can be made.
+    """Yield the faults of values that conflict or describe no possible filter.
 
     Args:
-        values: Fields of FilterShape, each valid by itself. A rule of which a value is absent is skipped, so leave
-            those out that are invalid.
+        values: Fields of FilterShape, each valid by itself. A rule is skipped if a value it reads is absent, so leave
+            out invalid values.
     """
     for rule in SHAPE_RULES:
         names = inspect.signature(rule).parameters

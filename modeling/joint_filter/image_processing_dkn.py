@@ -1,4 +1,4 @@
-"""Images of any type to the tensors that DKN filters, and back.
+"""Image processor of DKN: converts images of any type to tensors, and back.
 
 Shapes: C channels, H height and W width of the guidance, h and w of the target as it is given.
 """
@@ -119,7 +119,9 @@ class DKNImageProcessor(BaseImageProcessor):
     def _scaling(self, pixels: Tensor) -> _Scaling:
         valid = pixels[:, self._valid(pixels)]
         if not valid.numel() and self.invalid == "zero" and (pixels.isfinite() & (pixels < 0)).any():
-            raise ValueError("target: no value is positive; where others are values, make the processor's invalid none")
+            raise ValueError(
+                "target: no value is positive; if other values are valid, use a processor with invalid none"
+            )
         if not valid.numel():
             return _Scaling(0.0, 1.0)
         least, greatest = valid.aminmax()

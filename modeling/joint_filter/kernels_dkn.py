@@ -1,4 +1,4 @@
-"""The networks that predict a kernel for each pixel: a branch for the guidance, one for the target, then products.
+"""Networks that predict a kernel for each pixel, as products of a guidance branch and a target branch.
 
 Shapes: B batch, C channels, H height, W width, K kernel size, N = B times phases, h and w of one phase.
 """
@@ -79,7 +79,7 @@ class ConvHead(nn.Conv2d):
 
 
 class Branch(nn.Module):
-    """What one image says of the kernels: logits of the weights, and factors of the offsets."""
+    """One image's contribution to the kernels: logits of the weights, and factors of the offsets."""
 
     def __init__(self, config: DKNConfig, channels: int) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class KernelNetwork(nn.Module):
         """DKN: each pixel as if its 51 x 51 patch, zeros beyond the image, went through the network alone.
 
         The paper shifts the image 16 times, once for each phase of the total stride, and stitches the results. Here a
-        layer runs once: where it strides, its phases go on as batch entries, so nothing is computed twice. In training
+        layer runs once: where it strides, its phases become batch entries, so nothing is computed twice. In training
         BatchNorm thus sees all phases at once and moves its running statistics once per step (the authors' makes 16
         passes and as many updates). Where no gradient is asked for and BatchNorm is fixed, tiles bound the memory.
         """

@@ -1,4 +1,4 @@
-"""Joint image filters with a kernel of its own for each pixel: DKN and FDKN.
+"""Joint image filters with a separate kernel for each pixel: DKN and FDKN.
 
 Shapes: B batch, C channels, H height, W width, K kernel size.
 """
@@ -25,7 +25,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class DKNOutput(ModelOutput):
-    """What a forward pass gives."""
+    """Output of a forward pass."""
 
     output: Tensor | None = None  # (B, C, H, W), the filtered target
     weights: Tensor | None = None  # (B, K * K, H, W), sum 0 (residual) or 1; tap (i, j) is channel K i + j, i along x
@@ -33,7 +33,7 @@ class DKNOutput(ModelOutput):
 
 
 class DKNModel(PreTrainedModel):
-    """A weighted average of a few samples around each pixel, whose weights and places both images decide.
+    """Weighted average of a few samples around each pixel, with weights and positions predicted from both images.
 
     Kim, Ponce and Ham, Deformable kernel networks for joint image filtering, IJCV 2021.
     """
@@ -171,5 +171,5 @@ def _processor_of(home: str) -> DKNImageProcessor:
     except OSError as error:
         if os.path.isdir(home):
             raise  # it is there, and damaged
-        logger.warning("%s: its %s is not to be had, the default serves (%s)", home, IMAGE_PROCESSOR_NAME, error)
+        logger.warning("%s: cannot get %s, using the default image processor (%s)", home, IMAGE_PROCESSOR_NAME, error)
         return DKNImageProcessor()

@@ -1,11 +1,11 @@
-"""The filter itself: a weighted sum of samples that each pixel reads where its offsets point.
+"""The filter itself: for each pixel, a weighted sum of samples at learned offsets.
 
 Shapes: B batch, C channels, H height, W width, K kernel size, S window size, R = S // 2 how far a kernel reaches,
 T taps that are computed at a time.
 
-A sample between pixels is interpolated from four; pixels outside the window or the image are zeros. The image is padded
-by the reach for the one; for the other, a coordinate beyond the window is moved back to its edge and the sample fades
-with the distance, to nothing at one pixel: what interpolating towards zeros comes to, without a mask for each corner.
+A sample between pixels is interpolated from four; pixels outside the window or the image are zeros. The image is
+padded by the reach. A coordinate beyond the window is moved back to its edge and the sample fades linearly,
+reaching zero at a distance of one pixel. This equals interpolation towards zeros, without a mask for each corner.
 """
 
 from __future__ import annotations

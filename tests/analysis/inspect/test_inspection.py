@@ -350,12 +350,12 @@ def test_missing_paths_and_files_are_named(folder: Path, tmp_path: Path, capsys:
     assert "does not exist" in refused(capsys, tmp_path / "none", "--out", out)
     (tmp_path / "empty").mkdir()
     assert "neither config.json" in refused(capsys, tmp_path / "empty", "--out", out)
-    assert "give a file of plain text" in refused(capsys, folder, "--text", tmp_path / "none.txt", "--out", out)
+    assert "give a plain-text file" in refused(capsys, folder, "--text", tmp_path / "none.txt", "--out", out)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00" * 400)
     assert "UTF-8" in refused(capsys, folder, "--text", tmp_path / "bytes", "--out", out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    assert "--tokenizer PATH" in refused(capsys, folder, "--out", out)
+    assert "has no loadable tokenizer" in refused(capsys, folder, "--out", out)
 
 
 def test_text_and_windows_that_do_not_fit_are_refused(
@@ -370,7 +370,7 @@ def test_text_and_windows_that_do_not_fit_are_refused(
     small = random_model(vocab_size=50)
     small.save_pretrained(tmp_path / "small")
     message = refused(capsys, tmp_path / "small", "--tokenizer", folder, "--text", text, "--out", out)
-    assert "50 embeddings" in message
+    assert "only 50 embeddings" in message
 
 
 def test_a_folder_in_use_is_not_touched(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -430,11 +430,11 @@ def test_steps_of_a_run(tmp_path: Path) -> None:
     assert named([f"{run}@30,10"])[0].steps == (10, 30)
     assert named([f"{run}@all"])[0].steps == (10, 20, 30)
     assert [subject.label for subject in named([str(run), f"{run}@all", f"{run}@10"])] == ["fake@30", "fake", "fake@10"]
-    with pytest.raises(InputError, match="step 5 was not kept; this run kept steps 10, 20, 30"):
+    with pytest.raises(InputError, match="step 5 was not saved; this run has saved steps 10, 20, 30"):
         named([f"{run}@5"])
     with pytest.raises(InputError, match="write @STEP"):
         named([f"{run}@last"])
-    with pytest.raises(InputError, match="kept no weights"):
+    with pytest.raises(InputError, match="has saved no weights"):
         named([str(fake_run(tmp_path / "new", checkpoints=()))])
 
 

@@ -45,7 +45,7 @@ def test_every_fault_is_told_at_once() -> None:
         ({"num_hidden_layers": 2.5}, "num_hidden_layers: 2.5 is not a whole number"),
         ({"vocab_size_multiple": True}, "vocab_size_multiple: True is not a whole number"),
         ({"initializer_range": -0.02}, "initializer_range: -0.02 is negative"),
-        ({"norm_eps": float("nan")}, "norm_eps: nan is negative or no number"),
+        ({"norm_eps": float("nan")}, "norm_eps: nan is negative or not a number"),
         ({"z_loss_coefficient": -1.0}, "z_loss_coefficient: -1.0 is negative"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide num_attention_heads 4; write 1, 2, 4"),
         ({"num_attention_heads": 5, "num_key_value_heads": 5}, "5 does not divide hidden_size 48"),

@@ -81,9 +81,9 @@ def test_either_tokens_or_embeddings() -> None:
     embeddings = model.model.embed_tokens(tiny_tokens())
     same = model(inputs_embeds=embeddings).logits
     torch.testing.assert_close(same, model(tiny_tokens()).logits, atol=0, rtol=0)
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="give exactly one of them"):
         model(tiny_tokens(), inputs_embeds=embeddings)
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="give exactly one of them"):
         model()
 
 

@@ -57,7 +57,7 @@ def test_every_fault_of_a_state_dict_is_told() -> None:
     del theirs["DepthKernel.conv2.bias"]
     theirs["DepthKernel.conv7.bias"] = torch.zeros(128)
     theirs[FIRST] = torch.zeros(32, 3, 7, 7)
-    with pytest.raises(ValueError, match="no state dict of this fdkn") as caught:
+    with pytest.raises(ValueError, match="the state dict does not fit this fdkn") as caught:
         load_authors_weights(model, theirs)
     assert str(caught.value).splitlines()[1:] == [
         "missing: DepthKernel.conv2.bias",

@@ -132,7 +132,7 @@ def test_paths_are_read_with_all_their_bits(tmp_path: Path) -> None:
         (
             COLOURS,
             -np.ones((20, 24)),
-            "no value is positive; where others are values, make the processor's",
+            "no value is positive; if other values are valid, use a processor",
         ),
         (COLOURS, np.ones((40, 24)), "40 x 24 is larger than the guidance, 20 x 24"),
         (COLOURS / 1.0, DEPTH, "guidance: values from 0 to 255; floating-point ones must lie in"),
