@@ -156,7 +156,7 @@ def test_a_finished_run_says_so(ranks: Ranks, tmp_path: Path, capsys: pytest.Cap
     ranks(1, train, path, [])
     before = (tmp_path / "runs/tiny/metrics.jsonl").read_text()
     assert entry.main([path]) == 0
-    assert "is finished: step 8 of 8 is saved" in capsys.readouterr().out
+    assert "is already finished: step 8 of 8 is saved" in capsys.readouterr().out
     assert (tmp_path / "runs/tiny/metrics.jsonl").read_text() == before
 
 
