@@ -51,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	|| if [ "$$(uname)" != Linux ] || nvidia-smi >/dev/null 2>&1; then $(PIP) -c constraints.txt torch; \
 	else $(PIP) -c constraints.txt "torch==$$torch+cpu" 2>/dev/null \
 	  || $(PIP) -c constraints.txt "torch==$$torch+cpu" --extra-index-url $(CPU_WHEELS); fi \
-	|| { echo "torch $$torch can not be installed. Install torch 2.11 to 2.13 into $(VENV), then run make again." >&2; exit 1; }
+	|| { echo "torch $$torch cannot be installed. Install torch 2.11 to 2.13 into $(VENV), then run make again." >&2; exit 1; }
 	@$(BIN)/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > $(VENV)/constraints.txt
 	@grep -v '^torch==' constraints.txt >> $(VENV)/constraints.txt
 	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \

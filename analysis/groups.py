@@ -224,18 +224,18 @@ def _label(members: Sequence[Record], keys: Sequence[str], *, lonely: bool) -> s
     record = members[0]
     if not record.config:
         return record.label
-    known = record.placement != "unknown"
-    name = NAMES[record.placement] if known else record.label
+    has_placement = record.placement != "unknown"
+    name = NAMES[record.placement] if has_placement else record.label
     others = [
         key for key in keys if key != "task.model.norm_placement" and not key.startswith("task.model.norm_placement.")
     ]
-    if lonely or not others or (not known and len(members) == 1):
+    if lonely or not others or (not has_placement and len(members) == 1):
         return name
     if len(others) > 2:
-        return f"{name}, {record.label}" if known else name
+        return f"{name}, {record.label}" if has_placement else name
     flat = leaves(record.config)
     words = [f"{key.rpartition('.')[2]} {_value_text(flat.get(key))}" for key in others]
-    return ", ".join([name, *words] if known else words)
+    return ", ".join([name, *words] if has_placement else words)
 
 
 def _value_text(value: Any) -> str:

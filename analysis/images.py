@@ -125,17 +125,17 @@ def read_image(path: Path, *, step: int, border: int = 0) -> FilteredImage:
     """
     # np.load closes a file that it was given the path of only if it could read it.
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-        found = {name: file[name] for name in _AXES}
-    _check(found)
+        arrays = {name: file[name] for name in _AXES}
+    _check(arrays)
     return FilteredImage(
         name=path.stem,
         step=step,
         border=border,
-        units_per_value=float(found.pop("units_per_value")),
-        unit=str(found.pop("unit")),
-        valid=found.pop("valid").astype(bool),
-        offset_length=found.pop("offset_length").astype(float),
-        **found,
+        units_per_value=float(arrays.pop("units_per_value")),
+        unit=str(arrays.pop("unit")),
+        valid=arrays.pop("valid").astype(bool),
+        offset_length=arrays.pop("offset_length").astype(float),
+        **arrays,
     )
 
 

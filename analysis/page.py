@@ -145,11 +145,11 @@ def _written_before(index: Path, kind: str) -> set[str] | None:
     if not index.is_file():
         return None
     with index.open(errors="replace") as file:
-        found = _MARK.search(file.read(4096))
-    if found is None:
+        match = _MARK.search(file.read(4096))
+    if match is None:
         return None
     try:
-        mark = json.loads(html.unescape(found.group(1)))
+        mark = json.loads(html.unescape(match.group(1)))
         return set(mark["files"]) if mark["kind"] == kind else None
     except (ValueError, KeyError, TypeError):
         return None

@@ -48,6 +48,6 @@ def read_setting_facts(folder: Path) -> SettingFacts | None:
 
 def merged(facts: Iterable[SettingFacts | None]) -> SettingFacts:
     """Return the facts of several runs as one; what one run lacks, another may know."""
-    known = [each for each in facts if each is not None]
-    report = {path: role for each in known for path, role in each.report.items()}
-    return SettingFacts(report, tuple(dict.fromkeys(path for each in known for path in each.judged_by)))
+    present = [each for each in facts if each is not None]
+    report = {path: role for each in present for path, role in each.report.items()}
+    return SettingFacts(report, tuple(dict.fromkeys(path for each in present for path in each.judged_by)))

@@ -102,8 +102,8 @@ class Architecture:
     @property
     def placement(self) -> str:
         """The placement of all layers, or `mixed` where they differ."""
-        found = {layer.placement for layer in self.layers}
-        return found.pop() if len(found) == 1 else "mixed"
+        placements = {layer.placement for layer in self.layers}
+        return placements.pop() if len(placements) == 1 else "mixed"
 
     def sites(self) -> list[Site]:
         """Return the sites to measure: those of the training probes, as far as this model has them.

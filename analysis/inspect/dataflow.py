@@ -92,12 +92,12 @@ def _outermost(
     block: nn.Module, pattern: re.Pattern[str], *, outside: Mapping[str, nn.Module] | None = None
 ) -> dict[str, nn.Module]:
     """Return the modules whose class is named so, without those inside another one or inside `outside`."""
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     for name, module in block.named_modules():
-        taken = (*found, *(outside or {}))
+        taken = (*modules, *(outside or {}))
         if name and pattern.search(type(module).__name__) and not _is_inside(name, taken):
-            found[name] = module
-    return found
+            modules[name] = module
+    return modules
 
 
 def _is_inside(name: str, others: Sequence[str]) -> bool:
@@ -130,11 +130,11 @@ class Flow:
             return None
         columns = torch.stack([self.sources[source].flatten() for source in names], dim=1)  # (N, sources)
         target = self.seen[name].flatten().unsqueeze(1)  # (N, 1)
-        found = torch.linalg.lstsq(columns, target).solution
-        left = (columns @ found - target).norm() / target.norm()
+        coefficients = torch.linalg.lstsq(columns, target).solution
+        left = (columns @ coefficients - target).norm() / target.norm()
         if not left <= _RESIDUAL.get(self.dtype, _RESIDUAL_ROUGH):
             return None
-        values = found.flatten().tolist()
+        values = coefficients.flatten().tolist()
         return {source: value for source, value in zip(names, values, strict=True) if abs(value) > ZERO}
 
 
@@ -265,10 +265,10 @@ def _first_tensor(value: Any) -> Tensor | None:
 
 def _first_hidden(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Return the tensor that a module works on: its first argument, or `hidden_states`, or the first by name."""
-    found = _first_tensor(tuple(args))
-    if found is None:
-        found = _first_tensor(kwargs.get("hidden_states"))
-    return _first_tensor(tuple(kwargs.values())) if found is None else found
+    tensor = _first_tensor(tuple(args))
+    if tensor is None:
+        tensor = _first_tensor(kwargs.get("hidden_states"))
+    return _first_tensor(tuple(kwargs.values())) if tensor is None else tensor
 
 
 def _with_first(values: Any, old: Tensor, new: Tensor) -> Any:

@@ -191,10 +191,10 @@ def _token_texts(loaded: LoadedModel, windows: Windows, largest: Sequence[Any]) 
 
 def _token_text(tokenizer: Any, tokens: torch.Tensor, element: Any) -> str:
     token = int(tokens[element.window, element.position])
-    shown = tokenizer.decode([token])
-    if not shown or "\ufffd" in shown:  # a part of a character, or a special token that decode leaves out
-        shown = str(tokenizer.convert_ids_to_tokens(token))
-    return shown
+    text = tokenizer.decode([token])
+    if not text or "\ufffd" in text:  # a part of a character, or a special token that decode leaves out
+        text = str(tokenizer.convert_ids_to_tokens(token))
+    return text
 
 
 def _facts(loaded: LoadedModel, windows: Windows) -> dict[str, Any]:
@@ -220,8 +220,8 @@ def _notes(inspected: Sequence[Inspected]) -> list[str]:
     if len({item.snapshots[0].facts["sequence_length"] for item in inspected}) > 1:
         notes.append("The windows differ in length, since some models have fewer positions (see --sequence-length).")
     for item in inspected:
-        found = dict.fromkeys(note for snapshot in item.snapshots for note in snapshot.notes)
-        notes += [f"{item.subject.label}: {note}" for note in found]
+        remarks = dict.fromkeys(note for snapshot in item.snapshots for note in snapshot.notes)
+        notes += [f"{item.subject.label}: {note}" for note in remarks]
     if any(item.subject.steps for item in inspected):
         notes.append("Step N of a run (RUN@N) is the model with the weights after N updates.")
     return notes
@@ -229,10 +229,10 @@ def _notes(inspected: Sequence[Inspected]) -> list[str]:
 
 def _folder_names(labels: Sequence[str]) -> list[str]:
     """Return a folder name for each label, distinct, and none that the page uses."""
-    found: list[str] = []
+    folder_names: list[str] = []
     for label in labels:
         name = re.sub(r"[^\w.@+-]+", "_", label).strip(".") or "model"
-        while name in (*found, "figures", "index.html"):
+        while name in (*folder_names, "figures", "index.html"):
             name += "_"
-        found.append(name)
-    return found
+        folder_names.append(name)
+    return folder_names

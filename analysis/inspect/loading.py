@@ -112,14 +112,15 @@ def _config(folder: str, trust: bool, *, name: str) -> Any:
     classes = [str(found) for found in getattr(config, "architectures", None) or ()]
     mapped: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     expected = [mapped.__name__] if mapped is not None else []
-    shown = ", ".join(classes) or type(config).__name__
+    actual = ", ".join(classes) or type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"{name}: {shown} is an encoder-decoder; inspect supports only causal language models")
+        raise InputError(f"{name}: {actual} is an encoder-decoder; inspect supports only causal language models")
     is_named = any(found in expected or found.endswith(("ForCausalLM", "LMHeadModel")) for found in classes)
     is_loadable = mapped is not None or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if not is_loadable or (classes and not is_named):
         raise InputError(
-            f"{name}: {shown} is not a causal language model; give one that AutoModelForCausalLM loads (...ForCausalLM)"
+            f"{name}: {actual} is not a causal language model; give one that AutoModelForCausalLM loads "
+            "(...ForCausalLM)"
         )
     return config
 

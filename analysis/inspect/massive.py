@@ -61,11 +61,11 @@ class MassiveProbe:
         magnitudes = tokens.abs().flatten()
         top = magnitudes.topk(min(LARGEST_PER_DEPTH, magnitudes.numel()))
         median = magnitudes.median().item()
-        found = [
+        elements = [
             self._element(index, place, value=tokens.flatten()[place].item(), median=median, width=tokens.shape[1])
             for place in top.indices.tolist()
         ]
-        both = sorted([*self._found[index], *found], key=lambda element: -abs(element.value))
+        both = sorted([*self._found[index], *elements], key=lambda element: -abs(element.value))
         self._found[index] = both[:LARGEST_PER_DEPTH]
 
     def _element(self, index: int, place: int, *, value: float, median: float, width: int) -> Largest:

@@ -140,12 +140,12 @@ class GradientSums:
 
     def norms(self) -> dict[str, float]:
         """Return the norm of each parameter's gradient, and free them; 0 for one that had no part in the loss."""
-        found: dict[str, float] = {}
+        norms: dict[str, float] = {}
         for name, parameter in self._parameters.items():
             gradient = self._sums.pop(name, parameter.grad)
-            found[name] = 0.0 if gradient is None else math.sqrt(squared_norm(gradient).item())
+            norms[name] = 0.0 if gradient is None else math.sqrt(squared_norm(gradient).item())
             parameter.grad = None
-        return found
+        return norms
 
 
 def parameter_rows(

@@ -90,28 +90,28 @@ def _distinct(subjects: Sequence[Subject]) -> list[Subject]:
 
 def kept_steps(run: Path) -> dict[int, Path]:
     """Return the steps whose weights a run kept: checkpoints, and the bf16 folders of checkpoint.weights_every."""
-    found: dict[int, Path] = {}
+    folders: dict[int, Path] = {}
     for kind in ("weights", "checkpoints"):  # a checkpoint has all digits, so it counts where both are
         for folder in (run / kind).glob("step_*"):
             step = step_of(folder.name)
             if step is not None and ((folder / "manifest.json").is_file() or (folder / "config.json").is_file()):
-                found[step] = folder
-    return dict(sorted(found.items()))
+                folders[step] = folder
+    return dict(sorted(folders.items()))
 
 
 def _chosen_steps(run: Path, asked: str) -> tuple[int, ...]:
-    kept = tuple(kept_steps(run))
-    if not kept:
+    saved_steps = tuple(kept_steps(run))
+    if not saved_steps:
         raise InputError(f"{run}: this run has saved no weights yet (see checkpoint.every, checkpoint.weights_every)")
     if asked == "all":
-        return kept
+        return saved_steps
     if not asked:
-        return kept[-1:]
-    listed = ", ".join(map(str, kept))
+        return saved_steps[-1:]
+    listed = ", ".join(map(str, saved_steps))
     if not re.fullmatch(r"\d+(,\d+)*", asked):
         raise InputError(f"{run}@{asked}: write @STEP, @STEP,STEP or @all; this run has saved steps {listed}")
     steps = tuple(sorted({int(step) for step in asked.split(",")}))
-    if missing := [str(step) for step in steps if step not in kept]:
+    if missing := [str(step) for step in steps if step not in saved_steps]:
         raise InputError(f"{run}@{asked}: step {', '.join(missing)} was not saved; this run has saved steps {listed}")
     return steps
 

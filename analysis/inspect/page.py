@@ -38,13 +38,13 @@ def sections(
         notes=notes,
         tables=[_overview(inspected), _placement_table(inspected)],
     )
-    found = [overview]
+    sections = [overview]
     changing = [item for item in inspected if len(item.snapshots) > 1]
     if len(inspected) > 1 or not changing:
-        found += _depth_sections([item.latest() for item in inspected])
+        sections += _depth_sections([item.latest() for item in inspected])
     for item in changing:
-        found += _depth_sections([item.over_steps()], heading=f"{item.subject.label} over steps: ")
-    return [*found, _angular_section(inspected), _massive(inspected)]
+        sections += _depth_sections([item.over_steps()], heading=f"{item.subject.label} over steps: ")
+    return [*sections, _angular_section(inspected), _massive(inspected)]
 
 
 def _depth_sections(records: Sequence[Record], *, heading: str = "") -> list[Section]:
@@ -155,11 +155,13 @@ def _norms_text(branch: SubLayer) -> str:
 
 
 def _angular_section(inspected: Sequence[Inspected]) -> Section:
-    shown = [(item, snapshot) for item in inspected for snapshot in (item.snapshots[:1] + item.snapshots[1:][-1:])]
-    largest = max(float(np.nanmax(snapshot.measurement.angles)) for _, snapshot in shown)
+    first_and_last = [
+        (item, snapshot) for item in inspected for snapshot in (item.snapshots[:1] + item.snapshots[1:][-1:])
+    ]
+    largest = max(float(np.nanmax(snapshot.measurement.angles)) for _, snapshot in first_and_last)
     panels = [
         _heat_map(f"{number}", item.named(snapshot), snapshot.measurement, largest=largest)
-        for number, (item, snapshot) in enumerate(shown, start=1)
+        for number, (item, snapshot) in enumerate(first_and_last, start=1)
     ]
     caption = (
         "Angular distance (1/pi) arccos cos(x, y) between the residual streams before the first block (0) and after "
@@ -171,7 +173,7 @@ def _angular_section(inspected: Sequence[Inspected]) -> Section:
         title="Angular distance between depths",
         caption=caption,
         panels=panels,
-        findings=[_turning(item.named(snapshot), snapshot.measurement) for item, snapshot in shown],
+        findings=[_turning(item.named(snapshot), snapshot.measurement) for item, snapshot in first_and_last],
     )
     return Section(title="Directions", plates=[plate])
 

@@ -123,10 +123,10 @@ def first_tensor(value: Any) -> Tensor:
     Raises:
         TypeError: There is none.
     """
-    found = next(_tensors(value), None)
-    if found is None:
+    tensor = next(_tensors(value), None)
+    if tensor is None:
         raise TypeError(f"a measured module took or returned {type(value).__name__} instead of a tensor")
-    return found
+    return tensor
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from train.config.setting import section, setting
 
@@ -106,6 +106,36 @@ class TextureDataConfig(PairDataConfig):
     )
 
 
+# Settings that both tasks have.
+
+
+def _border() -> Any:
+    return setting(
+        "Width of the image border excluded from errors, in pixels", default=6, at_least=0, evaluation=True, judges=True
+    )
+
+
+def _shown_images() -> Any:
+    return setting(
+        "Number of validation images saved to images/ at each evaluation",
+        default=2,
+        at_least=0,
+        resume="free",
+        report="ignored",
+    )
+
+
+def _shown_pixel() -> Any:
+    return setting(
+        "Row and column of the pixel whose kernel is saved",
+        default=None,
+        at_least=0,
+        null="the steepest edge",
+        resume="free",
+        report="ignored",
+    )
+
+
 @section
 class DepthUpsamplingConfig:
     """Depth upsampling guided by color: Kim, Ponce and Ham, IJCV 2021."""
@@ -113,9 +143,7 @@ class DepthUpsamplingConfig:
     kind: Literal["depth_upsampling"] = setting("The task", default="depth_upsampling")
     model: FilterConfig = setting("The filter", factory=FilterConfig)
     data: DepthDataConfig = setting("Its images")
-    border: int = setting(
-        "Width of the image border excluded from errors, in pixels", default=6, at_least=0, evaluation=True, judges=True
-    )
+    border: int = _border()
     baselines: bool = setting(
         "Also evaluate bicubic upsampling and the joint bilateral and guided filters",
         default=True,
@@ -130,21 +158,8 @@ class DepthUpsamplingConfig:
         report="ignored",
         evaluation=True,
     )
-    shown_images: int = setting(
-        "Number of validation images saved to images/ at each evaluation",
-        default=2,
-        at_least=0,
-        resume="free",
-        report="ignored",
-    )
-    shown_pixel: tuple[int, int] | None = setting(
-        "Row and column of the pixel whose kernel is saved",
-        default=None,
-        at_least=0,
-        null="the steepest edge",
-        resume="free",
-        report="ignored",
-    )
+    shown_images: int = _shown_images()
+    shown_pixel: tuple[int, int] | None = _shown_pixel()
 
 
 @section
@@ -157,9 +172,7 @@ class TextureRemovalConfig:
     iterations: int = setting(
         "Number of times the filter is applied", default=4, at_least=1, evaluation=True, judges=True
     )
-    border: int = setting(
-        "Width of the image border excluded from errors, in pixels", default=6, at_least=0, evaluation=True, judges=True
-    )
+    border: int = _border()
     baselines: bool = setting(
         "Also evaluate the joint bilateral and guided filters, applied the same number of times",
         default=True,
@@ -167,18 +180,5 @@ class TextureRemovalConfig:
         report="ignored",
         evaluation=True,
     )
-    shown_images: int = setting(
-        "Number of validation images saved to images/ at each evaluation",
-        default=2,
-        at_least=0,
-        resume="free",
-        report="ignored",
-    )
-    shown_pixel: tuple[int, int] | None = setting(
-        "Row and column of the pixel whose kernel is saved",
-        default=None,
-        at_least=0,
-        null="the steepest edge",
-        resume="free",
-        report="ignored",
-    )
+    shown_images: int = _shown_images()
+    shown_pixel: tuple[int, int] | None = _shown_pixel()
