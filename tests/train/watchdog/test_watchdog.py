@@ -125,7 +125,7 @@ def test_a_suspended_rank_is_named(tmp_path: Path) -> None:
     assert ended.codes == [1, None]
     assert ended.seconds <= STEP_DEADLINE + MARGIN
     assert ended.log[-1].startswith(f"[rank 0] rank 1 ({socket.gethostname()}, pid ")
-    assert "stopped answering in step 5" in ended.log[-1]
+    assert "stopped responding in step 5" in ended.log[-1]
     assert "(no answer)" in (tmp_path / "runs/tiny/stacks.txt").read_text()
 
 
@@ -153,7 +153,7 @@ def test_a_rank_that_holds_pythons_lock_ends_too(tmp_path: Path) -> None:
     assert ended.codes == [1, 1]
     assert ended.seconds <= 20 + 6 + MARGIN
     text = "\n".join(ended.log)
-    assert "stopped answering in step 5" in text
+    assert "stopped responding in step 5" in text
     assert "in hold_the_lock" in text  # faulthandler's, on standard error
 
 
