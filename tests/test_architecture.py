@@ -1,4 +1,4 @@
-"""Who may import whom (docs/decisions/0001-packages-and-imports.md), read from the sources."""
+"""The import rule (docs/decisions/0001-packages-and-imports.md), checked against the sources."""
 
 from __future__ import annotations
 

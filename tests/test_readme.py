@@ -1,4 +1,4 @@
-"""What README, the guides and the tour say exists, exists."""
+"""Links, paths and commands in README, the guides and the tour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `launch local` says last when a rank hangs; tests/train/watchdog/test_watchdog.py has the hangs themselves."""
+"""The last line of `launch local` after a hang; tests/train/watchdog/test_watchdog.py has the hangs themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the launcher answers for the ranks that it started, and what it believes of a run's own note."""
+"""Exit codes of the launcher, and its use of the note that a stopped run leaves."""
 
 from __future__ import annotations
 

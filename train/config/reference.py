@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import MISSING
 from types import NoneType
 from typing import cast, get_args
@@ -119,7 +119,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def main(arguments: Sequence[str] = ()) -> None:
+def main() -> None:
     """Print docs/settings.md."""
     print(as_markdown(), end="")
 

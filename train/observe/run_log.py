@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from train.config.facts.run_layout import step_name
 from train.observe.console import Console
 from train.observe.gallery import RunGallery
 from train.observe.jsonl import JsonLines
@@ -89,7 +90,7 @@ class RunLog:
 
     def gallery(self, step: int) -> RunGallery:
         """Return the gallery for the images and arrays of this step."""
-        folder = self.folder / "images" / f"step_{step:06d}" if self._sinks else None
+        folder = self.folder / "images" / step_name(step) if self._sinks else None
         return RunGallery(folder, self._sinks, step)
 
     def tick(self) -> None:

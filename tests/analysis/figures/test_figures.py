@@ -1,4 +1,4 @@
-"""What the figures hold: the data on the axes, not pixels."""
+"""Contents of the plots: the data on the axes, not pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `plan` reckons, beside what really is held and allocated: DeepSpeed's state, activations, the whole peak."""
+"""Memory that `plan` predicts against memory in use: DeepSpeed's state, activations, the whole peak."""
 
 from __future__ import annotations
 

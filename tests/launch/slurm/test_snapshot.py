@@ -1,4 +1,4 @@
-"""What a job's snapshot holds."""
+"""Contents of a job's snapshot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an output norm does to the gradient of the projection before it, against the closed forms (all in fp64).
+"""Effect of an output norm on the gradient of the projection before it, against closed forms (all in fp64).
 
 With o = gamma * a / rms(a) and g = dL/do, the gradient by a is J^T g, J = diag(gamma) (I - a a^T / |a|^2) / rms(a). So
 J a = 0, J goes as 1 / |a|, and |J^T g| <= max|gamma| sqrt(D) |g| / |a|. For LayerNorm read a less its mean.

@@ -1,4 +1,4 @@
-"""What parameters a decoder has, how they start, what they are for, and what they cost."""
+"""Parameters of a decoder: names, initialization, roles and cost."""
 
 import math
 from typing import Any

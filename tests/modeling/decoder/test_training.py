@@ -1,4 +1,4 @@
-"""What training asks of the decoder: attention's fast path, checkpointing, and what it can return."""
+"""The decoder in training: attention's fast path, activation checkpointing, and outputs on request."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the probes write equals what full tensors in fp64 say, however the step was computed."""
+"""Probe values against full tensors in fp64, however the step was computed."""
 
 from __future__ import annotations
 

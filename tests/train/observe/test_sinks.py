@@ -1,4 +1,4 @@
-"""What each sink of a run's log receives."""
+"""Data that each sink of a run's log receives."""
 
 from __future__ import annotations
 

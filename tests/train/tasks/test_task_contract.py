@@ -1,4 +1,4 @@
-"""What holds for every task: a step lowers the loss, a resume is bit-exact, any ZeRO stage gives the same."""
+"""The contract of every task: a step lowers the loss, a resume is bit-exact, ZeRO stages agree."""
 
 from __future__ import annotations
 

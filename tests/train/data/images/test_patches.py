@@ -1,4 +1,4 @@
-"""What training takes of a pair is a pure function of (seed, step, sample id)."""
+"""Training patches as a pure function of (seed, step, sample id)."""
 
 from __future__ import annotations
 
