@@ -25,6 +25,7 @@ from launch.sweep import array
 from launch.sweep.members import Member, Sweep, members, read_sweep
 from train.config.errors import ConfigError
 from train.config.facts.exit_codes import STOPPED_EARLY
+from train.config.facts.openmp import wait_passively
 
 LOG = Path("logs") / "sweep.log"  # in each member's folder
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -232,8 +233,8 @@ class _Pool:
 def _environment(slot: Slot, *, alone: bool) -> dict[str, str]:
     """Return a member's environment; with other members beside it, idle threads sleep unless the user set otherwise."""
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)} if slot.gpus else {})}
-    if not alone and "GOMP_SPINCOUNT" not in environment:
-        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not alone:
+        wait_passively(environment)
     return environment
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 from train.config.errors import ConfigError
+from train.config.facts.openmp import wait_passively
 from train.config.run import RunConfig
 
 USERS_THREADS = "PERILN_OMP_NUM_THREADS"  # the user's value, from before torchrun set OMP_NUM_THREADS=1
@@ -94,13 +95,9 @@ def _users_threads(environment: Mapping[str, str]) -> int | None:
 
 
 def wait_passively_beside_other_ranks(environment: MutableMapping[str, str]) -> None:
-    """Make OpenMP threads sleep rather than spin if several ranks share a machine and the user has set no policy.
-
-    OpenMP threads spin by default: 12 to 25 % faster for a process with cores of its own, several times slower for
-    processes that share them. Takes effect only before torch, and with it OpenMP, is loaded.
-    """
-    if int(environment.get("LOCAL_WORLD_SIZE", "1")) > 1 and "GOMP_SPINCOUNT" not in environment:
-        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Make idle threads of this rank sleep if other ranks share the machine; call it before torch is loaded."""
+    if int(environment.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        wait_passively(environment)
 
 
 def cores_of_rank(environment: Mapping[str, str], *, seen: int, local_size: int) -> int:

@@ -137,14 +137,6 @@ class JointFiltering(Task, Generic[Config]):
                 )
                 return
 
-    def prepare(self) -> str:
-        """Check the data; nothing needs to be written."""
-        self.check()
-        return (
-            f"{len(self.training):,} training and {len(self.validation):,} validation pairs are ready "
-            f"(fingerprint {self.data_fingerprint})"
-        )
-
     def open_data(self) -> None:
         """Open both splits and check them."""
         self.check()

@@ -111,7 +111,12 @@ class TextureDataConfig(PairDataConfig):
 
 def _border() -> Any:
     return setting(
-        "Width of the image border excluded from errors, in pixels", default=6, at_least=0, evaluation=True, judges=True
+        "Width of the image border excluded from errors",
+        default=6,
+        at_least=0,
+        unit="pixels",
+        evaluation=True,
+        judges=True,
     )
 
 
