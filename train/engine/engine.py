@@ -6,6 +6,8 @@ train/engine/zero_layouts.py knows where those are stored inside DeepSpeed.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
 import os
@@ -91,10 +93,11 @@ def deepspeed_config(
         "gradient_predivide_factor": 1.0,
         "communication_data_type": gradient_dtype,
         "data_types": {"grad_accum_dtype": gradient_dtype},
-        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True, "immediate_grad_update": False},
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True, "immediate_grad_update": True},
         "fp16": {"enabled": False},
         "steps_per_print": None,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # waits for the device around every micro-batch
         "disable_allgather": False,
         "zero_allow_untested_optimizer": False,
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW also runs on the CPU and needs no compiler
@@ -173,12 +176,12 @@ class Engine:
         """Clip and apply the accumulated gradient at this learning rate, or skip it if it is not finite."""
         for group in self.model.optimizer.param_groups:
             group["lr"] = lr
-        own_norm = self._layout.clip_gradients(self._clipping)
+        clipped = self._layout.clip_gradients(self._clipping)
         skipped_before = self.model.skipped_steps
         self.model.step()
         self._count_micro_steps(0)
-        if own_norm is not None:
-            applied, grad_norm = bool(torch.isfinite(own_norm)), own_norm
+        if clipped is not None:
+            applied, grad_norm = clipped.is_finite, clipped.norm
         else:
             applied, grad_norm = self.model.skipped_steps == skipped_before, self.model.get_global_grad_norm()
         self.updates += int(applied)
@@ -305,6 +308,8 @@ def wrap(
         zero_stage=engine.zero_stage,
         precision=engine.precision,
     )
+    if world.size == 1 and layout.sums_whole_gradients:
+        wrapped.enable_backward_allreduce = False  # a sum over one rank: two passes over all gradients for nothing
     result = Engine(model, wrapped, layout, world=world, plan=plan, clipping=optim.gradient_clipping or math.inf)
     result.load(ModelReader(initial), updates=0)
     return result
@@ -325,7 +330,8 @@ def _initialize(
     # The shared-memory op is only used for inference; building it takes 40 s and a C++ compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
     deepspeed_logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    # Its bf16 optimizer prints memory use at every stage of its start, whatever the level of its log.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         wrapped, *_ = deepspeed.initialize(
             model=model,

@@ -35,10 +35,18 @@ class Fragment(NamedTuple):
         return Fragment(self.name, self.start + offset, parts)
 
 
+class Clipped(NamedTuple):
+    """Outcome of clipping; a gradient that is not finite has been dropped instead."""
+
+    norm: Tensor  # before clipping
+    is_finite: bool
+
+
 class ParameterLayout:
     """Location of the fp32 weights, optimizer state and gradients of one ZeRO stage."""
 
     replicated = False  # whether every rank holds a full copy
+    sums_whole_gradients = False  # whether all ranks' gradients are only summed, and none is moved to its owner
 
     def __init__(self, wrapped: Any, groups: Sequence[ParameterGroup], optimizer: Optimizer):
         self.wrapped = wrapped
@@ -73,8 +81,8 @@ class ParameterLayout:
         """Yield the reduced gradient of each fragment with its parameter's name; valid before `step`."""
         raise NotImplementedError
 
-    def clip_gradients(self, limit: float) -> Tensor | None:
-        """Clip and return the norm if DeepSpeed does not clip itself; else return None."""
+    def clip_gradients(self, limit: float) -> Clipped | None:
+        """Clip the gradients if DeepSpeed does not clip them itself; else return None."""
         return None
 
     def create_optimizer_state(self, updates: int) -> None:
@@ -101,6 +109,7 @@ class ReplicatedLayout(ParameterLayout):
     """Stage 0 in fp32: the optimizer steps the parameters themselves."""
 
     replicated = True
+    sums_whole_gradients = True
 
     @property
     @override
@@ -134,15 +143,16 @@ class ReplicatedLayout(ParameterLayout):
                     yield name, parameter.grad
 
     @override
-    def clip_gradients(self, limit: float) -> Tensor | None:
+    def clip_gradients(self, limit: float) -> Clipped | None:
         parameters = self.flat_tensors
         norm = nn.utils.get_total_norm(list(self.gradients()))
-        if bool(torch.isfinite(norm)):
+        is_finite = bool(torch.isfinite(norm))
+        if is_finite:
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         else:
             for parameter in parameters:
                 parameter.grad = None  # torch's optimizers skip parameters without a gradient
-        return norm
+        return Clipped(norm, is_finite)
 
 
 class ReplicatedHalfLayout(ReplicatedLayout):
@@ -175,7 +185,7 @@ class ReplicatedHalfLayout(ReplicatedLayout):
         return (p.grad for group in self.groups for p in group.parameters.values() if p.grad is not None)
 
     @override
-    def clip_gradients(self, limit: float) -> Tensor | None:
+    def clip_gradients(self, limit: float) -> Clipped | None:
         return None
 
 
@@ -229,7 +239,25 @@ class PartitionedOptimizerLayout(ParameterLayout):
 
 
 class BF16OptimizerLayout(PartitionedOptimizerLayout):
-    """Stage 1 in bf16 with fp32 gradients (BF16_Optimizer): a full fp32 gradient on every rank."""
+    """Stage 1 in bf16 with fp32 gradients (BF16_Optimizer): a full fp32 gradient on every rank.
+
+    Each bf16 gradient is added to the fp32 sum and freed as soon as backward has computed it, so no two coexist.
+    """
+
+    sums_whole_gradients = True
+
+    def __init__(self, wrapped: Any, groups: Sequence[ParameterGroup], optimizer: Optimizer):
+        super().__init__(wrapped, groups, optimizer)
+        self.optimizer._update_hp_grad = self._add_gradient  # called by DeepSpeed's gradient hooks
+
+    @torch.no_grad()
+    def _add_gradient(self, parameter: nn.Parameter, group: int, index: int, clear_lp_grads: bool = False) -> None:
+        """Add a gradient to its fp32 sum in one pass: 10 bytes per element; DeepSpeed makes an fp32 copy first: 18."""
+        if parameter.grad is not None:
+            total = self.optimizer.fp32_groups_gradients[group][index]
+            total.add_(parameter.grad.view(total.shape))
+            parameter._hp_grad = total  # type: ignore[attr-defined]
+            self.optimizer.fp32_groups_has_gradients[group][index] = True
 
     @property
     @override
