@@ -1,11 +1,13 @@
 """Language-model head: logits, or the loss in chunks of tokens, without ever materializing all logits.
 
-Shapes: B batch, T tokens, D model, V vocabulary, N = B * T, n tokens of a chunk.
+Shapes: B batch, T tokens, D model, V vocabulary, P vocabulary with padding, N = B * T, n tokens of a chunk.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +34,7 @@ def chunk_loss(logits: Tensor, labels: Tensor, z_loss_coefficient: float, needs_
     Uses only elementwise operations and reductions, so that torch.compile fuses them into a few passes.
 
     Args:
-        logits: (n, V) in the compute dtype; overwritten.
+        logits: (n, P) in the compute dtype, -inf in the columns of the padding; overwritten.
         labels: (n,); tokens with IGNORE_INDEX are ignored.
         z_loss_coefficient: Weight of the z-loss (PaLM, arXiv 2204.02311, section 5).
         needs_grad: Whether to return the derivative with respect to the logits too, in their dtype.
@@ -48,8 +50,16 @@ def chunk_loss(logits: Tensor, labels: Tensor, z_loss_coefficient: float, needs_
     grad = scores.sub_(log_normalizer).exp_()  # in place: allocating memory is the main cost here
     if z_loss_coefficient:
         grad.mul_(1 + 2 * z_loss_coefficient * log_normalizer)
-    grad.scatter_add_(1, target, torch.full_like(nll, -1.0)).masked_fill_(~valid, 0.0)
+    grad = _minus_one_at(target, grad).masked_fill_(~valid, 0.0)
     return ChunkLoss(nll.sum(), z_loss.sum(), grad.to(logits.dtype))
+
+
+def _minus_one_at(columns: Tensor, values: Tensor) -> Tensor:
+    """Subtract one from an element of each row: `columns` (n, 1) of `values` (n, P), which may be overwritten."""
+    if torch.compiler.is_compiling():  # a comparison fuses; a scatter would first write all of `values` to memory
+        is_column = torch.arange(values.shape[1], device=values.device) == columns
+        return values - is_column.to(values.dtype)
+    return values.scatter_add_(1, columns, torch.full_like(columns, -1.0, dtype=values.dtype))
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -68,16 +78,17 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         nll_sum = hidden_states.new_zeros((), dtype=torch.float32)
         z_loss_sum = nll_sum.clone()
-        rows = weight[:vocab_size]  # without the padding of the vocabulary
         for chunk in _chunks(labels, vocab_size):
             hidden = hidden_states[chunk]
-            part = loss_of(hidden @ rows.T, labels[chunk], z, needs_hidden or needs_weight)
+            logits = hidden @ weight.T  # with the padding: tensor cores want rows of whole 16 bytes
+            logits[:, vocab_size:] = -math.inf  # whose gradient is exactly zero
+            part = loss_of(logits, labels[chunk], z, needs_hidden or needs_weight)
             nll_sum += part.nll_sum
             z_loss_sum += part.z_loss_sum
             if grad_hidden is not None:
-                grad_hidden[chunk] = part.grad_logits @ rows
+                grad_hidden[chunk] = part.grad_logits @ weight
             if grad_weight is not None:
-                _accumulate(grad_weight[:vocab_size], part.grad_logits, hidden)
+                _accumulate(grad_weight, part.grad_logits, hidden)
         ctx.mark_non_differentiable(z_loss_sum)
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return nll_sum + z_loss_sum, z_loss_sum
@@ -99,8 +110,26 @@ def _accumulate(grad_weight: Tensor, grad_logits: Tensor, hidden: Tensor) -> Non
     """Add grad_logits^T hidden to an fp32 sum."""
     if grad_logits.dtype == hidden.dtype == grad_weight.dtype:
         grad_weight.addmm_(grad_logits.T, hidden)
+    elif _sums_in_fp32(hidden.device, hidden.dtype):
+        torch.addmm(grad_weight, grad_logits.T, hidden, out_dtype=torch.float32, out=grad_weight)
     else:
         grad_weight.add_(grad_logits.T @ hidden)
+
+
+@cache
+def _sums_in_fp32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether torch adds products of this dtype to an fp32 matrix in one kernel, without rounding them.
+
+    Only on CUDA, and earlier releases ask for a sum in the products' dtype, so it is tried.
+    """
+    if device.type != "cuda":
+        return False
+    total, factor = torch.zeros(16, 16, device=device), torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        torch.addmm(total, factor, factor, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 class HeadLoss(NamedTuple):

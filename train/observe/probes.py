@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from analysis.measure.activations import ActivationProbe, Site
 from analysis.measure.gradients import layer_of, norm_scales, squared_norm
@@ -60,15 +60,11 @@ class Probes:
 
     @contextmanager
     def watching(self, step: int) -> Iterator[None]:
-        """Measure the activations of the enclosed forward passes if this step is due.
-
-        Compiled blocks run eagerly meanwhile, including backward, as hooks would require a second graph.
-        """
+        """Measure the activations of the enclosed forward passes if this step is due."""
         if not self.measures_activations(step):
             yield
             return
-        eagerly = torch.compiler.set_stance("force_eager") if self._config.engine.compile else nullcontext()
-        with eagerly, self._activations.watching():
+        with _uncompiled(self._engine.module), self._activations.watching():
             yield
 
     def read_gradients(self, step: int) -> None:
@@ -142,6 +138,19 @@ class Probes:
             "scale_min": joined["scale_min"].amin(dim=0).tolist(),
             "scale_max": joined["scale_max"].amax(dim=0).tolist(),
         }
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run compiled modules eagerly, as hooks inside them would require a second graph; the loss stays compiled."""
+    compiled = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl}
+    for module in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
 
 
 def _column(values: list[Tensor | None], neutral: float) -> Tensor:

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 
 from modeling.decoder.facts_periln import LOSS_CHUNK_ELEMENTS
+from modeling.decoder.head_periln import chunk_loss
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
 
 from .tiny_decoder import VOCAB_SIZE, loss_and_gradients, tiny_decoder
@@ -51,3 +53,29 @@ def test_compiled_blocks_share_their_code() -> None:
     loss_and_gradients(model)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # a layer, and the loss
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("placement", ["pre", "post", "peri", "output"])
+def test_a_training_pass_compiles_to_two_graphs_without_a_break(placement: str, checkpointing: bool) -> None:
+    """One graph for all blocks, one for the loss: a break would leave kernels unfused and the host in the way."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = tiny_decoder(norm_placement=placement, num_hidden_layers=4, z_loss_coefficient=0.01).train()
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    model.compile_blocks()
+    for _ in range(2):  # the second pass must not compile again
+        loss_and_gradients(model)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_the_compiled_loss_writes_logits_only_in_their_own_dtype() -> None:
+    """An fp32 copy of bf16 logits would be twice their size, and two more passes over memory."""
+    tokens, columns = 64, 4096
+    logits, labels = torch.randn(tokens, columns).bfloat16(), torch.randint(columns, (tokens,))
+    _, code = run_and_get_code(torch.compile(chunk_loss, dynamic=False), logits, labels, 1e-3, True)
+    allocated = [line for line in code[0].splitlines() if f"({tokens}, {columns})" in line and "empty_strided" in line]
+    assert len(allocated) <= 1
+    assert all("bfloat16" in line for line in allocated)
