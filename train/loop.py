@@ -173,7 +173,7 @@ def feed(run: Run) -> Iterator[tuple[int, list[MicroBatch]]]:
 def global_weight(micro_batches: list[MicroBatch], world: World) -> Tensor:
     """Return the denominator of the step: its weight over all micro-batches and ranks, () fp32 on the device."""
     mine = sum(micro_batch.weight for micro_batch in micro_batches)
-    return sum_over_ranks(torch.tensor(mine, dtype=torch.float32, device=world.device))
+    return sum_over_ranks(torch.full((), mine, dtype=torch.float32, device=world.device))
 
 
 def samples_hash(micro_batches: list[MicroBatch], run: Run) -> str:

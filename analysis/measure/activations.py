@@ -69,7 +69,7 @@ class ActivationProbe:
         Args:
             gather: Collects the statistics of all ranks, so every rank must call this. None: a single process.
         """
-        mine = torch.stack([self._statistics.get(index, _nothing()).cpu() for index in range(len(self.sites))])
+        mine = _on_cpu([self._statistics.get(index) for index in range(len(self.sites))], missing=_nothing())
         joined = merge(gather(mine)) if gather is not None else mine
         self._statistics = {}
         return [
@@ -84,7 +84,7 @@ class ActivationProbe:
         if not wanted:
             return {}
         empty = exponent_histogram(torch.empty(0))
-        mine = torch.stack([self._counts.get(index, empty).cpu() for index in wanted])
+        mine = _on_cpu([self._counts.get(index) for index in wanted], missing=empty)
         joined = torch.stack(list(gather(mine))).sum(dim=0) if gather is not None else mine
         self._counts = {}
         return {
@@ -111,6 +111,13 @@ class ActivationProbe:
                     self._counts[index] = self._counts[index] + counts if index in self._counts else counts
 
         return hook
+
+
+def _on_cpu(rows: Sequence[Tensor | None], *, missing: Tensor) -> Tensor:
+    """Stack rows and copy them to the CPU in one transfer."""
+    device = next((row.device for row in rows if row is not None), missing.device)
+    missing = missing.to(device)
+    return torch.stack([missing if row is None else row for row in rows]).cpu()
 
 
 def _nothing() -> Tensor:

@@ -72,13 +72,14 @@ def merge(parts: Iterable[Tensor]) -> Tensor:
     Mean and squares by the pairwise formulas of Chan, Golub and LeVeque (1979).
 
     Args:
-        parts: (..., 7) fp64 each; a part of count 0 changes nothing.
+        parts: (..., 7) fp64 each, on one device; a part of count 0 changes nothing.
     """
-    return reduce(_merge_two, parts, torch.zeros(len(Moments._fields), dtype=torch.float64))
+    parts = iter(parts)
+    first = next(parts, torch.zeros(len(Moments._fields), dtype=torch.float64))
+    return reduce(_merge_two, parts, first)
 
 
 def _merge_two(a: Tensor, b: Tensor) -> Tensor:
-    a = a.to(b.device)
     count_a, mean_a, squares_a, abs_a, max_a, overflow_a, ratio_a = a.unbind(-1)
     count_b, mean_b, squares_b, abs_b, max_b, overflow_b, ratio_b = b.unbind(-1)
     count = count_a + count_b
@@ -108,12 +109,12 @@ def _measure_chunk(tokens: Tensor) -> Tensor:
     max_abs = tops.max()
     within = numel if bool(max_abs <= FP16_MAX) else (magnitudes <= FP16_MAX).sum()
     row = (
-        rest.new_tensor(numel),
+        rest.new_full((), numel),
         rough_mean.double() + rest,
         centered.square_().sum(dim=1).double().sum() - numel * rest.square(),
         sums.double().sum(),
         max_abs,
-        rest.new_tensor(numel) - within,
+        rest.new_full((), numel) - within,
         _largest_top1_over_median(magnitudes, tops, sums),
     )
     return torch.stack([figure.double() for figure in row])
@@ -135,7 +136,7 @@ def _largest_top1_over_median(magnitudes: Tensor, tops: Tensor, sums: Tensor) ->
     size = magnitudes.shape[1]
     middle = (size + 1) // 2  # rank of the lower median, from 1
     if not bool(torch.isfinite(tops).all()):
-        return tops.new_tensor(math.nan)
+        return tops.new_full((), math.nan)
     first = (tops / sums).nan_to_num().topk(min(_FIRST_TOKENS, len(tops))).indices
     largest = _top1_over_median(magnitudes[first], middle).max()
     if not bool(torch.isfinite(largest)) or not bool(largest > 0):

@@ -138,7 +138,7 @@ class LanguageModel(Task):
         """Return the summed objective; the logged loss is cross-entropy alone, without z-loss."""
         tokens = batch["tokens"]
         output = model(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1)
-        weight = output.loss.new_tensor(float(tokens[:, 1:].numel()))
+        weight = output.loss.new_full((), self.weight(batch))
         if output.z_loss is None:
             return StepOutput(output.loss, weight, {"loss": (output.loss.detach(), weight)})
         metrics = {"loss": (output.loss.detach() - output.z_loss, weight), "z_loss": (output.z_loss, weight)}

@@ -44,13 +44,18 @@ def counted(settings: dict[str, Any]) -> Cost:
     )
     elements = WIDTH**2
     inputs = torch.randn(4, WIDTH, dtype=torch.bfloat16 if engine.precision == "bf16" else torch.float32)
-    for _ in range(2):
-        passes = [Traffic(at_least=elements // 2) for _ in range(MICRO_BATCHES)]
+
+    def step() -> tuple[list[Traffic], Traffic]:
+        passes, update = [Traffic(at_least=elements // 2) for _ in range(MICRO_BATCHES)], Traffic()
         for traffic in passes:
             with traffic:
                 engine.backward(engine.model(inputs).float().square().sum(), total_weight=torch.ones(()))
-        with Traffic() as update:
+        with update:
             engine.step(lr=1e-3)
+        return passes, update
+
+    step()  # the first creates buffers
+    passes, update = step()
     engine.close()
     micro, last = (traffic.bytes.total() / elements for traffic in (passes[1], passes[-1]))
     return Cost(micro, last, sum(traffic.waits.total() for traffic in passes), update.waits.total())
