@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from train.checkpoint.host_copy import copies_in_host_memory
 from train.checkpoint.tensor_file import WrittenFile, is_intact, write_safetensors
 from train.config.errors import ConfigError
 from train.config.facts.run_layout import MANIFEST, complete_steps, step_name
@@ -172,20 +173,19 @@ def _write_rank(partial: Path, state: Snapshot, rank: int) -> None:
 
 def snapshot(engine: Engine, world: World) -> Snapshot:
     """Copy the state that this rank saves to host memory."""
-    tensors: dict[str, Tensor] = {}
+    live: dict[str, Tensor] = {}
     places: dict[str, list[int]] = {}
     for fragment in engine.owned_fragments():
         for kind, tensor in fragment.tensors.items():
             key = f"{kind}/{fragment.name}"
-            tensors[key] = tensor.detach().to("cpu", copy=True)
+            live[key] = tensor
             places[key] = [fragment.start, fragment.numel]
-    tensors["rng/cpu"] = torch.get_rng_state()
+    live["rng/cpu"] = torch.get_rng_state()
     if world.device.type == "cuda":
-        tensors["rng/cuda"] = torch.cuda.get_rng_state(world.device)
+        live["rng/cuda"] = torch.cuda.get_rng_state(world.device)
     if world.is_main:
-        buffers = engine.running_statistics.state()
-        tensors |= {f"buffer/{name}": buffer.detach().to("cpu", copy=True) for name, buffer in buffers.items()}
-    return Snapshot(tensors, places)
+        live |= {f"buffer/{name}": buffer for name, buffer in engine.running_statistics.state().items()}
+    return Snapshot(copies_in_host_memory(live), places)
 
 
 def _publish(partial: Path, final: Path, manifest: Mapping[str, Any]) -> None:
