@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,13 +25,15 @@ from train.config.facts.run_layout import CHECKPOINTS, complete_steps, step_name
 from train.config.load import to_dict
 from train.config.run import RunConfig
 from train.engine.engine import BatchPlan, Engine, resolve_precision, wrap
+from train.engine.initialization import drawn_in_parallel
 from train.loop import Run
-from train.observe import run_facts
+from train.observe import attention, run_facts
 from train.observe.probes import Probes
 from train.observe.run_log import RunLog
 from train.observe.spikes import SpikeWatch
 from train.ranks import distributed
 from train.ranks.distributed import World
+from train.ranks.launcher_env import cores_of_rank
 from train.ranks.stopping import StopSignal, forget_stopped
 from train.tasks import build_task
 from train.tasks.task import Task
@@ -86,7 +89,9 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
 
 def _build_engine(config: RunConfig, task: Task, world: World) -> Engine:
     """Build the task's model with its initial weights and wrap it with DeepSpeed."""
-    model = task.build_model()
+    cores = cores_of_rank(os.environ, seen=len(os.sched_getaffinity(0)), local_size=world.local_size)
+    with drawn_in_parallel(cores) if world.device.type == "cuda" else nullcontext():
+        model = task.build_model()
     start = config.checkpoint.start_from
     if start is not None and "@" not in start:
         load_folder(model, Path(start))
@@ -146,11 +151,32 @@ def _describe_run(config: RunConfig, folder: Path, engine: Engine, task: Task, w
     """Record the run in its folder: configuration, environment, DeepSpeed configuration, assets."""
     run_facts.write_config(config)
     forget_stopped(folder)
-    run_facts.write_environment(folder, world=world, precision=engine.precision, facts=task.data_facts)
+    run_facts.write_environment(
+        folder,
+        world=world,
+        precision=engine.precision,
+        attention=_attention(task, engine, world),
+        facts=task.data_facts,
+    )
     run_facts.write_deepspeed_config(folder, engine.config)
     assets = folder / "assets"
     assets.mkdir(exist_ok=True)
     task.save_assets(assets)
+
+
+def _attention(task: Task, engine: Engine, world: World) -> attention.Choice | None:
+    """Return which kernel attention runs on, None if torch chooses none; on a GPU log it, and warn of a slow one."""
+    shape = task.attention()
+    if shape is None:
+        return None
+    dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
+    found = attention.choice(shape, world.device, dtype)
+    if world.device.type == "cuda":
+        logger.info("attention: the %s kernel, head width %d", found.kernel, shape.width)
+        slow = attention.warning(found, attention.Machine.here(world.device, dtype))
+        if slow is not None:
+            logger.warning("%s", slow)
+    return found
 
 
 def _announce(config: RunConfig, log: RunLog, task: Task, engine: Engine, world: World, progress: Progress) -> None:

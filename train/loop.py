@@ -25,6 +25,7 @@ from train.observe.run_log import RunLog
 from train.observe.spikes import SpikeWatch
 from train.observe.throughput import Stopwatch, speed
 from train.ranks.distributed import SideChannel, World, gather_over_ranks, sum_over_ranks
+from train.ranks.garbage import collect_when_due
 from train.ranks.stopping import StopSignal
 from train.tasks.task import Batch, SampleCost, Task
 from train.watchdog.watchdog import Watchdog
@@ -115,6 +116,7 @@ def fit(run: Run) -> bool:
             log.row(step, {**seen, **metrics, **pace, **counts, "samples_hash": samples_hash(micro_batches, run)})
             watch.restart()
 
+        collect_when_due(step)
         with watch.paused():
             evaluate_when_due(run)
             stopping = stop_requested(run)

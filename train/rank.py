@@ -12,6 +12,7 @@ from train.config.facts.exit_codes import STOPPED_EARLY
 from train.config.run import RunConfig
 from train.loop import Run, TooManySkippedStepsError, fit
 from train.ranks import distributed
+from train.ranks.garbage import no_automatic_collection
 from train.ranks.stopping import StopSignal, note_stopped
 from train.watchdog.watchdog import Watchdog
 
@@ -74,7 +75,8 @@ def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
 def _fit(run: Run) -> bool:
     """Fit the run and close its files in any case; return whether the run is finished."""
     try:
-        is_finished = fit(run)
+        with no_automatic_collection():
+            is_finished = fit(run)
         run.stop.mark_saved()
         if is_finished:
             run.log.event("finish", step=run.progress.step)

@@ -1,8 +1,8 @@
 """Copies of device tensors in host memory, made through two small pinned buffers.
 
-A copy to ordinary memory runs at a fraction of the bus's speed, since the driver stages it in small pieces and waits for
-each. Pinning memory for a whole checkpoint would be slow itself and take it from the machine for good. With two pinned
-buffers, one is filled by the device while the host empties the other.
+A copy to ordinary memory runs at a fraction of the bus's speed, since the driver stages it in small pieces and waits
+for each. Pinning memory for a whole checkpoint would be slow itself and take it from the machine for good. With two
+pinned buffers, one is filled by the device while the host empties the other.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from train.config.report_facts import report_facts
 from train.config.run import RunConfig
 
 if TYPE_CHECKING:  # a finished run is recognized before torch is imported
+    from train.observe.attention import Choice
     from train.ranks.distributed import World
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy")
@@ -30,8 +31,13 @@ def write_config(config: RunConfig) -> None:
     _replace(config.folder / run_layout.SETTINGS, json.dumps(report_facts(config), indent=1) + "\n")
 
 
-def write_environment(folder: Path, *, world: World, precision: str, facts: Mapping[str, Any]) -> None:
-    """Write environment.json: code, versions, host, device, resolved precision; no environment variables."""
+def write_environment(
+    folder: Path, *, world: World, precision: str, attention: Choice | None, facts: Mapping[str, Any]
+) -> None:
+    """Write environment.json: code, versions, host, device, resolved precision, kernel of attention.
+
+    No environment variables.
+    """
     import torch
 
     environment = {
@@ -43,6 +49,7 @@ def write_environment(folder: Path, *, world: World, precision: str, facts: Mapp
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else _processor(),
         "threads_per_rank": torch.get_num_threads(),
         "precision": precision,
+        "attention": None if attention is None else attention._asdict(),
         "data": dict(facts),
     }
     _replace(folder / "environment.json", json.dumps(environment, indent=1) + "\n")

@@ -20,7 +20,7 @@ from train.config.run import OptimConfig
 from train.config.tasks.language_model import LanguageModelConfig
 from train.data.split import Split
 from train.data.text import cache
-from train.tasks.task import Batch, ModelCard, ParameterGroup, SampleCost, StepOutput, Sums, Task
+from train.tasks.task import AttentionShape, Batch, ModelCard, ParameterGroup, SampleCost, StepOutput, Sums, Task
 
 _USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -122,6 +122,19 @@ class LanguageModel(Task):
         assert isinstance(model, PeriLNForCausalLM)
         length = self.config.data.sequence_length
         return SampleCost(tokens=length, flops=length * model.flops_per_token(length))
+
+    def attention(self) -> AttentionShape | None:
+        """Return the shape of a layer's attention, if it is torch's."""
+        model = self.config.model
+        if self.config.attention != "sdpa":
+            return None
+        width = model.head_dim or model.hidden_size // model.num_attention_heads
+        return AttentionShape(
+            heads=model.num_attention_heads,
+            key_value_heads=model.num_key_value_heads,
+            width=width,
+            length=self.config.data.sequence_length,
+        )
 
     def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
         """Read windows: `tokens` (B, T + 1) int64; for validation also `target_bytes` (B,)."""

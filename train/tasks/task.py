@@ -38,6 +38,15 @@ class SampleCost(NamedTuple):
     flops: float | None  # forward and backward, excluding recomputation
 
 
+class AttentionShape(NamedTuple):
+    """Shape of causal self-attention by torch's scaled_dot_product_attention."""
+
+    heads: int
+    key_value_heads: int
+    width: int  # of a head
+    length: int  # tokens
+
+
 class ParameterGroup(NamedTuple):
     """Parameters that share their hyper-parameters."""
 
@@ -176,6 +185,10 @@ class Task(ABC):
     def cost(self, model: nn.Module) -> SampleCost:
         """Return the cost of one training sample."""
         return SampleCost(tokens=None, flops=None)
+
+    def attention(self) -> AttentionShape | None:
+        """Return the shape of attention for which torch chooses a kernel, None if it chooses none."""
+        return None
 
     # ---------------------------------------------------------------------------------------------------- the results
 
