@@ -107,7 +107,9 @@ def _measure_chunk(tokens: Tensor) -> Tensor:
     tops = magnitudes.amax(dim=1)
     sums = magnitudes.sum(dim=1)
     max_abs = tops.max()
-    within = numel if bool(max_abs <= FP16_MAX) else (magnitudes <= FP16_MAX).sum()
+    largest = max_abs.item()  # each number that is read makes the host wait for the device
+    within = numel if largest <= FP16_MAX else (magnitudes <= FP16_MAX).sum()
+    top1_over_median = _largest_top1_over_median(magnitudes, tops, sums) if math.isfinite(largest) else math.nan
     row = (
         rest.new_full((), numel),
         rough_mean.double() + rest,
@@ -115,12 +117,12 @@ def _measure_chunk(tokens: Tensor) -> Tensor:
         sums.double().sum(),
         max_abs,
         rest.new_full((), numel) - within,
-        _largest_top1_over_median(magnitudes, tops, sums),
+        rest.new_full((), top1_over_median),
     )
     return torch.stack([figure.double() for figure in row])
 
 
-def _largest_top1_over_median(magnitudes: Tensor, tops: Tensor, sums: Tensor) -> Tensor:
+def _largest_top1_over_median(magnitudes: Tensor, tops: Tensor, sums: Tensor) -> float:
     """Return the largest ratio of a token's largest magnitude to its (lower) median.
 
     Sorting every token costs ten times as much as all other statistics. The few tokens whose largest element stands
@@ -129,21 +131,19 @@ def _largest_top1_over_median(magnitudes: Tensor, tops: Tensor, sums: Tensor) ->
     all of them.
 
     Args:
-        magnitudes: (N, D), not negative.
+        magnitudes: (N, D), finite, not negative.
         tops: (N,) the largest of each token.
         sums: (N,) their sums.
     """
     size = magnitudes.shape[1]
     middle = (size + 1) // 2  # rank of the lower median, from 1
-    if not bool(torch.isfinite(tops).all()):
-        return tops.new_full((), math.nan)
     first = (tops / sums).nan_to_num().topk(min(_FIRST_TOKENS, len(tops))).indices
-    largest = _top1_over_median(magnitudes[first], middle).max()
-    if not bool(torch.isfinite(largest)) or not bool(largest > 0):
+    largest = _top1_over_median(magnitudes[first], middle).max().item()
+    if not 0 < largest < math.inf:
         return largest
     above_less_below = (magnitudes - (tops / largest).unsqueeze(1)).sign_().sum(dim=1)
-    candidates = above_less_below <= size - 2 * middle
-    return torch.cat((largest.view(1), _top1_over_median(magnitudes[candidates], middle))).max()
+    candidates = magnitudes[above_less_below <= size - 2 * middle]
+    return max(largest, _top1_over_median(candidates, middle).max().item()) if len(candidates) else largest
 
 
 def _top1_over_median(magnitudes: Tensor, middle: int) -> Tensor:
