@@ -89,7 +89,9 @@ class EngineConfig:
     )
     compile: bool = setting("Compile each block with torch.compile", default=False)
     deterministic: bool = setting(
-        "Use only deterministic algorithms, so that runs on a GPU are reproducible bit for bit", default=False
+        "Use only deterministic algorithms: a run on a GPU then repeats bit for bit on the same card and versions, "
+        "with slower attention; without, it does not",
+        default=False,
     )
     reduce_bucket_size: int = setting(
         "Size of the gradient-reduction buckets", default=500_000_000, at_least=1, unit="elements"
