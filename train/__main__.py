@@ -89,7 +89,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def check(config: RunConfig) -> int:
     """Validate configuration, data and shapes without starting the run."""
     task = _task(config)
-    task.check()
+    for line in task.check():
+        print(line)
     _outline(task)
     print(f"{config.name}: configuration and data are valid")
     return 0

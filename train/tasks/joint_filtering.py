@@ -93,13 +93,14 @@ class JointFiltering(Task, Generic[Config]):
         names = [self.validation.name(i) for i in range(min(len(self.validation), 100))]
         return {"training_pairs": len(self.training), "validation_pairs": len(self.validation), "validation": names}
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """Check that all images exist and are suitable for training.
 
         Raises:
             ConfigError: Images are missing, smaller than the crop, or of different sizes in one batch.
         """
         self._require("training", "validation")
+        return []
 
     def _require(self, *splits: Split) -> None:
         faults = [fault for split in splits for fault in self._faults(split)]

@@ -19,7 +19,8 @@ from modeling.decoder.modeling_periln import PeriLNForCausalLM, PeriLNModel
 from train.config.run import OptimConfig
 from train.config.tasks.language_model import LanguageModelConfig
 from train.data.split import Split
-from train.data.text import cache
+from train.data.text import cache, corpus
+from train.data.text.check import check
 from train.tasks.task import AttentionShape, Batch, ModelCard, ParameterGroup, SampleCost, StepOutput, Sums, Task
 
 _USAGE = """\
@@ -64,17 +65,18 @@ class LanguageModel(Task):
         """Facts about the corpus."""
         return self.data.facts
 
-    def check(self) -> None:
-        """Check the sources and the tokenizer."""
-        cache.check(self.config.data, vocab_size=self.config.model.vocab_size)
+    def check(self) -> list[str]:
+        """Check the sources and the tokenizer; return what was read."""
+        return check(self.config.data, vocab_size=self.config.model.vocab_size)
 
     def prepare(self) -> str:
         """Tokenize and pack the corpus, regardless of its size."""
         data = cache.prepare(self.config.data, vocab_size=self.config.model.vocab_size, may_tokenize=True)
-        return (
+        ready = (
             f"{data.num_training_samples:,} training and {data.num_validation_samples:,} validation windows of "
             f"{self.config.data.sequence_length} tokens are ready (fingerprint {data.fingerprint})"
         )
+        return "\n".join([*corpus.report(data.facts), ready])
 
     def outline(self) -> PeriLNForCausalLM:
         """Return the decoder, for its shapes only."""

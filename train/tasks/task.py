@@ -135,13 +135,14 @@ class Task(ABC):
 
     # -------------------------------------------------------------------------------------------------------- the data
 
-    def check(self) -> None:
-        """Check the data, without lengthy preparation.
+    def check(self) -> list[str]:
+        """Check the data, without lengthy preparation; return what was read, a line each.
 
         Raises:
             ConfigError: A run could not train on the data.
         """
         self.open_data()
+        return []
 
     def prepare(self) -> str:
         """Prepare the data, however long it takes; return a one-sentence summary."""

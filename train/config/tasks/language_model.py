@@ -67,13 +67,30 @@ class SourceConfig:
     shorthand: ClassVar[str] = "path"
 
     path: str = setting(
-        f"{EMBEDDED_CORPUS} (embedded); a file, glob or folder of text, JSON Lines or Parquet; or a `datasets` name"
+        f"{EMBEDDED_CORPUS} (embedded); a file, glob or folder of text, JSON Lines, Parquet, CSV or saved `datasets`; "
+        "or a `datasets` name"
     )
     name: str | None = setting("Configuration of a `datasets` name", default=None, null="its default")
     split: str | None = setting("Split of a `datasets` name or saved folder", default=None, null="train")
-    text_column: str | None = setting("Column of JSON Lines, Parquet and `datasets`", default=None, null="text")
+    text_column: str | None = setting(
+        "Column of JSON Lines, Parquet, CSV and `datasets`; a.b is the field b of the column a",
+        default=None,
+        null="text",
+    )
     document_separator: str | None = setting(
         "Text files: the line that separates documents", default=None, null="one document per file"
+    )
+    max_documents: int | None = setting("Number of documents, from the first", default=None, at_least=1, null="all")
+    max_tokens: int | None = setting(
+        "Number of tokens, from the first, after which no further document is read; not with byte-bpe",
+        default=None,
+        at_least=1,
+        null="all",
+    )
+    streaming: bool | None = setting(
+        "Read a `datasets` name from the hub while tokenizing, without storing it",
+        default=None,
+        null="true if max_documents or max_tokens is set",
     )
 
 
@@ -105,6 +122,14 @@ class TextDataConfig:
         null="all",
         evaluation=True,
         judges=True,
+    )
+    on_bad_document: Literal["refuse", "skip"] = setting(
+        "What becomes of a document that cannot be read (malformed, not UTF-8, no text, cut off): refuse the data, or "
+        "leave it out and count it",
+        default="refuse",
+        resume="free",  # the fingerprint of the data tells whether it made a difference
+        report="ignored",
+        evaluation=True,
     )
     seed: int = setting("Seed of the sample order", default=0, at_least=0, report="seed")
     cache_dir: str = setting(

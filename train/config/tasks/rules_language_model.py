@@ -48,7 +48,10 @@ def _there_is_a_source(values: Values) -> Iterator[str]:
 def _validation_is_given_once(values: Values) -> Iterator[str]:
     fraction, path = values["task.data.validation_fraction"], "task.data.validation_fraction"
     if fraction is not None and values["task.data.validation_sources"]:
-        yield f"{path}: has no effect together with task.data.validation_sources; remove one of them"
+        yield (
+            f"{path}: has no effect together with task.data.validation_sources; remove one of them, or write "
+            f"{path}=null"
+        )
 
 
 def _sources_read_their_keys(values: Values) -> Iterator[str]:
@@ -62,12 +65,25 @@ def _sources_read_their_keys(values: Values) -> Iterator[str]:
 
 def _ignored_keys(path: str) -> tuple[str, ...]:
     if path == EMBEDDED_CORPUS:
-        return ("name", "split", "text_column", "document_separator")
-    if re.search(r"\.(txt|md)(\.(gz|bz2|xz))?$", path):
-        return ("name", "split", "text_column")
-    if re.search(r"\.(jsonl?|parquet)(\.(gz|xz))?$", path):
-        return ("name", "split", "document_separator")
+        return ("name", "split", "text_column", "document_separator", "streaming")
+    path = re.sub(r"\.(gz|zst|bz2|xz)$", "", path.lower())
+    if re.search(r"\.(txt|text|md|markdown|rst)$", path):
+        return ("name", "split", "text_column", "streaming")
+    if re.search(r"\.(jsonl?|ndjson|parquet|csv|tsv)$", path):
+        return ("name", "split", "document_separator", "streaming")
     return ()
+
+
+def _tokens_can_be_counted(values: Values) -> Iterator[str]:
+    if values["task.data.tokenizer"] != "byte-bpe":
+        return
+    for section in ("sources", "validation_sources"):
+        for number, source in enumerate(values[f"task.data.{section}"]):
+            if source.max_tokens is not None:
+                yield (
+                    f"task.data.{section}.{number}.max_tokens: byte-bpe is trained on the documents, so it cannot "
+                    "count their tokens first; write max_documents, or another task.data.tokenizer"
+                )
 
 
 def _gradients_have_a_type(values: Values) -> Iterator[str]:
@@ -89,5 +105,6 @@ RULES: tuple[Rule, ...] = (
     _there_is_a_source,
     _validation_is_given_once,
     _sources_read_their_keys,
+    _tokens_can_be_counted,
     _gradients_have_a_type,
 )

@@ -1,178 +1,178 @@
-"""Text sources (embedded corpus, files, folders and `datasets` names) as a data set of documents."""
+"""The corpus of a run: the documents of all sources in Arrow files, split into training and validation."""
 
 from __future__ import annotations
 
-import bz2
-import glob
-import gzip
 import hashlib
-import lzma
+import logging
 import platform
-import sys
-import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from train.config.errors import ConfigError
-from train.config.tasks.language_model import EMBEDDED_CORPUS, SourceConfig
+from train.config.tasks.language_model import DEFAULT_VALIDATION_FRACTION, SourceConfig, TextDataConfig
+from train.data.text.documents import files
+from train.data.text.documents.document import Document
+from train.data.text.documents.reader import DocumentReader, Sample
+from train.data.text.tokenizer import DOCUMENTS_AT_A_TIME
+from train.data.text.windows import batches
 
-_EXCLUDED = {"test", "tests", "idle_test", "encodings", "site-packages", "__pycache__", "lib2to3", "lib-dynload"}
-_OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
-_TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+logger = logging.getLogger(__name__)
 
+_ROWS, _BYTES = 1000, 64_000_000  # of a batch in an Arrow file
 
-def standard_library() -> list[Path]:
-    """Return the source files of the running Python's standard library, without tests and encoding tables.
-
-    These are about 10 MB of code and English available on every machine, so the default corpus needs no download. They
-    differ between Python versions, so results are not comparable across machines.
-    """
-    root = Path(sysconfig.get_path("stdlib"))
-    paths = (path for suffix in ("*.py", "*.txt") for path in root.rglob(suffix))
-    return sorted(path for path in paths if not _EXCLUDED & set(path.relative_to(root).parts) and path.stat().st_size)
+CountTokens = Callable[[list[str]], list[int]]
 
 
-def local_files(source: SourceConfig) -> list[Path]:
-    """Return the local files of a source, sorted; empty if there are none."""
-    if source.path == EMBEDDED_CORPUS:
-        return standard_library()
-    path = Path(source.path).expanduser()
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
-
-
-def identity(source: SourceConfig) -> str:
-    """Return a quick fingerprint of a source on this machine, from names, sizes and times of its files."""
-    digest = hashlib.blake2b(repr(source).encode(), digest_size=16)
-    if source.path == EMBEDDED_CORPUS:
-        digest.update(sys.version.encode())
-    for file in local_files(source):
-        stat = file.stat()
-        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def size_on_disk(sources: Sequence[SourceConfig]) -> int:
-    """Return the total size of all local files of the sources, in bytes."""
-    return sum(file.stat().st_size for source in sources for file in local_files(source))
-
-
-def open_source(source: SourceConfig, *, path: str, cache_dir: Path) -> datasets.Dataset:
-    """Return a source as a data set with one column, `text`.
+class Corpus(NamedTuple):
+    """Documents by split, and facts about them.
 
     Args:
-        source: The source.
-        path: Path of the source in the configuration, for messages.
-        cache_dir: Folder for files that `datasets` creates.
+        training: Column `text`.
+        validation: The same; equal documents are never in both.
+        facts: For the record of the run.
+        is_whole: Whether the sources were read to their end.
+    """
+
+    training: datasets.Dataset
+    validation: datasets.Dataset
+    facts: dict[str, Any]
+    is_whole: bool
+
+
+def named_sources(config: TextDataConfig) -> list[tuple[str, SourceConfig]]:
+    """Return every source with its path in the configuration."""
+    groups = (("sources", config.sources), ("validation_sources", config.validation_sources))
+    return [(f"task.data.{name}[{i}]", source) for name, group in groups for i, source in enumerate(group)]
+
+
+def read(config: TextDataConfig, work: Path, *, count: CountTokens | None, sample: Sample | None = None) -> Corpus:
+    """Read all sources into Arrow files.
+
+    Args:
+        config: The sources.
+        work: Folder for the files.
+        count: Returns the number of tokens of each document; needed by sources with `max_tokens`.
+        sample: Read no more than this of each source; None reads everything.
 
     Raises:
-        ConfigError: The source does not exist, is empty, or lacks the column.
+        ConfigError: With every source that cannot be read.
     """
-    saved = Path(source.path).expanduser() / "state.json"
-    files = local_files(source)
-    if source.path != EMBEDDED_CORPUS and (saved.exists() or not files):
-        table = _saved_or_named(source, path=path, cache_dir=cache_dir)
-    elif (files and files[0].suffix in _TABLES) or (
-        files and "".join(files[0].suffixes[-2:]) in (".jsonl.gz", ".jsonl.xz")
-    ):
-        kind = _TABLES.get(files[0].suffix, "json")
-        names = [str(file) for file in files]
-        table = _loaded(
-            lambda: datasets.load_dataset(kind, data_files=names, split="train", cache_dir=str(cache_dir)), path, source
-        )
-    else:
-        return _from_text_files(source, files, path=path, cache_dir=cache_dir)
-    column = source.text_column or "text"
-    if column not in table.column_names:
-        raise ConfigError(
-            [f"{path}.text_column: {source.path} has no column {column!r}; it has {', '.join(table.column_names)}"]
-        )
-    if not len(table):
-        raise ConfigError([f"{path}.path: {source.path} is empty"])
-    table = table.select_columns([column])
-    if column == "text":  # `datasets` does not allow renaming a column to its own name
-        return table
-    return table.rename_column(column, "text")
+    work.mkdir(parents=True, exist_ok=True)
+    readers: dict[str, DocumentReader] = {}
+    tables: dict[str, datasets.Dataset] = {}
+    faults: list[str] = []
+    for number, (path, source) in enumerate(named_sources(config)):
+        try:
+            readers[path] = reader = DocumentReader(
+                source, path=path, on_bad_document=config.on_bad_document, sample=sample
+            )
+            tables[path] = stored(_up_to(reader, count), work / f"{number}.arrow", keep=not reader.is_large)
+        except ConfigError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigError(faults)
+    training, validation, facts = _split(config, tables)
+    facts["sources"] = {path: reader.facts() for path, reader in readers.items()}
+    if repeated := _repeated(config):
+        facts["read_repeatedly"] = repeated
+    return Corpus(training, validation, facts, not any(reader.counts.files_cut for reader in readers.values()))
 
 
-def _saved_or_named(source: SourceConfig, *, path: str, cache_dir: Path) -> datasets.Dataset:
-    folder = Path(source.path).expanduser()
-    if folder.is_dir() and ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists()):
-        loaded = datasets.load_from_disk(str(folder))
-        return loaded[source.split or "train"] if isinstance(loaded, datasets.DatasetDict) else loaded
-    looks_like_a_file = folder.suffix in {*_TABLES, *_OPENERS, ".txt", ".md"} or source.path.startswith(("/", ".", "~"))
-    if looks_like_a_file or folder.is_dir() or glob.has_magic(source.path):
-        raise ConfigError([f"{path}.path: {source.path} does not exist or contains no files"])
-    split = source.split or "train"
-    return _loaded(
-        lambda: datasets.load_dataset(source.path, source.name, split=split, cache_dir=str(cache_dir)), path, source
-    )
-
-
-def _loaded(load: Callable[[], Any], path: str, source: SourceConfig) -> Any:
-    try:
-        return load()
-    except Exception as error:  # `datasets` passes on any error of its readers and the network
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            [f"{path}.path: {source.path} is neither a local file or folder nor a loadable data set ({reason})"]
-        ) from error
-
-
-def _from_text_files(source: SourceConfig, files: list[Path], *, path: str, cache_dir: Path) -> datasets.Dataset:
-    try:
-        empty = not any(True for _ in documents(files[:1], source.document_separator)) if len(files) == 1 else False
-    except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile, OSError) as error:
-        raise ConfigError([f"{path}.path: {files[0]} is not UTF-8 text ({error})"]) from error
-    if empty:
-        raise ConfigError([f"{path}.path: {source.path} is empty"])
-    features = datasets.Features({"text": datasets.Value("large_string")})
-    return datasets.Dataset.from_generator(
-        _rows,
-        gen_kwargs={"files": [str(file) for file in files], "separator": source.document_separator},
-        features=features,
-        cache_dir=str(cache_dir),
-    )
-
-
-def _rows(files: list[str], separator: str | None) -> Iterator[dict[str, str]]:
-    for text in documents([Path(file) for file in files], separator):
-        yield {"text": text}
-
-
-def documents(files: Sequence[Path], separator: str | None) -> Iterator[str]:
-    """Yield the documents of text files, plain or compressed: one per file, or several divided by separator lines."""
-    for file in files:
-        opener = _OPENERS.get(file.suffix, open)
-        with opener(file, "rt", encoding="utf-8", errors="strict" if separator else "replace", newline="\n") as lines:
-            if separator is None:
-                text = lines.read()
-                if text:
-                    yield text
+def stored(documents: Iterable[Document], file: Path, *, keep: bool = True) -> datasets.Dataset:
+    """Write documents to an Arrow file with the column `text`; without `keep` they are read, but not written."""
+    schema = pa.schema([("text", pa.large_string())])
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        texts: list[str] = []
+        size = 0
+        for document in documents:
+            if not keep:
                 continue
-            document: list[str] = []
-            for line in lines:
-                if line.rstrip("\n") != separator:
-                    document.append(line)
-                    continue
-                if document:
-                    yield "".join(document)
-                document = []
-            if document:
-                yield "".join(document)
+            texts.append(document.text)
+            size += len(document.text)
+            if len(texts) == _ROWS or size > _BYTES:
+                writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=schema))
+                texts, size = [], 0
+        if texts:
+            writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=schema))
+    return datasets.Dataset.from_file(str(file))
 
 
-def content_keys(texts: Sequence[str]) -> np.ndarray:
+def _up_to(reader: DocumentReader, count: CountTokens | None) -> Iterator[Document]:
+    """Yield the documents of a source until it has `max_tokens` tokens, with one for the end of each document."""
+    most = reader.source.max_tokens
+    if most is None:
+        yield from reader
+        return
+    assert count is not None, "the rules exclude max_tokens with byte-bpe"
+    tokens = 0
+    for document in reader:
+        yield document
+        tokens += count([document.text])[0] + 1
+        if tokens >= most:
+            return
+
+
+def _split(
+    config: TextDataConfig, tables: dict[str, datasets.Dataset]
+) -> tuple[datasets.Dataset, datasets.Dataset, dict[str, Any]]:
+    """Return training and validation documents; equal documents are never in both."""
+    documents = datasets.concatenate_datasets([t for path, t in tables.items() if path.startswith("task.data.sources")])
+    keys = _content_keys(documents)
+    separate = [table for path, table in tables.items() if path.startswith("task.data.validation_sources")]
+    if separate:
+        validation = datasets.concatenate_datasets(separate)
+        held_out = np.isin(keys, _content_keys(validation))
+        training = documents.select(np.flatnonzero(~held_out))
+    else:
+        fraction = config.validation_fraction or DEFAULT_VALIDATION_FRACTION
+        held_out = keys < np.uint64(int(fraction * 2**64))
+        training, validation = documents.select(np.flatnonzero(~held_out)), documents.select(np.flatnonzero(held_out))
+    facts = {
+        "python": platform.python_version(),  # the embedded corpus depends on it
+        "corpus_hash": hashlib.blake2b(np.sort(keys).tobytes(), digest_size=8).hexdigest(),
+        "training_documents": len(training),
+        "validation_documents": len(validation),
+        "training_documents_dropped_as_in_validation": int(held_out.sum()) if separate else 0,
+    }
+    return training, validation, facts
+
+
+def _content_keys(table: datasets.Dataset) -> np.ndarray:
     """Return a 64-bit hash per document, uint64 (n,): equal documents have equal keys."""
-    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    digests = b"".join(
+        hashlib.blake2b(text.encode(), digest_size=8).digest()
+        for batch in batches(table, DOCUMENTS_AT_A_TIME)
+        for text in batch["text"]
+    )
     return np.frombuffer(digests, "<u8")
 
 
-def facts() -> dict[str, str]:
-    """Return facts about the machine for the corpus record: the embedded corpus depends on the Python version."""
-    return {"python": platform.python_version()}
+def _repeated(config: TextDataConfig) -> list[str]:
+    """Return the files that are read more than once, within the training or within the validation sources."""
+    return [*files.repeated(config.sources), *files.repeated(config.validation_sources)][:20]
+
+
+def report(facts: dict[str, Any]) -> Iterator[str]:
+    """Yield what a user should know about the sources that were read, a line each."""
+    for path, source in facts.get("sources", {}).items():
+        how, unit = "read whole", "file" if source["files"] == 1 else "files"
+        if cut := source.get("files_cut"):
+            how = f"{cut:,} of them only in part ({source['bytes_read'] / 1e6:,.1f} MB read)"
+        text = f"{source['documents']:,} documents, {source['bytes'] / 1e6:,.1f} MB of text"
+        yield f"{path}: {source['files']:,} {unit}, {how}: {text}"
+        if guesses := source.get("recognized_by_content"):
+            yield f"{path}: recognized by content, as the suffix says nothing: {guesses}"
+        if blank := source.get("blank_documents"):
+            yield f"{path}: {blank:,} documents are empty or white space"
+        if skipped := source.get("skipped"):
+            yield f"{path}: {skipped:,} bad documents left out; the first: {source['first_skipped'][0]}"
+    if repeated := facts.get("read_repeatedly"):
+        more = ", ..." if len(repeated) > 3 else ""
+        yield f"task.data: read more than once, by several sources or links: {', '.join(repeated[:3])}{more}"
+    if dropped := facts.get("training_documents_dropped_as_in_validation"):
+        yield f"task.data: {dropped:,} training documents left out, as the validation sources contain them too"

@@ -1,0 +1,119 @@
+"""Tokenizers: loaded, or trained on the documents; text as token ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from train.config.errors import ConfigError
+from train.data.text.windows import batches, token_byte_counts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BYTE_BPE = "byte-bpe"
+END_OF_TEXT = "<|endoftext|>"
+_OTHER_ENDS = ("</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
+BPE_TRAINING_BYTES = 8_000_000  # more text barely changes the merges and takes longer
+DOCUMENTS_AT_A_TIME = 256
+
+
+def encode(texts: list[str], tokenizer: Tokenizer, *, counts_bytes: bool) -> dict[str, list[Any]]:
+    """Return the token `ids` of each document and, with `counts_bytes`, the number of `bytes` per token.
+
+    A special token's name within a document is text: only the reader says where a document ends.
+    """
+    tokenizer.encode_special_tokens = True  # not pickled, so it is set where it is used
+    if not counts_bytes:
+        return {"ids": [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]}
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    ends = [np.array([end for _, end in encoding.offsets], np.int64) for encoding in encodings]
+    sizes = [token_byte_counts(text, end) for text, end in zip(texts, ends, strict=True)]
+    return {"ids": [encoding.ids for encoding in encodings], "bytes": sizes}
+
+
+def load(name: str, *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens all fit the model.
+
+    Raises:
+        ConfigError: It cannot be loaded, is too large, or has no end-of-text token.
+    """
+    tokenizer = load_tokenizer(name)
+    if len(tokenizer) > vocab_size:
+        raise ConfigError(
+            [
+                f"task.model.vocab_size: the tokenizer {name!r} has {len(tokenizer)} tokens, but the model only "
+                f"{vocab_size}; write task.model.vocab_size={len(tokenizer)}"
+            ]
+        )
+    end_of_text_id(tokenizer, name)
+    return tokenizer
+
+
+def train_byte_bpe(documents: datasets.Dataset, *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE (as in GPT-2; it can encode any text) on up to 8 MB of evenly spaced documents."""
+    from transformers import PreTrainedTokenizerFast
+
+    stride = max(1, documents.data.nbytes // BPE_TRAINING_BYTES)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    sample = documents.select(range(0, len(documents), stride))
+    tokenizer.train_from_iterator((batch["text"] for batch in batches(sample, DOCUMENTS_AT_A_TIME)), trainer=trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a folder, a tokenizer.json, or a hub name.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+    """
+    from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+
+    path = Path(name).expanduser()
+    try:
+        if path.is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(path))
+        if path.is_dir() and not (path / "tokenizer.json").exists() and (path / "merges.txt").exists():
+            return GPT2Tokenizer.from_pretrained(path)
+        loaded = AutoTokenizer.from_pretrained(path if path.is_dir() else name)
+    except Exception as error:  # the library passes on any error of its readers and the network
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            [
+                f"task.data.tokenizer: {name!r} could not be loaded ({reason}); use {BYTE_BPE!r}, a folder with a "
+                "tokenizer, a tokenizer.json, or a hub name"
+            ]
+        ) from error
+    if not getattr(loaded, "is_fast", False):
+        raise ConfigError([f"task.data.tokenizer: {name!r} has no fast tokenizer (tokenizer.json)"])
+    return loaded
+
+
+def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
+    """Return the id of the token that ends a document.
+
+    Raises:
+        ConfigError: The tokenizer has none.
+    """
+    if isinstance(tokenizer.eos_token_id, int):
+        return tokenizer.eos_token_id
+    vocabulary = tokenizer.get_vocab()
+    for token in (END_OF_TEXT, *_OTHER_ENDS):
+        if token in vocabulary:
+            tokenizer.eos_token = token
+            return vocabulary[token]
+    raise ConfigError(
+        [f"task.data.tokenizer: {name!r} has no end-of-text token; set eos_token and save the tokenizer again"]
+    )
