@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import lzma
 import multiprocessing
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 
 from tests.tiny import write_corpus
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import SourceConfig, TextDataConfig
-from train.data.text import cache, corpus
+from train.data.text import cache
+from train.data.text.documents.files import standard_library
+from train.data.text.tokenizer import encode, end_of_text_id, load_tokenizer
 from train.data.text.windows import TextData, WindowReader, WindowWriter, token_byte_counts
 
 VOCAB = 300
@@ -64,8 +62,8 @@ def test_packing_predicts_every_token_but_the_first_exactly_once(tmp_path: Path,
 @pytest.mark.parametrize("words", ["plain", "naïve Größe", "層 🙂🙂 層", "a🙂b", " \n\t "])
 def test_token_bytes_add_up_to_the_documents_bytes(folder: Path, words: str) -> None:
     data = cache.prepare(settings(folder), vocab_size=VOCAB)
-    tokenizer = cache.load_tokenizer(str(data._tokenizer)).backend_tokenizer
-    encoded = cache.encode([words], tokenizer, counts_bytes=True)
+    tokenizer = load_tokenizer(str(data._tokenizer)).backend_tokenizer
+    encoded = encode([words], tokenizer, counts_bytes=True)
     assert len(encoded["ids"][0]) == len(encoded["bytes"][0])
     assert encoded["bytes"][0].sum() == len(words.encode())
     assert (encoded["bytes"][0] >= 0).all()
@@ -77,7 +75,7 @@ def test_a_character_split_over_tokens_counts_once() -> None:
 
 def test_validation_bytes_are_those_of_the_text(folder: Path) -> None:
     data = cache.prepare(settings(folder), vocab_size=VOCAB)
-    tokenizer = cache.load_tokenizer(str(data._tokenizer))
+    tokenizer = load_tokenizer(str(data._tokenizer))
     tokens = windows(data, "validation")
     for window, size in zip(tokens, data.target_bytes(np.arange(len(tokens))), strict=True):
         pieces = tokenizer.backend_tokenizer.decode(window[1:].tolist(), skip_special_tokens=True)
@@ -86,7 +84,7 @@ def test_validation_bytes_are_those_of_the_text(folder: Path) -> None:
 
 
 def documents_of(data: TextData, split: str) -> set[str]:
-    tokenizer = cache.load_tokenizer(str(data._tokenizer))
+    tokenizer = load_tokenizer(str(data._tokenizer))
     stream = np.concatenate([windows(data, split)[0][:1], windows(data, split)[:, 1:].reshape(-1)])
     whole = tokenizer.decode(stream.tolist())
     assert isinstance(whole, str)
@@ -146,29 +144,8 @@ def test_two_processes_preparing_at_once_agree(folder: Path) -> None:
     assert len(list((folder / "cache").glob("text-*/facts.json"))) == 1
 
 
-@pytest.mark.parametrize("column", ["text", "body"])  # `text` is the name that most corpora have
-def test_every_kind_of_source_gives_the_same_windows(tmp_path: Path, column: str) -> None:
-    texts = ["one two three four five six seven eight " * 20, "naïve 🙂 " * 50, "nine ten " * 60]
-    rows = "".join(json.dumps({column: t, "url": "x"}) + "\n" for t in texts)
-    joined = "\n<|doc|>\n".join(texts) + "\n"
-    (tmp_path / "rows.jsonl").write_text(rows)
-    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
-        file.write(rows)
-    datasets.Dataset.from_dict({column: texts, "url": ["x"] * 3}).to_parquet(tmp_path / "rows.parquet")
-    datasets.Dataset.from_dict({column: texts, "url": ["x"] * 3}).save_to_disk(tmp_path / "saved")
-    with lzma.open(tmp_path / "text.xz", "wt") as file:
-        file.write(joined)
-    for name in ("rows.jsonl", "rows.jsonl.gz", "rows.parquet", "saved"):
-        source = SourceConfig(path=str(tmp_path / name), text_column=None if column == "text" else column)
-        table = corpus.open_source(source, path="here", cache_dir=tmp_path / "work")
-        assert table["text"][:] == texts, name
-    source = SourceConfig(path=str(tmp_path / "text.xz"), document_separator="<|doc|>")
-    table = corpus.open_source(source, path="here", cache_dir=tmp_path / "work")
-    assert [t.strip() for t in table["text"]] == [t.strip() for t in texts]
-
-
 def test_the_embedded_corpus_is_on_every_machine() -> None:
-    files = corpus.standard_library()
+    files = standard_library()
     assert sum(file.stat().st_size for file in files) > 5_000_000
     assert not any("test" in file.parts for file in files)
 
@@ -183,12 +160,12 @@ def test_a_large_corpus_is_to_be_prepared_first(folder: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("changes", "fragments"),
     [
-        ({"path": "nothing/*.txt"}, ["sources[0].path", "does not exist"]),
+        ({"path": "nothing/*.txt"}, ["sources[0].path", "matches no files"]),
         ({"path": "empty.txt"}, ["sources[0].path", "empty"]),
         ({"path": "rows.jsonl"}, ["text_column", "'text'", "body"]),
         ({"tokenizer": "./nowhere"}, ["task.data.tokenizer", "nowhere", "byte-bpe"]),
         ({"validation_fraction": 1e-9}, ["validation", "validation_fraction"]),
-        ({"sequence_length": 100_000}, ["not enough text", "training"]),
+        ({"sequence_length": 100_000}, ["not enough text", "training", "100,001 are needed"]),
     ],
 )
 def test_wrong_data_is_named(folder: Path, changes: dict[str, object], fragments: list[str]) -> None:
@@ -206,8 +183,8 @@ def test_real_tokenizers_load(name: str) -> None:
     path = Path(__file__).parents[5] / "shared/data/tokenizers" / name
     if not path.exists():
         pytest.skip("the optional data folder with tokenizers is not here")
-    tokenizer = cache.load_tokenizer(str(path))
-    end = cache.end_of_text_id(tokenizer, name)
+    tokenizer = load_tokenizer(str(path))
+    end = end_of_text_id(tokenizer, name)
     assert tokenizer.convert_ids_to_tokens(end) == "<|endoftext|>"
     ids = tokenizer("Around, not only before.", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == "Around, not only before."

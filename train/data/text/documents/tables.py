@@ -72,7 +72,7 @@ def named_documents(reading: Reading) -> Found:
 def _loaded(reading: Reading) -> Any:
     """Load a data set; a sample of it is streamed or, without a network, taken from the machine's cache."""
     is_sample = reading.limit is not None
-    arguments = reading.named | ({"streaming": True} if is_sample else {})
+    arguments: dict[str, Any] = reading.named | ({"streaming": True} if is_sample else {})
     try:
         try:
             return datasets.load_dataset(reading.file, **arguments)
