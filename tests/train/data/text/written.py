@@ -26,7 +26,7 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda data: data,
     ".gz": gzip.compress,
     ".zst": lambda data: pa.Codec("zstd").compress(data, asbytes=True),
-    ".bz2": bz2.compress,
+    ".bz2": lambda data: bz2.compress(data, 1),  # blocks of 100 kB: a cut archive loses only the last
     ".xz": lzma.compress,
 }
 COLUMNS = {None: "text", "body": "body", "meta.body.text": "meta.body.text"}  # text_column -> where the text stands

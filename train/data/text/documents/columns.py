@@ -12,30 +12,51 @@ _MOST_NAMES = 20
 _ABSENT = object()
 
 
-def text_of(row: object, column: str) -> tuple[str | None, str]:
-    """Return the text of a row and, where there is none, why.
+class NoTextError(Exception):
+    """A row without text.
+
+    Args:
+        reason: What is wrong, as a predicate.
+        lacks_column: Whether the row has no such column.
+    """
+
+    def __init__(self, reason: str, *, lacks_column: bool = False):
+        super().__init__(reason)
+        self.lacks_column = lacks_column
+
+
+def text_of(row: object, column: str) -> str:
+    """Return the text of a row.
 
     Args:
         row: A JSON object or a row of a table.
         column: A column; or a path, "a.b" is the field b of the object a.
+
+    Raises:
+        NoTextError: It has none.
     """
     if not isinstance(row, Mapping):
-        return None, f"is {_kind(row)}, not an object with columns"
+        raise NoTextError(f"is {_kind(row)}, not an object with columns")
     value = _value(row, column)
     if value is _ABSENT:
-        return None, absent(column, _names(row))
+        raise NoTextError(absent(column, _names(row)), lacks_column=True)
     return checked(value, column)
 
 
-def checked(value: object, column: str) -> tuple[str | None, str]:
-    """Return a value as text or, where it is none, why."""
+def checked(value: object, column: str) -> str:
+    """Return a value that is text.
+
+    Raises:
+        NoTextError: It is not.
+    """
     if not isinstance(value, str):
-        return None, f"column {column!r} is {_kind(value)}, not text"
+        raise NoTextError(f"has {_kind(value)} in column {column!r}, not text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        return None, f"column {column!r} holds half a character (a lone surrogate), which UTF-8 cannot express"
-    return value, ""
+        reason = f"has half a character (a lone surrogate) in column {column!r}, which UTF-8 cannot express"
+        raise NoTextError(reason) from None
+    return value
 
 
 def absent(column: str, names: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ def csv_documents(reading: Reading) -> Found:
     except UnicodeDecodeError as error:
         yield Fault(reading.file, encoding.fault(error.object, error, reading.part, start=lines.start))
     except (DamagedError, csv.Error) as error:
-        yield Fault(f"{reading.file}, after line {lines.number:,}", f"cannot be read ({error})")
+        yield Fault(reading.file, f"cannot be read after line {lines.number:,} ({error})")
 
 
 def _rows(lines: Iterator[str], reading: Reading) -> Found:
@@ -33,11 +33,10 @@ def _rows(lines: Iterator[str], reading: Reading) -> Found:
     last = 1
     for row in rows:
         first, last = last + 1, rows.line_num
-        text, reason = columns.checked(row[reading.column], reading.column)
-        if text is None:
-            yield Fault(f"{reading.file}, line {first:,}", reason)
-        else:
-            yield Document(text, reading.file, first)
+        try:
+            yield Document(columns.checked(row[reading.column], reading.column), reading.file, first)
+        except columns.NoTextError as error:
+            yield Fault(f"{reading.file}, line {first:,}", str(error))
 
 
 class _Lines:

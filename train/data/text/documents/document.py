@@ -30,7 +30,7 @@ class Fault(NamedTuple):
 
     Args:
         place: File and line, row or byte.
-        reason: What is wrong there, and what to do about it.
+        reason: What is wrong there, as a predicate: "is not UTF-8".
         key: The setting of the source that it concerns.
         is_of_file: Whether the file as a whole is not what the configuration says, so that it cannot be skipped.
     """
@@ -41,7 +41,7 @@ class Fault(NamedTuple):
     is_of_file: bool = False
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
+        return f"{self.place} {self.reason}"
 
 
 class DamagedError(Exception):

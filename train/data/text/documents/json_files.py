@@ -37,7 +37,7 @@ def _lines(stream: io.BufferedReader, reading: Reading) -> Found:
             if line and not line.isspace():
                 yield _of_line(line, number, position - len(line), reading)
     except DamagedError as error:
-        yield Fault(f"{reading.file}, after line {number:,}", f"is damaged or cut off ({error})")
+        yield Fault(reading.file, f"is damaged or cut off after line {number:,} ({error})")
 
 
 def _of_line(line: bytes, number: int, start: int, reading: Reading) -> Document | Fault:
@@ -48,14 +48,21 @@ def _of_line(line: bytes, number: int, start: int, reading: Reading) -> Document
         return Fault(place, encoding.fault(line, error, reading.part, start=start))
     except json.JSONDecodeError as error:
         return Fault(place, f"is not a JSON object on one line ({error.msg}, column {error.colno:,})")
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
-        return Fault(place, f"is not a JSON object on one line ({error})")
+    except (ValueError, RecursionError) as error:
+        return Fault(place, f"cannot be read ({_beyond(error)})")
     return _of_row(row, number, place, reading)
 
 
 def _of_row(row: object, number: int, place: str, reading: Reading) -> Document | Fault:
-    text, reason = columns.text_of(row, reading.column)
-    return Fault(place, reason, "text_column") if text is None else Document(text, reading.file, number)
+    try:
+        return Document(columns.text_of(row, reading.column), reading.file, number)
+    except columns.NoTextError as error:
+        return Fault(place, str(error), "text_column" if error.lacks_column else "path")
+
+
+def _beyond(error: Exception) -> str:
+    """Say which limit of Python's a JSON value exceeds."""
+    return "too many nested brackets" if isinstance(error, RecursionError) else "a number of too many digits"
 
 
 # --------------------------------------------------------------------------------------------------------- arrays
@@ -66,15 +73,17 @@ def _array(stream: io.BufferedReader, reading: Reading) -> Found:
     try:
         for number, row in enumerate(_elements(text), 1):
             yield _of_row(row, number, f"{reading.file}, entry {number:,}", reading)
-    except (DamagedError, ValueError, RecursionError) as error:
-        if reading.is_cut:
-            return
-        place, reason = f"{reading.file}, after entry {number:,}", f"is not a JSON array of objects ({error})"
-        if isinstance(error, UnicodeDecodeError):
-            reason = encoding.fault(error.object, error, reading.part, start=text.num_bytes - len(error.object))
-        elif isinstance(error, DamagedError):
-            reason = f"is damaged or cut off ({error})"
-        yield Fault(place, reason)
+    except UnicodeDecodeError as error:
+        if not reading.is_cut:
+            start = text.num_bytes - len(error.object)
+            yield Fault(reading.file, encoding.fault(error.object, error, reading.part, start=start))
+    except DamagedError as error:
+        yield Fault(reading.file, f"is damaged or cut off after entry {number:,} ({error})")
+    except (ValueError, RecursionError) as error:
+        if not reading.is_cut:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            reason = _beyond(error) if isinstance(error, RecursionError) else reason
+            yield Fault(reading.file, f"is not a JSON array of objects after entry {number:,} ({reason})")
 
 
 def _elements(text: _Text) -> Iterator[object]:

@@ -40,7 +40,7 @@ def _separated(stream: io.BufferedReader, reading: Reading) -> Found:
             yield from _document(b"".join(lines), reading, row=first, start=start)
             lines, first, start = [], number + 1, position
     except DamagedError as error:
-        yield Fault(f"{reading.file}, from byte {position:,} on", f"is damaged or cut off ({error})")
+        yield Fault(reading.file, f"is damaged or cut off after byte {position:,} ({error})")
         return
     yield from _document(b"".join(lines), reading, row=first, start=start)
 

@@ -194,15 +194,12 @@ class DocumentReader:
         Raises:
             ConfigError: It is not to be skipped.
         """
+        remedy = "set text_column to the one that holds the text" if fault.key == "text_column" else "mend it"
         if fault.is_of_file:
-            raise ConfigError([f"{self._path}.{fault.key}: {fault}; write the one that holds the text"])
+            raise ConfigError([f"{self._path}.{fault.key}: {fault}; {remedy}"])
         if self._on_bad_document == "refuse":
-            raise ConfigError(
-                [
-                    f"{self._path}.{fault.key}: {fault}; mend it, or write task.data.on_bad_document=skip to leave "
-                    "such documents out and count them"
-                ]
-            )
+            skip = "task.data.on_bad_document=skip to leave such documents out and count them"
+            raise ConfigError([f"{self._path}.{fault.key}: {fault}; {remedy}, or write {skip}"])
         self.counts.skipped += 1
         if len(self.counts.first_skipped) < _FIRST:
             self.counts.first_skipped.append(str(fault))

@@ -112,6 +112,7 @@ class _Stream(io.RawIOBase):
         self._chunks = chunks
         self._reading = reading
         self._rest = memoryview(b"")
+        self._damage: DamagedError | None = None  # raised by every read from there on
 
     @override
     def readable(self) -> bool:
@@ -127,7 +128,13 @@ class _Stream(io.RawIOBase):
         return size
 
     def _next(self) -> memoryview:
-        chunk = next(self._chunks, b"")
+        if self._damage is not None:
+            raise self._damage
+        try:
+            chunk = next(self._chunks, b"")
+        except DamagedError as error:
+            self._damage = error
+            raise
         room = None if self._reading.limit is None else self._reading.limit - self._reading.num_bytes
         if room is not None and len(chunk) > room:
             chunk, self._reading.is_cut = chunk[:room], True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import datasets
@@ -36,7 +36,7 @@ def parquet_documents(reading: Reading) -> Found:
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise
-        yield Fault(f"{reading.file}, after row {row:,}", f"is damaged or cut off ({_first_line(error)})")
+        yield Fault(reading.file, f"is damaged or cut off after row {row:,} ({_first_line(error)})")
 
 
 def saved_documents(reading: Reading) -> Found:
@@ -104,9 +104,9 @@ def _streamed(rows: Iterable[Mapping[str, Any]], reading: Reading) -> Found:
     row = 0
     try:
         for row, values in enumerate(rows, 1):
-            text, reason = columns.text_of(values, reading.column)
-            yield _found(text, reason, row, reading, key="text_column")
-            if reading.is_over(len(text or "")):
+            found = _found(columns.text_of, values, row, reading)
+            yield found
+            if _is_enough(found, reading):
                 return
     except Exception as error:  # of its readers and the network
         raise MissingDataError(f"cannot be read after row {row:,} ({_first_line(error)})") from error
@@ -115,16 +115,22 @@ def _streamed(rows: Iterable[Mapping[str, Any]], reading: Reading) -> Found:
 def _of_values(values: Iterator[object], first: int, reading: Reading) -> Found:
     """Yield rows as documents; `first` rows stand before them."""
     for row, value in enumerate(values, first + 1):
-        text, reason = columns.checked(value, reading.column)
-        yield _found(text, reason, row, reading)
-        if reading.is_over(len(text or "")):
+        found = _found(columns.checked, value, row, reading)
+        yield found
+        if _is_enough(found, reading):
             return
 
 
-def _found(text: str | None, reason: str, row: int, reading: Reading, *, key: Any = "path") -> Document | Fault:
-    if text is None:
-        return Fault(f"{reading.file}, row {row:,}", reason, key)
-    return Document(text, reading.file, row)
+def _found(read: Callable[[Any, str], str], value: object, row: int, reading: Reading) -> Document | Fault:
+    try:
+        return Document(read(value, reading.column), reading.file, row)
+    except columns.NoTextError as error:
+        key = "text_column" if error.lacks_column else "path"
+        return Fault(f"{reading.file}, row {row:,}", str(error), key)
+
+
+def _is_enough(found: Document | Fault, reading: Reading) -> bool:
+    return reading.is_over(len(found.text) if isinstance(found, Document) else 0)
 
 
 def _column(schema: pa.Schema, reading: Reading) -> tuple[list[str], Fault | None]:
@@ -135,7 +141,7 @@ def _column(schema: pa.Schema, reading: Reading) -> tuple[list[str], Fault | Non
     kind = columns.type_at(schema, steps)
     if not columns.is_text(kind):
         names = ", ".join(columns.names_in(schema))
-        reason = f"column {reading.column!r} is of type {kind}, not text; its columns are {names}"
+        reason = f"has {kind} in column {reading.column!r}, not text; its columns are {names}"
         return [], Fault(reading.file, reason, "text_column", True)
     return steps, None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.train.data.text.written import (
@@ -159,19 +160,21 @@ def test_documents_larger_than_the_buffers(tmp_path: Path, size: int) -> None:
 
 def test_a_column_whose_name_has_a_dot(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"a.b": "flat", "a": {"b": "nested"}}))
-    pa.parquet.write_table(pa.table({"a.b": ["flat"]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"a.b": ["flat"]}), tmp_path / "b.parquet")
     assert texts_of(tmp_path, text_column="a.b") == ["flat", "flat"]
 
 
 def test_types_of_text_in_tables(tmp_path: Path) -> None:
     for number, kind in enumerate((pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()))):
-        pa.parquet.write_table(pa.table({"text": pa.array(["a", "b"], kind)}), tmp_path / f"{number}.parquet")
+        pq.write_table(pa.table({"text": pa.array(["a", "b"], kind)}), tmp_path / f"{number}.parquet")
     assert texts_of(tmp_path) == ["a", "b"] * 3
 
 
 def test_splits_of_a_saved_data_set(tmp_path: Path) -> None:
-    splits = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test")}
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "both")
+    splits = datasets.DatasetDict()
+    for name in ("train", "test"):
+        splits[name] = datasets.Dataset.from_dict({"text": [name]})
+    splits.save_to_disk(tmp_path / "both")
     assert texts_of(tmp_path / "both") == ["train"]
     assert texts_of(tmp_path / "both", split="test") == ["test"]
     with pytest.raises(ConfigError, match=r"both has no split 'valid'; write split: one of train, test"):
