@@ -91,7 +91,7 @@ def test_an_evaluation_may_override_what_decides_how_a_model_is_judged(tmp_path:
     for kind, paths in (("depth_upsampling", depth), ("texture_removal", texture)):
         assert sorted(overridable(load(tiny_filter_file(tmp_path, kind)))) == sorted(paths)
     text = ["sources", "sequence_length", "validation_fraction", "validation_sources", "validation_windows"]
-    text += ["cache_dir", "num_workers"]
+    text += ["on_bad_document", "cache_dir", "num_workers"]
     of_a_decoder = ["micro_batch_size", *(f"task.data.{key}" for key in text), "task.attention"]
     assert overridable(load(tiny_file(tmp_path))) == of_a_decoder
 

@@ -89,7 +89,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["probes.spike_window", "spike_threshold"],
     ),
     "probe that is not there": (["probes.activation_every=5"], ["probes.activation_every", "activations_every"]),
-    "two kinds of validation": (["task.data.validation_sources=[more.txt]"], ["validation"]),
+    "two kinds of validation": (
+        ["task.data.validation_sources=[more.txt]"],
+        ["task.data.validation_fraction: has no effect", "write task.data.validation_fraction=null"],
+    ),
     "no sources": (["task.data.sources=[]"], ["sources"]),
     "column of a text file": (
         ["task.data.sources=[{path: a.txt, text_column: body}]"],
@@ -102,6 +105,23 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "separator of a table": (
         ["task.data.sources=[a.txt, {path: b.parquet, document_separator: x}]"],
         ["task.data.sources.1.document_separator", "b.parquet"],
+    ),
+    "separator of compressed JSON Lines": (
+        ["task.data.sources=[{path: B.NDJSON.zst, document_separator: x}]"],
+        ["task.data.sources.0.document_separator", "B.NDJSON.zst"],
+    ),
+    "streaming of a file": (
+        ["task.data.sources=[{path: a.parquet, streaming: true}]"],
+        ["task.data.sources.0.streaming", "a.parquet"],
+    ),
+    "tokens counted before there is a tokenizer": (
+        ["task.data.sources=[{path: a.txt, max_tokens: 100}]"],
+        ["task.data.sources.0.max_tokens", "max_documents"],
+    ),
+    "no documents": (["task.data.sources=[{path: a.txt, max_documents: 0}]"], ["max_documents", "null for all"]),
+    "bad documents neither refused nor skipped": (
+        ["task.data.on_bad_document=ignore"],
+        ["task.data.on_bad_document", "ignore", "skip"],
     ),
     "split of the embedded corpus": (
         ["task.data.sources=[{path: python-stdlib, split: train}]"],
