@@ -26,7 +26,10 @@ SUFFIXES: dict[str, Format] = {
     ".markdown": "text",
     ".rst": "text",
 }
-MAGIC: dict[bytes, Format] = {b"PAR1": "parquet"}
+# Binary formats: suffix -> first bytes, and the format; they compress by themselves.
+BINARY: dict[str, tuple[bytes, Format]] = {
+    ".parquet": (b"PAR1", "parquet"),
+}
 # First bytes that no text has, and what they are; other binary files are recognized by not being UTF-8.
 _NOT_TEXT: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG", "a PNG image"),
@@ -63,7 +66,7 @@ class _Name(NamedTuple):
 def has_known_suffix(path: str) -> bool:
     """Return whether a name is that of a file, as far as its suffix tells."""
     name = _name(path)
-    return name.compression is not None or name.suffix in {*SUFFIXES, ".parquet"}
+    return name.compression is not None or name.suffix in {*SUFFIXES, *BINARY}
 
 
 def recognize(path: Path, *, names_column: bool) -> Part:
@@ -80,10 +83,10 @@ def recognize(path: Path, *, names_column: bool) -> Part:
     raw, name = streams.head(path, None, _HEAD), _name(path.name)
     compression = next((c for c, starts in streams.COMPRESSIONS.items() if raw.startswith(starts)), None)
     start = raw if compression is None else streams.head(path, compression, _HEAD)
-    for magic, found in MAGIC.items():
+    for suffix, (magic, found) in BINARY.items():
         if start.startswith(magic):
             if compression is not None:
-                raise UnknownFormatError("is compressed as a whole, which Parquet needs not; decompress it")
+                raise UnknownFormatError(f"is a {suffix} compressed as a whole; decompress it")
             return Part(path, found)
     _refuse_binary(start, name)
     found = SUFFIXES.get(name.suffix)
@@ -110,8 +113,8 @@ def _refuse_binary(start: bytes, name: _Name) -> None:
             raise UnknownFormatError(f"is {meaning}")
     if start[_TAR[0] :].startswith(_TAR[1]):
         raise UnknownFormatError("is a tar archive; unpack it")
-    if name.suffix == ".parquet" and start:
-        raise UnknownFormatError("is named as Parquet but does not begin as Parquet does; it may be damaged")
+    if name.suffix in BINARY and start:
+        raise UnknownFormatError(f"does not begin as a {name.suffix} does; it may be damaged")
 
 
 def _of_content(start: bytes) -> Format:
