@@ -1,44 +1,31 @@
-"""Preparation of text: `prepare` reads, splits, tokenizes, packs and caches it, once.
+"""Prepared corpora: found by what they are made of, or prepared, once.
 
-    sources -> documents -> training | validation, by content -> tokens -> windows -> cache_dir/text-KEY/
+    cache_dir/text-KEY/, with KEY from the settings and from names, sizes and times of the files
 
-The key is derived from the settings and from names, sizes and times of the files; the fingerprint that a resumed run
-compares is derived from the windows themselves.
+The key has neither the sequence length nor what is judged of the validation split: windows are views of one store. The
+fingerprint that a resumed run compares is derived from the windows themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import os
-import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import datasets
-import numpy as np
 from filelock import FileLock
-from tokenizers import Tokenizer
 
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import SourceConfig, TextDataConfig
+from train.data.split import Split
 from train.data.text import corpus
 from train.data.text.documents import files
-from train.data.text.tokenizer import BYTE_BPE, DOCUMENTS_AT_A_TIME, encode, end_of_text_id, load, train_byte_bpe
-from train.data.text.windows import TextData, WindowWriter, batches
+from train.data.text.preparation import build_store
+from train.data.text.shards import SPLITS
+from train.data.text.store import TextData, TokenStore
+from train.data.text.tokenizer import BYTE_BPE
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-logger = logging.getLogger(__name__)
-
-FORMAT = 1
+FORMAT = 2
 PREPARE_FIRST_BYTES = 1_000_000_000
-IN_PROCESS_BYTES = 64_000_000  # below this size, forking workers costs more than it saves
 
 
 def prepare(config: TextDataConfig, *, vocab_size: int, may_tokenize: bool = False) -> TextData:
@@ -53,19 +40,23 @@ def prepare(config: TextDataConfig, *, vocab_size: int, may_tokenize: bool = Fal
 
     Raises:
         ConfigError: Sources or tokenizer are invalid, or the corpus must be prepared first.
+        DamagedDataError: The store is not what was prepared.
         OSError: The cache cannot be written.
     """
     folder = Path(config.cache_dir).expanduser() / f"text-{_key(config, vocab_size)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        if not (folder / "facts.json").exists():
+        if not (folder / "store.json").exists():
             _require_small(config, may_tokenize)
-            _build(config, folder, vocab_size=vocab_size)
-    return TextData(folder, validation_windows=config.validation_windows)
+            build_store(config, folder, vocab_size=vocab_size)
+        store = TokenStore(folder)
+        for split in SPLITS:
+            require_window(store.facts[f"{split}_tokens"], split, config)
+        return TextData(store, length=config.sequence_length, validation_windows=config.validation_windows)
 
 
 def _key(config: TextDataConfig, vocab_size: int) -> str:
-    ignored = replace(config, cache_dir="", num_workers=None, seed=0, validation_windows=None)
+    ignored = replace(config, cache_dir="", num_workers=None, seed=0, validation_windows=None, sequence_length=1)
     parts = [FORMAT, ignored, [files.identity(source) for _, source in corpus.named_sources(config)]]
     if config.tokenizer == BYTE_BPE:
         parts.append(vocab_size)
@@ -85,118 +76,7 @@ def _require_small(config: TextDataConfig, may_tokenize: bool) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------------- building
-
-
-def _build(config: TextDataConfig, folder: Path, *, vocab_size: int) -> None:
-    """Build the cache folder under a temporary name and rename it at the end."""
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    quiet_datasets()
-    logger.info("tokenizing %s", ", ".join(source.path for source in config.sources))
-    tokenizer = None if config.tokenizer == BYTE_BPE else load(config.tokenizer, vocab_size=vocab_size)
-    training, validation, facts, _ = corpus.read(config, partial / "work", count=counting(tokenizer))
-    for line in corpus.report(facts):
-        logger.info("%s", line)
-    tokenizer = tokenizer or train_byte_bpe(training, vocab_size=vocab_size)
-    end = end_of_text_id(tokenizer, config.tokenizer)
-    tokenizer.save_pretrained(partial / "tokenizer")
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-    digest = hashlib.blake2b(f"{config.sequence_length} {end}".encode(), digest_size=8)
-    for split, documents in (("training", training), ("validation", validation)):
-        writer = WindowWriter(partial / f"{split}.arrow", sequence_length=config.sequence_length, dtype=dtype)
-        facts |= _write_windows(writer, documents, tokenizer.backend_tokenizer, end, config=config, split=split)
-        require_window(facts[f"{split}_tokens"], split, config)
-        digest.update(writer.digest.digest())
-    del training, validation
-    shutil.rmtree(partial / "work", ignore_errors=True)
-    facts |= {"fingerprint": digest.hexdigest(), "eos_token_id": end, "tokenizer_size": len(tokenizer)}
-    (partial / "facts.json").write_text(json.dumps(facts, indent=1))
-    partial.rename(folder)
-
-
-def quiet_datasets() -> None:
-    """Keep the progress bars and messages of `datasets` off the screen."""
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
-
-
-def counting(tokenizer: PreTrainedTokenizerFast | None) -> Callable[[list[str]], list[int]] | None:
-    """Return a function that counts the tokens of documents, given a tokenizer."""
-    if tokenizer is None:
-        return None
-    backend = tokenizer.backend_tokenizer
-    return lambda texts: [len(ids) for ids in encode(texts, backend, counts_bytes=False)["ids"]]
-
-
-def _write_windows(
-    writer: WindowWriter,
-    documents: datasets.Dataset,
-    tokenizer: Tokenizer,
-    end: int,
-    *,
-    config: TextDataConfig,
-    split: str,
-) -> dict[str, int]:
-    """Tokenize and pack documents, each followed by the end-of-text token, and return counts."""
-    counts_bytes = split == "validation"
-    tokens = 0
-    for row in _tokenized(documents, tokenizer, config, counts_bytes=counts_bytes, label=split):
-        ids = np.append(np.asarray(row["ids"]), end)
-        sizes = np.append(np.asarray(row["bytes"], np.int64), 0) if counts_bytes else None
-        writer.add(ids, sizes)
-        tokens += len(ids)
-    return {
-        f"{split}_tokens": tokens,
-        f"{split}_tokens_dropped": writer.close(),
-        f"{split}_windows": writer.num_windows,
-    }
-
-
-def _tokenized(
-    documents: datasets.Dataset, tokenizer: Tokenizer, config: TextDataConfig, *, counts_bytes: bool, label: str
-):
-    """Yield the token ids of each document in order, regardless of the number of workers."""
-    workers = config.num_workers
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if documents.data.nbytes > IN_PROCESS_BYTES else 1
-    if workers == 1:  # in this process, on the tokenizer's own threads
-        for batch in _with_progress(documents, label):
-            encoded = encode(batch["text"], tokenizer, counts_bytes=counts_bytes)
-            yield from ({key: encoded[key][i] for key in encoded} for i in range(len(batch["text"])))
-        return
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the library's threads do not survive a fork
-    if sys.stderr.isatty():
-        datasets.enable_progress_bars()
-    table = documents.map(
-        encode,
-        batched=True,
-        batch_size=DOCUMENTS_AT_A_TIME,
-        fn_kwargs={"tokenizer": tokenizer, "counts_bytes": counts_bytes},
-        input_columns=["text"],
-        remove_columns=["text"],
-        num_proc=min(workers, len(documents)),
-        desc=f"tokenizing {label}",
-        load_from_cache_file=False,
-    )
-    datasets.disable_progress_bars()
-    for batch in batches(table.with_format("numpy"), DOCUMENTS_AT_A_TIME):
-        yield from ({key: batch[key][i] for key in batch} for i in range(len(batch["ids"])))
-
-
-def _with_progress(documents: datasets.Dataset, label: str):
-    from tqdm import tqdm
-
-    with tqdm(
-        total=len(documents), desc=f"tokenizing {label}", unit="doc", leave=False, disable=not sys.stderr.isatty()
-    ) as bar:
-        for batch in batches(documents, DOCUMENTS_AT_A_TIME):
-            yield batch
-            bar.update(len(batch["text"]))
-
-
-def require_window(tokens: int, split: str, config: TextDataConfig) -> None:
+def require_window(tokens: int, split: Split, config: TextDataConfig) -> None:
     """Check that the tokens of a split fill a window.
 
     Raises:

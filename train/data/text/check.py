@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import datasets
 from tokenizers import pre_tokenizers
 
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import TextDataConfig
+from train.data.split import Split
 from train.data.text import corpus
-from train.data.text.cache import counting, quiet_datasets, require_window
+from train.data.text.cache import require_window
+from train.data.text.corpus import NamedReader, Splitter
 from train.data.text.documents.reader import Sample
-from train.data.text.tokenizer import BYTE_BPE, DOCUMENTS_AT_A_TIME, load, train_byte_bpe
-from train.data.text.windows import batches
+from train.data.text.shards import SPLITS
+from train.data.text.tokenizer import BYTE_BPE, encode, load, train_byte_bpe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,7 +30,6 @@ def check(config: TextDataConfig, *, vocab_size: int) -> list[str]:
     Raises:
         ConfigError: With every fault.
     """
-    quiet_datasets()
     faults: list[str] = []
     tokenizer = None
     if config.tokenizer != BYTE_BPE:
@@ -38,46 +37,72 @@ def check(config: TextDataConfig, *, vocab_size: int) -> list[str]:
             tokenizer = load(config.tokenizer, vocab_size=vocab_size)
         except ConfigError as error:
             faults += error.faults
-    with tempfile.TemporaryDirectory() as work:
+    readers: list[NamedReader] = []
+    try:
+        readers = corpus.open_readers(config, sample=Sample())
+    except ConfigError as error:
+        faults += error.faults
+    for named in readers:
         try:
-            read = corpus.read(config, Path(work), count=counting(tokenizer), sample=Sample())
+            for _ in named.reader:
+                pass
         except ConfigError as error:
-            raise ConfigError([*faults, *error.faults]) from error
-        if faults:
-            raise ConfigError(faults)
-        if read.is_whole:
-            _require_windows(read, config, tokenizer, vocab_size)
-        return list(corpus.report(read.facts))
+            faults += error.faults
+    if faults:
+        raise ConfigError(faults)
+    facts = corpus.facts(config, readers)
+    if not any(named.reader.counts.files_cut for named in readers):
+        _require_windows(config, readers, tokenizer, vocab_size)
+    return list(corpus.report(facts))
 
 
 def _require_windows(
-    read: corpus.Corpus, config: TextDataConfig, tokenizer: PreTrainedTokenizerFast | None, vocab_size: int
+    config: TextDataConfig, readers: Sequence[NamedReader], tokenizer: PreTrainedTokenizerFast | None, vocab_size: int
 ) -> None:
     """Tokenize until each split has a window.
 
     Raises:
         ConfigError: One has not.
     """
-    needed = config.sequence_length + 1
-    for split, documents in (("training", read.training), ("validation", read.validation)):
-        if tokenizer is None and _has_words(documents, needed):
+    needed, split_of = config.sequence_length + 1, corpus.splitter(config, readers)
+    for split in SPLITS:
+        if tokenizer is None and _has_words(_texts(readers, split_of, split), needed):
             continue
-        tokenizer = tokenizer or train_byte_bpe(read.training, vocab_size=vocab_size)
-        count, tokens = counting(tokenizer), 0
-        assert count is not None
-        for batch in batches(documents, DOCUMENTS_AT_A_TIME):
-            tokens += sum(count(batch["text"])) + len(batch["text"])
-            if tokens >= needed:
+        tokenizer = tokenizer or train_byte_bpe(corpus.training_sample(readers, split_of)[0], vocab_size=vocab_size)
+        require_window(_count(readers, split_of, split, tokenizer, needed), split, config)
+
+
+def _count(
+    readers: Sequence[NamedReader], split_of: Splitter, split: Split, tokenizer: PreTrainedTokenizerFast, needed: int
+) -> int:
+    """Return the number of tokens of a split, or one that is at least `needed`."""
+    tokens = 0
+    for named in readers:
+        most, of_source = named.reader.source.max_tokens, 0
+        for document in named.reader:
+            ids = encode([document.text], tokenizer.backend_tokenizer, counts_bytes=False)["ids"][0]
+            of_source += len(ids) + 1
+            if split_of(named, corpus.content_key(document.text)) == split:
+                tokens += len(ids) + 1
+            if tokens >= needed or (most is not None and of_source >= most):
                 break
-        require_window(tokens, split, config)
+        if tokens >= needed:
+            break
+    return tokens
 
 
-def _has_words(documents: datasets.Dataset, needed: int) -> bool:
+def _texts(readers: Sequence[NamedReader], split_of: Splitter, split: Split) -> Iterator[str]:
+    for named in readers:
+        for document in named.reader:
+            if split_of(named, corpus.content_key(document.text)) == split:
+                yield document.text
+
+
+def _has_words(texts: Iterable[str], needed: int) -> bool:
     """Return whether there are that many words, of which byte-bpe makes at least a token each; no training needed."""
     split, words = pre_tokenizers.ByteLevel(add_prefix_space=False), 0
-    for batch in batches(documents, DOCUMENTS_AT_A_TIME):
-        for text in batch["text"]:
-            words += len(split.pre_tokenize_str(text[: 16 * needed]))
-            if words >= needed:
-                return True
+    for text in texts:
+        words += len(split.pre_tokenize_str(text[: 16 * needed]))
+        if words >= needed:
+            return True
     return False

@@ -1,47 +1,36 @@
-"""The corpus of a run: the documents of all sources in Arrow files, split into training and validation."""
+"""The corpus of a run: its sources, which of their documents are held out for validation, and what is said of them."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import platform
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import datasets
-import numpy as np
-import pyarrow as pa
 
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import DEFAULT_VALIDATION_FRACTION, SourceConfig, TextDataConfig
+from train.data.split import Split
 from train.data.text.documents import files
-from train.data.text.documents.document import Document
 from train.data.text.documents.reader import DocumentReader, Sample
-from train.data.text.tokenizer import DOCUMENTS_AT_A_TIME
-from train.data.text.windows import batches
 
-logger = logging.getLogger(__name__)
-
-_ROWS, _BYTES = 1000, 64_000_000  # of a batch in an Arrow file
-
-CountTokens = Callable[[list[str]], list[int]]
+BPE_TRAINING_BYTES = 8_000_000  # more text barely changes the merges and takes longer
 
 
-class Corpus(NamedTuple):
-    """Documents by split, and facts about them.
+class NamedReader(NamedTuple):
+    """A source, with its path in the configuration."""
 
-    Args:
-        training: Column `text`.
-        validation: The same; equal documents are never in both.
-        facts: For the record of the run.
-        is_whole: Whether the sources were read to their end.
-    """
+    path: str
+    reader: DocumentReader
 
-    training: datasets.Dataset
-    validation: datasets.Dataset
-    facts: dict[str, Any]
-    is_whole: bool
+    @property
+    def is_for_training(self) -> bool:
+        """Whether it is one of task.data.sources."""
+        return self.path.startswith("task.data.sources")
+
+
+Splitter = Callable[[NamedReader, bytes], Split | None]  # a document's source and content key -> where it belongs
 
 
 def named_sources(config: TextDataConfig) -> list[tuple[str, SourceConfig]]:
@@ -50,106 +39,93 @@ def named_sources(config: TextDataConfig) -> list[tuple[str, SourceConfig]]:
     return [(f"task.data.{name}[{i}]", source) for name, group in groups for i, source in enumerate(group)]
 
 
-def read(config: TextDataConfig, work: Path, *, count: CountTokens | None, sample: Sample | None = None) -> Corpus:
-    """Read all sources into Arrow files.
-
-    Args:
-        config: The sources.
-        work: Folder for the files.
-        count: Returns the number of tokens of each document; needed by sources with `max_tokens`.
-        sample: Read no more than this of each source; None reads everything.
+def open_readers(config: TextDataConfig, *, sample: Sample | None = None) -> list[NamedReader]:
+    """Return a reader for each source, in their order.
 
     Raises:
         ConfigError: With every source that cannot be read.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    readers: dict[str, DocumentReader] = {}
-    tables: dict[str, datasets.Dataset] = {}
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    readers: list[NamedReader] = []
     faults: list[str] = []
-    for number, (path, source) in enumerate(named_sources(config)):
+    for path, source in named_sources(config):
         try:
-            readers[path] = reader = DocumentReader(
-                source, path=path, on_bad_document=config.on_bad_document, sample=sample
-            )
-            tables[path] = stored(_up_to(reader, count), work / f"{number}.arrow", keep=not reader.is_large)
+            reader = DocumentReader(source, path=path, on_bad_document=config.on_bad_document, sample=sample)
+            readers.append(NamedReader(path, reader))
         except ConfigError as error:
             faults += error.faults
     if faults:
         raise ConfigError(faults)
-    training, validation, facts = _split(config, tables)
-    facts["sources"] = {path: reader.facts() for path, reader in readers.items()}
-    if repeated := _repeated(config):
-        facts["read_repeatedly"] = repeated
-    return Corpus(training, validation, facts, not any(reader.counts.files_cut for reader in readers.values()))
+    return readers
 
 
-def stored(documents: Iterable[Document], file: Path, *, keep: bool = True) -> datasets.Dataset:
-    """Write documents to an Arrow file with the column `text`; without `keep` they are read, but not written."""
-    schema = pa.schema([("text", pa.large_string())])
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        texts: list[str] = []
-        size = 0
-        for document in documents:
-            if not keep:
-                continue
-            texts.append(document.text)
-            size += len(document.text)
-            if len(texts) == _ROWS or size > _BYTES:
-                writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=schema))
-                texts, size = [], 0
-        if texts:
-            writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=schema))
-    return datasets.Dataset.from_file(str(file))
+# ------------------------------------------------------------------------------------------------------------- splits
 
 
-def _up_to(reader: DocumentReader, count: CountTokens | None) -> Iterator[Document]:
-    """Yield the documents of a source until it has `max_tokens` tokens, with one for the end of each document."""
-    most = reader.source.max_tokens
-    if most is None:
-        yield from reader
-        return
-    assert count is not None, "the rules exclude max_tokens with byte-bpe"
-    tokens = 0
-    for document in reader:
-        yield document
-        tokens += count([document.text])[0] + 1
-        if tokens >= most:
-            return
+def content_key(text: str) -> bytes:
+    """Return a 64-bit hash of a document: equal documents have equal keys."""
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
-def _split(
-    config: TextDataConfig, tables: dict[str, datasets.Dataset]
-) -> tuple[datasets.Dataset, datasets.Dataset, dict[str, Any]]:
-    """Return training and validation documents; equal documents are never in both."""
-    documents = datasets.concatenate_datasets([t for path, t in tables.items() if path.startswith("task.data.sources")])
-    keys = _content_keys(documents)
-    separate = [table for path, table in tables.items() if path.startswith("task.data.validation_sources")]
-    if separate:
-        validation = datasets.concatenate_datasets(separate)
-        held_out = np.isin(keys, _content_keys(validation))
-        training = documents.select(np.flatnonzero(~held_out))
-    else:
-        fraction = config.validation_fraction or DEFAULT_VALIDATION_FRACTION
-        held_out = keys < np.uint64(int(fraction * 2**64))
-        training, validation = documents.select(np.flatnonzero(~held_out)), documents.select(np.flatnonzero(held_out))
-    facts = {
+def splitter(config: TextDataConfig, readers: Sequence[NamedReader]) -> Splitter:
+    """Return the function that tells where a document belongs, by its content: equal ones are never in both splits.
+
+    With validation sources, training documents that they contain too belong nowhere; so these are read first.
+    """
+    if config.validation_sources:
+        held_out = {
+            content_key(document.text) for named in readers if not named.is_for_training for document in named.reader
+        }
+
+        def by_source(named: NamedReader, key: bytes) -> Split | None:
+            if not named.is_for_training:
+                return "validation"
+            return None if key in held_out else "training"
+
+        return by_source
+    limit = int((config.validation_fraction or DEFAULT_VALIDATION_FRACTION) * 2**64)
+    return lambda _, key: "validation" if int.from_bytes(key, "little") < limit else "training"
+
+
+# ------------------------------------------------------------------------------------------------ a tokenizer's sample
+
+
+def training_sample(readers: Sequence[NamedReader], split_of: Splitter) -> tuple[list[str], dict[str, int]]:
+    """Return evenly spaced training documents of about BPE_TRAINING_BYTES in all, and their number and size.
+
+    Reads the training sources twice: once for their size.
+    """
+    sources = [named for named in readers if named.is_for_training]
+    size = 0
+    for named in sources:
+        for _ in named.reader:
+            pass
+        size += named.reader.counts.bytes + 8 * named.reader.counts.documents  # as in Arrow, with offsets
+    stride = max(1, size // BPE_TRAINING_BYTES)
+    texts = [text for index, text in enumerate(_training_texts(sources, split_of)) if index % stride == 0]
+    return texts, {"documents": len(texts), "bytes": sum(len(text.encode()) for text in texts)}
+
+
+def _training_texts(sources: Sequence[NamedReader], split_of: Splitter) -> Iterator[str]:
+    for named in sources:
+        for document in named.reader:
+            if split_of(named, content_key(document.text)) == "training":
+                yield document.text
+
+
+# ------------------------------------------------------------------------------------------------------- what is said
+
+
+def facts(config: TextDataConfig, readers: Sequence[NamedReader]) -> dict[str, Any]:
+    """Return what was read, for the record of the run."""
+    found: dict[str, Any] = {
         "python": platform.python_version(),  # the embedded corpus depends on it
-        "corpus_hash": hashlib.blake2b(np.sort(keys).tobytes(), digest_size=8).hexdigest(),
-        "training_documents": len(training),
-        "validation_documents": len(validation),
-        "training_documents_dropped_as_in_validation": int(held_out.sum()) if separate else 0,
+        "sources": {named.path: named.reader.facts() for named in readers},
     }
-    return training, validation, facts
-
-
-def _content_keys(table: datasets.Dataset) -> np.ndarray:
-    """Return a 64-bit hash per document, uint64 (n,): equal documents have equal keys."""
-    digests = b"".join(
-        hashlib.blake2b(text.encode(), digest_size=8).digest()
-        for batch in batches(table, DOCUMENTS_AT_A_TIME)
-        for text in batch["text"]
-    )
-    return np.frombuffer(digests, "<u8")
+    if repeated := _repeated(config):
+        found["read_repeatedly"] = repeated
+    return found
 
 
 def _repeated(config: TextDataConfig) -> list[str]:

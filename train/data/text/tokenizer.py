@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from train.config.errors import ConfigError
-from train.data.text.windows import batches, token_byte_counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 BYTE_BPE = "byte-bpe"
 END_OF_TEXT = "<|endoftext|>"
 _OTHER_ENDS = ("</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
-BPE_TRAINING_BYTES = 8_000_000  # more text barely changes the merges and takes longer
 DOCUMENTS_AT_A_TIME = 256
 
 
@@ -34,6 +32,24 @@ def encode(texts: list[str], tokenizer: Tokenizer, *, counts_bytes: bool) -> dic
     ends = [np.array([end for _, end in encoding.offsets], np.int64) for encoding in encodings]
     sizes = [token_byte_counts(text, end) for text, end in zip(texts, ends, strict=True)]
     return {"ids": [encoding.ids for encoding in encodings], "bytes": sizes}
+
+
+def token_byte_counts(text: str, ends: np.ndarray) -> np.ndarray:
+    """Return the number of bytes of a document per token; the sum is the size of the document.
+
+    Args:
+        text: The document.
+        ends: (n,) the end of each token, in characters. Tokens that split a character all end after it; its bytes count
+            for the first of them.
+    """
+    if not len(ends):
+        return np.zeros(0, np.int64)
+    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000)
+    bytes_before = np.concatenate(([0], np.cumsum(sizes)))
+    reached = bytes_before[np.maximum.accumulate(ends)]
+    reached[-1] = bytes_before[-1]  # text that the tokenizer dropped at the end counts for the last token
+    return np.diff(reached, prepend=0)
 
 
 def load(name: str, *, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -54,11 +70,10 @@ def load(name: str, *, vocab_size: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def train_byte_bpe(documents: datasets.Dataset, *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE (as in GPT-2; it can encode any text) on up to 8 MB of evenly spaced documents."""
+def train_byte_bpe(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE (as in GPT-2; it can encode any text)."""
     from transformers import PreTrainedTokenizerFast
 
-    stride = max(1, documents.data.nbytes // BPE_TRAINING_BYTES)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -68,8 +83,7 @@ def train_byte_bpe(documents: datasets.Dataset, *, vocab_size: int) -> PreTraine
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    sample = documents.select(range(0, len(documents), stride))
-    tokenizer.train_from_iterator((batch["text"] for batch in batches(sample, DOCUMENTS_AT_A_TIME)), trainer=trainer)
+    tokenizer.train_from_iterator(texts, trainer=trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
 
 
