@@ -38,13 +38,10 @@ def check(config: TextDataConfig, *, vocab_size: int) -> list[str]:
         except ConfigError as error:
             faults += error.faults
     readers: list[NamedReader] = []
-    try:
-        readers = corpus.open_readers(config, sample=Sample())
-    except ConfigError as error:
-        faults += error.faults
-    for named in readers:
+    for path, source in corpus.named_sources(config):
         try:
-            for _ in named.reader:
+            readers.append(corpus.open_reader(config, path, source, sample=Sample()))
+            for _ in readers[-1].reader:
                 pass
         except ConfigError as error:
             faults += error.faults

@@ -39,20 +39,31 @@ def named_sources(config: TextDataConfig) -> list[tuple[str, SourceConfig]]:
     return [(f"task.data.{name}[{i}]", source) for name, group in groups for i, source in enumerate(group)]
 
 
-def open_readers(config: TextDataConfig, *, sample: Sample | None = None) -> list[NamedReader]:
+def open_reader(
+    config: TextDataConfig, path: str, source: SourceConfig, *, sample: Sample | None = None
+) -> NamedReader:
+    """Return the reader of a source.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    reader = DocumentReader(source, path=path, on_bad_document=config.on_bad_document, sample=sample)
+    return NamedReader(path, reader)
+
+
+def open_readers(config: TextDataConfig) -> list[NamedReader]:
     """Return a reader for each source, in their order.
 
     Raises:
         ConfigError: With every source that cannot be read.
     """
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
     readers: list[NamedReader] = []
     faults: list[str] = []
     for path, source in named_sources(config):
         try:
-            reader = DocumentReader(source, path=path, on_bad_document=config.on_bad_document, sample=sample)
-            readers.append(NamedReader(path, reader))
+            readers.append(open_reader(config, path, source))
         except ConfigError as error:
             faults += error.faults
     if faults:

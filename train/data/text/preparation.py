@@ -20,7 +20,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -70,6 +69,10 @@ def build_store(config: TextDataConfig, folder: Path, *, vocab_size: int) -> Non
     )
     records = _write_shards(config, folder, readers, split_of, encoder)
     facts = corpus.facts(config, readers) | _token_facts(readers, records)
+    for number, named in enumerate(readers):  # some documents may have been read ahead of a limit
+        of_source = [record for record in records if record.source == number]
+        facts["sources"][named.path]["documents"] = sum(record.documents for record in of_source)
+        facts["sources"][named.path]["bytes"] = sum(record.read_bytes for record in of_source)
     if sample:
         facts["tokenizer_sample"] = sample
     facts |= {"eos_token_id": encoder.end, "tokenizer_size": len(tokenizer)}
@@ -115,26 +118,33 @@ def _tokenizer(
 # ------------------------------------------------------------------------------------------------------------ shards
 
 
-@dataclass
-class Job:
+class Job(NamedTuple):
     """The documents of a shard.
 
     Args:
         source: Number of their source.
         texts: The documents.
+        keys: Their content keys.
         splits: Where each belongs; None: nowhere.
-        keys: Hash of their content keys.
     """
 
     source: int
     texts: list[str]
+    keys: list[bytes]
     splits: list[Split | None]
-    keys: str
 
-    def is_in(self, record: ShardRecord | None) -> bool:
+    @property
+    def digest(self) -> str:
+        """A hash of the content keys."""
+        return hashlib.blake2b(b"".join(self.keys), digest_size=16).hexdigest()
+
+    def first(self, count: int) -> Job:
+        """Return a job of the first documents only."""
+        return Job(self.source, self.texts[:count], self.keys[:count], self.splits[:count])
+
+    def is_in(self, record: ShardRecord) -> bool:
         """Return whether a shard holds exactly these documents."""
-        mine = (self.source, len(self.texts), self.keys)
-        return record is not None and mine == (record.source, record.documents, record.keys)
+        return (self.source, len(self.texts), self.digest) == (record.source, record.documents, record.keys)
 
 
 class Encoder(NamedTuple):
@@ -152,18 +162,30 @@ class Encoder(NamedTuple):
 
     def write(self, job: Job, folder: Path) -> ShardRecord:
         """Tokenize a job and write its shard."""
-        tokenizer = Tokenizer.from_file(self.tokenizer)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
         return write_shard(
             folder,
-            self._encoded(job, tokenizer),
+            self._encoded(job, self._tokenizer()),
             dtype=np.dtype(self.dtype),
             source=job.source,
             documents=len(job.texts),
-            read_bytes=sum(len(text) for text in job.texts),
-            keys=job.keys,
+            read_bytes=sum(len(text.encode()) for text in job.texts),
+            keys=job.digest,
         )
+
+    def up_to(self, job: Job, tokens: int) -> Job:
+        """Return the job without what follows the document that reaches a number of tokens."""
+        tokenizer = self._tokenizer()
+        for index, text in enumerate(job.texts):
+            tokens -= len(encode([text], tokenizer, counts_bytes=False)["ids"][0]) + 1
+            if tokens <= 0:
+                return job.first(index + 1)
+        return job
+
+    def _tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer.from_file(self.tokenizer)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
 
     def _encoded(self, job: Job, tokenizer: Tokenizer) -> Iterator[Encoded]:
         for start in range(0, len(job.texts), DOCUMENTS_AT_A_TIME):
@@ -185,24 +207,32 @@ def _write_shards(
     encoder: Encoder,
 ) -> list[ShardRecord]:
     """Write the missing shards; return the records of all, in order."""
-    workers = _number_of_workers(config)
     records: list[ShardRecord] = []
     progress = _Progress(_size_of_text(readers))
-    with _Shards(folder, encoder, workers) as shards:
+    with _Shards(folder, encoder, _number_of_workers(config)) as shards:
         for source, named in enumerate(readers):
-            most, tokens = named.reader.source.max_tokens, 0
-            for job in _jobs(source, named, split_of):
-                shards.add(job)
-                for record in shards.finished(wait=most is not None):
+            left = named.reader.source.max_tokens
+            for job, record in _written(_jobs(source, named, split_of), shards):
+                progress.advance(record)
+                tokens = sum(record.tokens.values())
+                if left is None or tokens < left:
                     records.append(record)
-                    tokens += sum(record.tokens.values())
-                    progress.advance(record)
-                if most is not None and tokens >= most:
-                    break
-            records += shards.rest()
+                    left = None if left is None else left - tokens
+                    continue
+                records.append(encoder.write(encoder.up_to(job, left), shard_folder(folder, len(records))))
+                shards.forget_from(len(records))
+                break
         progress.close()
     _discard_from(folder, len(records))
     return records
+
+
+def _written(jobs: Iterator[Job], shards: _Shards) -> Iterator[tuple[Job, ShardRecord]]:
+    """Yield the jobs with the records of their shards, in order; some are begun ahead."""
+    for job in jobs:
+        shards.add(job)
+        yield from shards.finished(wait=False)
+    yield from shards.finished(wait=True)
 
 
 def _size_of_text(readers: Sequence[NamedReader]) -> int | None:
@@ -222,23 +252,18 @@ def _number_of_workers(config: TextDataConfig) -> int:
 
 def _jobs(source: int, named: NamedReader, split_of: Splitter) -> Iterator[Job]:
     """Yield the documents of a source in jobs of about SHARD_BYTES; each source begins a new one."""
-    texts: list[str] = []
-    keys: list[bytes] = []
-    size = 0
-
-    def job() -> Job:
-        digest = hashlib.blake2b(b"".join(keys), digest_size=16).hexdigest()
-        return Job(source, texts, [split_of(named, key) for key in keys], digest)
-
+    job, size = Job(source, [], [], []), 0
     for document in named.reader:
-        texts.append(document.text)
-        keys.append(corpus.content_key(document.text))
+        key = corpus.content_key(document.text)
+        job.texts.append(document.text)
+        job.keys.append(key)
+        job.splits.append(split_of(named, key))
         size += len(document.text)
         if size >= SHARD_BYTES:
-            yield job()
-            texts, keys, size = [], [], 0
-    if texts:
-        yield job()
+            yield job
+            job, size = Job(source, [], [], []), 0
+    if job.texts:
+        yield job
 
 
 class _Shards:
@@ -249,7 +274,7 @@ class _Shards:
         self._encoder = encoder
         self._workers = workers
         self._pool: ProcessPoolExecutor | None = None
-        self._waiting: deque[Future[ShardRecord] | ShardRecord] = deque()
+        self._begun: deque[tuple[Job, Future[ShardRecord]]] = deque()
         self._number = 0
 
     def __enter__(self) -> _Shards:
@@ -265,26 +290,23 @@ class _Shards:
         self._number += 1
         record = ShardRecord.read(place)
         if record is not None and job.is_in(record):
-            self._waiting.append(record)
+            self._begun.append((job, _done(record)))
         elif self._workers == 1:
-            self._waiting.append(self._encoder.write(job, place))
+            self._begun.append((job, _done(self._encoder.write(job, place))))
         else:
-            self._waiting.append(self._started().submit(self._encoder.write, job, place))
+            self._begun.append((job, self._started().submit(self._encoder.write, job, place)))
 
-    def finished(self, *, wait: bool) -> Iterator[ShardRecord]:
-        """Yield the records of shards that are there, or have to be before another is begun."""
-        while self._waiting and (wait or self._is_done(self._waiting[0]) or len(self._waiting) > self._workers):
-            yield self._result(self._waiting.popleft())
+    def finished(self, *, wait: bool) -> Iterator[tuple[Job, ShardRecord]]:
+        """Yield the shards that are there or, as memory is bounded, have to be before another is begun."""
+        while self._begun and (wait or self._begun[0][1].done() or len(self._begun) > self._workers):
+            job, record = self._begun.popleft()
+            yield job, record.result()
 
-    def rest(self) -> list[ShardRecord]:
-        """Wait for all shards that were begun."""
-        return list(self.finished(wait=True))
-
-    def _is_done(self, item: Future[ShardRecord] | ShardRecord) -> bool:
-        return isinstance(item, ShardRecord) or item.done()
-
-    def _result(self, item: Future[ShardRecord] | ShardRecord) -> ShardRecord:
-        return item if isinstance(item, ShardRecord) else item.result()
+    def forget_from(self, number: int) -> None:
+        """Give up the shards that were begun ahead; the next one has this number."""
+        for _ in self.finished(wait=True):
+            pass
+        self._number = number
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -292,6 +314,12 @@ class _Shards:
                 self._workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
             )
         return self._pool
+
+
+def _done(record: ShardRecord) -> Future[ShardRecord]:
+    future: Future[ShardRecord] = Future()
+    future.set_result(record)
+    return future
 
 
 def _start_worker(parent: int) -> None:

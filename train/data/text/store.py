@@ -179,6 +179,7 @@ class TextData:
         self.facts: dict[str, Any] = {**store.facts, **windows}
         self.fingerprint: str = windows["fingerprint"]
         self.eos_token_id: int = store.facts["eos_token_id"]
+        self.tokenizer_folder = store.folder / "tokenizer"
         self._store = store
         self._windows = {split: Windows(store.sequence(split), length) for split in SPLITS}
         self._hashes = {split: np.load(index / f"{split}.hashes.npy", mmap_mode="r") for split in SPLITS}
@@ -213,4 +214,4 @@ class TextData:
 
     def save_tokenizer(self, folder: Path) -> None:
         """Copy the tokenizer's files into a folder."""
-        shutil.copytree(self._store.folder / "tokenizer", folder, dirs_exist_ok=True)
+        shutil.copytree(self.tokenizer_folder, folder, dirs_exist_ok=True)

@@ -13,8 +13,8 @@ from train.config.errors import ConfigError
 from train.config.tasks.language_model import SourceConfig, TextDataConfig
 from train.data.text import cache
 from train.data.text.documents.files import standard_library
-from train.data.text.tokenizer import encode, end_of_text_id, load_tokenizer
-from train.data.text.windows import TextData, WindowReader, WindowWriter, token_byte_counts
+from train.data.text.store import TextData
+from train.data.text.tokenizer import encode, end_of_text_id, load_tokenizer, token_byte_counts
 
 VOCAB = 300
 
@@ -39,30 +39,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def windows(data: TextData, split: str) -> np.ndarray:
-    count = len(data._readers[split])
+    count = len(data._windows[split])  # type: ignore[index]
     return data.read(split, np.arange(count))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("sizes", [[5, 0, 40, 1], [33], [16, 1], [1] * 100])
-def test_packing_predicts_every_token_but_the_first_exactly_once(tmp_path: Path, sizes: list[int]) -> None:
-    stream = np.arange(sum(sizes))
-    writer = WindowWriter(tmp_path / "w.arrow", sequence_length=4, dtype=np.dtype(np.uint16))
-    for document in np.split(stream, np.cumsum(sizes)[:-1]):
-        writer.add(document, document * 10)
-    dropped = writer.close()
-    reader = WindowReader(tmp_path / "w.arrow")
-    found = reader.read(np.arange(len(reader)))
-    assert found[:, 1:].reshape(-1).tolist() == stream[1 : 1 + 4 * len(reader)].tolist()
-    assert found[1:, 0].tolist() == found[:-1, -1].tolist()
-    assert len(reader) == (len(stream) - 1) // 4
-    assert dropped == len(stream) - 1 - 4 * len(reader)
-    assert reader.target_bytes.tolist() == (found[:, 1:].sum(axis=1) * 10).tolist()
 
 
 @pytest.mark.parametrize("words", ["plain", "naïve Größe", "層 🙂🙂 層", "a🙂b", " \n\t "])
 def test_token_bytes_add_up_to_the_documents_bytes(folder: Path, words: str) -> None:
     data = cache.prepare(settings(folder), vocab_size=VOCAB)
-    tokenizer = load_tokenizer(str(data._tokenizer)).backend_tokenizer
+    tokenizer = load_tokenizer(str(data.tokenizer_folder)).backend_tokenizer
     encoded = encode([words], tokenizer, counts_bytes=True)
     assert len(encoded["ids"][0]) == len(encoded["bytes"][0])
     assert encoded["bytes"][0].sum() == len(words.encode())
@@ -75,7 +59,7 @@ def test_a_character_split_over_tokens_counts_once() -> None:
 
 def test_validation_bytes_are_those_of_the_text(folder: Path) -> None:
     data = cache.prepare(settings(folder), vocab_size=VOCAB)
-    tokenizer = load_tokenizer(str(data._tokenizer))
+    tokenizer = load_tokenizer(str(data.tokenizer_folder))
     tokens = windows(data, "validation")
     for window, size in zip(tokens, data.target_bytes(np.arange(len(tokens))), strict=True):
         pieces = tokenizer.backend_tokenizer.decode(window[1:].tolist(), skip_special_tokens=True)
@@ -84,7 +68,7 @@ def test_validation_bytes_are_those_of_the_text(folder: Path) -> None:
 
 
 def documents_of(data: TextData, split: str) -> set[str]:
-    tokenizer = load_tokenizer(str(data._tokenizer))
+    tokenizer = load_tokenizer(str(data.tokenizer_folder))
     stream = np.concatenate([windows(data, split)[0][:1], windows(data, split)[:, 1:].reshape(-1)])
     whole = tokenizer.decode(stream.tolist())
     assert isinstance(whole, str)
@@ -118,20 +102,15 @@ def test_the_number_of_workers_changes_nothing(folder: Path) -> None:
 def test_the_cache_is_used_until_a_file_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cache.prepare(settings(folder), vocab_size=VOCAB)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_build", lambda *_, **__: pytest.fail("tokenised again"))
+        patch.setattr(cache, "build_store", lambda *_, **__: pytest.fail("tokenized again"))
         again = cache.prepare(settings(folder, seed=3, validation_windows=2), vocab_size=VOCAB)
+        longer = cache.prepare(settings(folder, sequence_length=32), vocab_size=VOCAB)
     assert again.fingerprint == first.fingerprint
     assert again.num_validation_samples == 2
+    assert longer.num_training_samples == (longer.facts["training_tokens"] - 1) // 32
     changed = folder / "corpus/030.txt"
     changed.write_text(changed.read_text().replace("the", "tho", 1))
     assert cache.prepare(settings(folder), vocab_size=VOCAB).fingerprint != first.fingerprint
-
-
-def test_a_half_made_cache_is_not_used(folder: Path) -> None:
-    first = cache.prepare(settings(folder), vocab_size=VOCAB)
-    made = next((folder / "cache").glob("text-*/"))
-    made.rename(made.with_suffix(".partial"))  # as after a kill before the rename
-    assert cache.prepare(settings(folder), vocab_size=VOCAB).fingerprint == first.fingerprint
 
 
 def _prepare_in_child(folder: str) -> str:
@@ -141,7 +120,7 @@ def _prepare_in_child(folder: str) -> str:
 def test_two_processes_preparing_at_once_agree(folder: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert len(set(pool.map(_prepare_in_child, [str(folder)] * 2))) == 1
-    assert len(list((folder / "cache").glob("text-*/facts.json"))) == 1
+    assert len(list((folder / "cache").glob("text-*/store.json"))) == 1
 
 
 def test_the_embedded_corpus_is_on_every_machine() -> None:
@@ -175,7 +154,7 @@ def test_wrong_data_is_named(folder: Path, changes: dict[str, object], fragments
         cache.prepare(settings(folder, **changes), vocab_size=VOCAB)  # type: ignore[arg-type]
     for fragment in fragments:
         assert fragment in str(error.value)
-    assert not list((folder / "cache").glob("text-*/facts.json"))
+    assert not list((folder / "cache").glob("text-*/windows-*"))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "olmo/allenai_dolma2.json"])

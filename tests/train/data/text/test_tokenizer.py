@@ -68,13 +68,13 @@ def test_the_end_of_text_within_a_document_is_text(tmp_path: Path, tokenizer: st
         stream = np.concatenate([windows[0][:1], windows[:, 1:].reshape(-1)])
         ends = int((stream == data.eos_token_id).sum())
         assert number - 2 <= ends <= number  # the last tokens fill no window
-        loaded = load_tokenizer(str(data._tokenizer))
+        loaded = load_tokenizer(str(data.tokenizer_folder))
         first = loaded.decode(stream[: int(np.argmax(stream == data.eos_token_id))].tolist())
         assert first in TEXTS
 
 
 def test_bytes_of_the_name_of_a_special_token_are_counted(tmp_path: Path, tokenizer: str) -> None:
-    loaded = load_tokenizer(str(prepared(tmp_path, tokenizer)._tokenizer))
+    loaded = load_tokenizer(str(prepared(tmp_path, tokenizer).tokenizer_folder))
     encoded = encode([TEXTS[0]], loaded.backend_tokenizer, counts_bytes=True)
     assert encoded["bytes"][0].sum() == len(TEXTS[0].encode())
 
