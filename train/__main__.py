@@ -22,6 +22,7 @@ from train.config.load import load
 from train.config.reference import as_text
 from train.config.resume import refuse_another_run
 from train.config.run import RunConfig
+from train.data.damage import DamagedDataError
 from train.ranks import launcher_env
 from train.ranks.stopping import NOTHING_LOST, StoppedInPreparationError, StopSignal
 
@@ -58,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr)
         return REFUSED
+    except DamagedDataError as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 1
 

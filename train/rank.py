@@ -10,6 +10,7 @@ from train.checkpoint.checkpoint import CheckpointError
 from train.config.batch import check_world_size
 from train.config.facts.exit_codes import STOPPED_EARLY
 from train.config.run import RunConfig
+from train.data.damage import DamagedDataError
 from train.loop import Run, TooManySkippedStepsError, fit
 from train.ranks import distributed
 from train.ranks.garbage import no_automatic_collection
@@ -38,7 +39,7 @@ def run_process(config: RunConfig, stop: StopSignal) -> int:
         distributed.set_up_logging()
     try:
         return train_rank(config, stop)
-    except (CheckpointError, TooManySkippedStepsError) as error:
+    except (CheckpointError, DamagedDataError, TooManySkippedStepsError) as error:
         logger.error("%s", error)
         return 1
     except OSError as error:

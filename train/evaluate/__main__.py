@@ -134,11 +134,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _print_metrics(options: argparse.Namespace) -> int:
     config = evaluation_config(options.run, options.overrides)
     from train.checkpoint.checkpoint import CheckpointError
+    from train.data.damage import DamagedDataError
     from train.observe.jsonl import strict
 
     try:
         step, metrics = _evaluate(config, options.run, options.step)
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, DamagedDataError, OSError) as error:
         print(f"evaluation failed: {error}", file=sys.stderr)
         return 1
     if options.json:

@@ -21,14 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from train.data.damage import DamagedDataError
 from train.data.split import Split
 from train.data.text.shards import SPLITS, ShardRecord, TokenSequence, shard_folder
 
 _TOGETHER = 1024  # windows hashed at a time
-
-
-class DamagedDataError(RuntimeError):
-    """What is read of the prepared data is not what was prepared."""
 
 
 class TokenStore:

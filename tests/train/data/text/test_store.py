@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -10,16 +11,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.tiny import write_corpus
+from tests.ranks import Ranks
+from tests.tiny import tiny_run, write_corpus
+from train import loop
+from train.checkpoint.checkpoint import Progress
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import SourceConfig
+from train.data.damage import DamagedDataError
 from train.data.text import cache, preparation
 from train.data.text.shards import Encoded, ShardRecord, TokenSequence, shard_folder, write_shard
-from train.data.text.store import DamagedDataError, TextData, Windows, _hashed
+from train.data.text.store import TextData, Windows, _hashed
+from train.loop import Run
+from train.rank import train_rank
+from train.tasks import build_task
 
 from .test_text import VOCAB, settings
 
@@ -179,6 +188,46 @@ def test_a_flipped_bit_is_named_before_its_window_is_used(folder: Path) -> None:
         data.read("training", np.arange(hit - 1))
         with pytest.raises(DamagedDataError, match=rf"000002: training window {hit} .*--prepare"):
             opened.read("training", np.array([hit]))
+
+
+def steps_before_damage(folder: Path, flipped_at: int) -> tuple[str, list[int]]:
+    """Train while every token of the store changes after a step (0: before the first); the message, and the steps."""
+    config = tiny_run(folder, "steps=8", f"task.data.cache_dir={folder / 'cache'}")
+    build_task(config).open_data()
+    tokens = shard_folder(store_in(folder / "cache"), 0) / "training.tokens"
+
+    def advancing(run: Run, step: int, *others: Any) -> Progress:
+        if step == flipped_at:
+            flip_all(tokens)
+        return advance(run, step, *others)
+
+    if flipped_at == 0:
+        flip_all(tokens)
+    advance, loop.advance = loop.advance, advancing
+    try:
+        train_rank(config)
+    except DamagedDataError as error:
+        metrics = config.folder / "metrics.jsonl"
+        rows = metrics.read_text().splitlines() if metrics.exists() else []
+        return str(error), [json.loads(row)["step"] for row in rows]
+    finally:
+        loop.advance = advance
+    return "", []
+
+
+def flip_all(path: Path) -> None:
+    with path.open("r+b") as file:
+        content = bytes(byte ^ 1 for byte in file.read())
+        file.seek(0)
+        file.write(content)
+
+
+@pytest.mark.parametrize("flipped_at", [0, 4])
+def test_a_run_ends_before_it_trains_on_flipped_bits(ranks: Ranks, tmp_path: Path, flipped_at: int) -> None:
+    ((message, steps),) = ranks(1, steps_before_damage, tmp_path, flipped_at)
+    assert "training window" in message
+    assert "--prepare" in message
+    assert all(step <= flipped_at + 1 for step in steps)  # the batch of the next step had been read already
 
 
 def test_a_shard_that_was_cut_or_lost_is_named(folder: Path) -> None:
