@@ -130,7 +130,11 @@ def _outline(task: Task) -> nn.Module:
 
 def prepare(config: RunConfig) -> int:
     """Prepare the data."""
-    print(_task(config).prepare())
+    from train.ranks import distributed
+
+    task = _task(config)
+    distributed.set_up_logging()
+    print(task.prepare())
     return 0
 
 

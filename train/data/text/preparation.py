@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from train.config.errors import ConfigError
 from train.config.tasks.language_model import TextDataConfig
 from train.data.split import Split
 from train.data.text import corpus
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHARD_BYTES = 64_000_000  # of text
+SHARD_BYTES = 32_000_000  # of text; each process holds a shard or two
 IN_PROCESS_BYTES = 64_000_000  # below this size, starting processes costs more than it saves
+_BYTES_PER_TOKEN = 4  # of English text and tokenizers of some 50,000 tokens; for an estimate of the disk needed
+_COMPRESSED = 3  # how much larger text is than its archive, for the same
 _TOLD_EVERY = 30  # seconds, where there is no terminal
 
 
@@ -67,6 +70,7 @@ def build_store(config: TextDataConfig, folder: Path, *, vocab_size: int) -> Non
         end=end_of_text_id(tokenizer, config.tokenizer),
         dtype="uint16" if len(tokenizer) <= 2**16 else "uint32",
     )
+    _require_disk(folder, readers, encoder)
     records = _write_shards(config, folder, readers, split_of, encoder)
     facts = corpus.facts(config, readers) | _token_facts(readers, records)
     for number, named in enumerate(readers):  # some documents may have been read ahead of a limit
@@ -116,6 +120,22 @@ def _tokenizer(
 
 
 # ------------------------------------------------------------------------------------------------------------ shards
+
+
+def _require_disk(folder: Path, readers: Sequence[NamedReader], encoder: Encoder) -> None:
+    """Say how much disk the tokens will need, where it is much.
+
+    Raises:
+        ConfigError: There is clearly less.
+    """
+    text = _size_of_text(readers) or _COMPRESSED * files.size_on_disk([named.reader.source for named in readers])
+    needed = text // _BYTES_PER_TOKEN * np.dtype(encoder.dtype).itemsize
+    free = shutil.disk_usage(folder).free
+    said = f"{folder.parent} will need about {needed / 1e9:.1f} GB for the tokens, and has {free / 1e9:.1f} GB"
+    if needed > 2 * free:
+        raise ConfigError([f"task.data.cache_dir: {said}; choose a folder on a larger disk"])
+    if text > IN_PROCESS_BYTES:
+        logger.info("%s", said)
 
 
 class Job(NamedTuple):

@@ -241,6 +241,16 @@ def test_a_shard_that_was_cut_or_lost_is_named(folder: Path) -> None:
         cache.prepare(settings(folder), vocab_size=VOCAB)
 
 
+def test_a_disk_that_is_clearly_too_small_is_refused_before_anything_is_tokenized(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(preparation.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match=r"task.data.cache_dir: .* will need about"):
+        cache.prepare(settings(folder), vocab_size=VOCAB)
+    assert not list((folder / "cache").glob("text-*/shards/*"))
+
+
 def test_too_little_text_is_told_with_its_tokens(folder: Path) -> None:
     data: TextData = cache.prepare(settings(folder), vocab_size=VOCAB)
     tokens = data.facts["training_tokens"]
