@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,8 +23,6 @@ from train.data.text.documents.tables import (
     parquet_documents,
     saved_documents,
 )
-
-logger = logging.getLogger(__name__)
 
 READERS: dict[Format, Callable[[Reading], Found]] = {
     "json": json_documents,
@@ -241,8 +239,10 @@ def _parts(source: SourceConfig, path: str) -> list[Part]:
 
 
 def _part(place: Path, *, names_column: bool) -> Part:
-    if place.is_dir():
+    if files.is_saved(place):
         return Part(place, "saved")
+    if place.is_dir():
+        os.listdir(place)  # a folder is left as it is where it cannot be listed: this raises the reason
     if not place.exists():
         raise formats.UnknownFormatError(f"is a link to {place.readlink()}, which does not exist")
     if not place.is_file():
