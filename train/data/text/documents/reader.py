@@ -40,6 +40,7 @@ _READS: dict[str, tuple[Format, ...]] = {
     "text_column": ("json", "csv", "parquet", "saved", "named"),
     "document_separator": ("text",),
 }
+_PATTERN = "a pattern such as folder/*.jsonl leaves other files out"
 _FIRST = 5  # faults and names that are listed
 
 
@@ -193,6 +194,7 @@ class DocumentReader:
             ConfigError: It is not to be skipped.
         """
         remedy = "set text_column to the one that holds the text" if fault.key == "text_column" else "mend it"
+        remedy += f" ({_PATTERN})" if len(self.parts) > 1 else ""
         if fault.is_of_file:
             raise ConfigError([f"{self._path}.{fault.key}: {fault}; {remedy}"])
         if self._on_bad_document == "refuse":
@@ -233,7 +235,8 @@ def _parts(source: SourceConfig, path: str) -> list[Part]:
             faults.append(f"{path}.path: {place} cannot be read ({error.strerror or error})")
     if faults:
         more = [f"{path}.path: ... and {len(faults) - _FIRST:,} more files"] if len(faults) > _FIRST else []
-        raise ConfigError([*faults[:_FIRST], *more, f"{path}.path: what can be read is {formats.KNOWN}"])
+        known = f"{path}.path: what can be read is {formats.KNOWN}; {_PATTERN}"
+        raise ConfigError([*faults[:_FIRST], *more, known])
     _refuse_ignored_keys(source, path, parts)
     return parts
 
