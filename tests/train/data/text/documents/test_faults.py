@@ -165,6 +165,14 @@ def test_tables_without_text_are_refused(tmp_path: Path) -> None:
                 documents(tmp_path / name, on_bad=on_bad)
 
 
+def test_a_damaged_saved_data_set_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "saved", ["a" * 1000] * 2000)
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:-100_000])
+    with pytest.raises(ConfigError, match=r"saved cannot be (loaded|read after row [\d,]+) \("):
+        documents(tmp_path / "saved")
+
+
 def test_rows_of_tables_without_text(tmp_path: Path) -> None:
     parquet(tmp_path / "a.parquet", ["a", None, "b"], "meta.text")
     with pytest.raises(ConfigError, match=r"a\.parquet, row 2 has null in column 'meta\.text'"):
