@@ -96,7 +96,7 @@ def identity(source: SourceConfig) -> str:
         digest.update(sys.version.encode())
     for file in files(source):
         stat = file.stat()
-        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(file) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -122,8 +122,9 @@ def repeated(sources: Sequence[SourceConfig]) -> list[str]:
     twice: list[str] = []
     for source in sources:
         for place in places(source) or [source]:
-            real = place.resolve() if isinstance(place, Path) else place
+            is_named = isinstance(place, SourceConfig)
+            real = place if is_named else os.path.realpath(place)
             if real in seen:
-                twice.append(str(place) if isinstance(place, Path) else place.path)
+                twice.append(source.path if is_named else os.fsencode(place).decode("utf-8", "backslashreplace"))
             seen.add(real)
     return twice

@@ -46,7 +46,7 @@ def saved_documents(reading: Reading) -> Found:
         MissingDataError: It lacks the split, or cannot be read.
     """
     try:
-        loaded = datasets.load_from_disk(reading.file)
+        loaded = datasets.load_from_disk(str(reading.part.path))
     except Exception as error:  # `datasets` passes on any error of its readers
         raise MissingDataError(f"cannot be loaded ({_first_line(error)})") from error
     split = reading.named.get("split")
