@@ -99,6 +99,8 @@ def _build(config: TextDataConfig, folder: Path, *, vocab_size: int) -> None:
     training, validation, facts, _ = corpus.read(config, partial / "work", count=counting(tokenizer))
     for line in corpus.report(facts):
         logger.info("%s", line)
+    for line in corpus.warnings(facts):
+        logger.warning("%s", line)
     tokenizer = tokenizer or train_byte_bpe(training, vocab_size=vocab_size)
     end = end_of_text_id(tokenizer, config.tokenizer)
     tokenizer.save_pretrained(partial / "tokenizer")

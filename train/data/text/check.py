@@ -47,7 +47,7 @@ def check(config: TextDataConfig, *, vocab_size: int) -> list[str]:
             raise ConfigError(faults)
         if read.is_whole:
             _require_windows(read, config, tokenizer, vocab_size)
-        return list(corpus.report(read.facts))
+        return [*corpus.report(read.facts), *corpus.warnings(read.facts)]
 
 
 def _require_windows(
