@@ -76,7 +76,7 @@ class LanguageModel(Task):
             f"{data.num_training_samples:,} training and {data.num_validation_samples:,} validation windows of "
             f"{self.config.data.sequence_length} tokens are ready (fingerprint {data.fingerprint})"
         )
-        return "\n".join([*corpus.report(data.facts), ready])
+        return "\n".join([*corpus.report(data.facts), *corpus.warnings(data.facts), ready])
 
     def outline(self) -> PeriLNForCausalLM:
         """Return the decoder, for its shapes only."""

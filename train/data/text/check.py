@@ -50,7 +50,7 @@ def check(config: TextDataConfig, *, vocab_size: int) -> list[str]:
     facts = corpus.facts(config, readers)
     if not any(named.reader.counts.files_cut for named in readers):
         _require_windows(config, readers, tokenizer, vocab_size)
-    return list(corpus.report(facts))
+    return [*corpus.report(facts), *corpus.warnings(facts)]
 
 
 def _require_windows(

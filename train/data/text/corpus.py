@@ -145,21 +145,34 @@ def _repeated(config: TextDataConfig) -> list[str]:
 
 
 def report(facts: dict[str, Any]) -> Iterator[str]:
-    """Yield what a user should know about the sources that were read, a line each."""
+    """Yield what was read of the sources, a line each."""
     for path, source in facts.get("sources", {}).items():
-        how, unit = "read whole", "file" if source["files"] == 1 else "files"
+        how = "read whole"
         if cut := source.get("files_cut"):
-            how = f"{cut:,} of them only in part ({source['bytes_read'] / 1e6:,.1f} MB read)"
-        text = f"{source['documents']:,} documents, {source['bytes'] / 1e6:,.1f} MB of text"
-        yield f"{path}: {source['files']:,} {unit}, {how}: {text}"
+            how = f"{cut:,} of them only in part ({_size(source['bytes_read'])} read)"
+        text = f"{_counted(source['documents'], 'document')}, {_size(source['bytes'])} of text"
+        yield f"{path}: {_counted(source['files'], 'file')}, {how}: {text}"
         if guesses := source.get("recognized_by_content"):
             yield f"{path}: recognized by content, as the suffix says nothing: {guesses}"
+
+
+def warnings(facts: dict[str, Any]) -> Iterator[str]:
+    """Yield what a user may not have meant, a line each."""
+    for path, source in facts.get("sources", {}).items():
         if blank := source.get("blank_documents"):
-            yield f"{path}: {blank:,} documents are empty or white space"
+            yield f"{path}: {_counted(blank, 'document')} without text, empty or white space"
         if skipped := source.get("skipped"):
-            yield f"{path}: {skipped:,} bad documents left out; the first: {source['first_skipped'][0]}"
+            yield f"{path}: {_counted(skipped, 'bad document')} left out; the first: {source['first_skipped'][0]}"
     if repeated := facts.get("read_repeatedly"):
         more = ", ..." if len(repeated) > 3 else ""
         yield f"task.data: read more than once, by several sources or links: {', '.join(repeated[:3])}{more}"
     if dropped := facts.get("training_documents_dropped_as_in_validation"):
-        yield f"task.data: {dropped:,} training documents left out, as the validation sources contain them too"
+        yield f"task.data: {_counted(dropped, 'training document')} left out, as in the validation sources"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1_000_000 else f"{num_bytes / 1e3:,.1f} kB"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"

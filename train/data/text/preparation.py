@@ -83,6 +83,8 @@ def build_store(config: TextDataConfig, folder: Path, *, vocab_size: int) -> Non
     facts |= {"dtype": encoder.dtype, "shards": len(records)}
     for line in corpus.report(facts):
         logger.info("%s", line)
+    for line in corpus.warnings(facts):
+        logger.warning("%s", line)
     (folder / "store.json.partial").write_text(json.dumps(facts, indent=1))
     (folder / "store.json.partial").rename(folder / "store.json")
 

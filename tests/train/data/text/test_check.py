@@ -82,9 +82,11 @@ def test_check_and_preparation_refuse_alike(
 
 def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"")
-    sources = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    sources = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), f"{{path: {tmp_path}/corpus, max_tokens: 9}}"]
     with pytest.raises(ConfigError) as error:
-        check(data(tmp_path, f"task.data.sources={sources}", "task.data.tokenizer=./nowhere"), vocab_size=300)
+        check(
+            data(tmp_path, f"task.data.sources=[{', '.join(sources)}]", "task.data.tokenizer=./nowhere"), vocab_size=300
+        )
     keys = [fault.partition(":")[0] for fault in error.value.faults]
     assert keys == ["task.data.tokenizer", "task.data.sources[0].path", "task.data.sources[1].path"]
 
@@ -97,14 +99,14 @@ def test_what_was_read_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([path, sources, "task.data.on_bad_document=skip", "--check"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "task.data.sources[0]: 1 file, read whole: 101 documents, 0.0 MB of text",
-        "task.data.sources[0]: 1 documents are empty or white space",
-        f"task.data.sources[0]: 1 bad documents left out; the first: {tmp_path}/x.jsonl, line 101 has null in column "
-        "'text', not text",
-        "task.data.sources[1]: 1 file, read whole: 1 documents, 0.0 MB of text",
+        "task.data.sources[0]: 1 file, read whole: 101 documents, 24.8 kB of text",
+        "task.data.sources[1]: 1 file, read whole: 1 document, 0.5 kB of text",
         "task.data.sources[1]: recognized by content, as the suffix says nothing: 1 with .py as text",
-        "task.data.sources[2]: 1 file, read whole: 1 documents, 0.0 MB of text",
+        "task.data.sources[2]: 1 file, read whole: 1 document, 0.5 kB of text",
         "task.data.sources[2]: recognized by content, as the suffix says nothing: 1 with .py as text",
+        "task.data.sources[0]: 1 document without text, empty or white space",
+        f"task.data.sources[0]: 1 bad document left out; the first: {tmp_path}/x.jsonl, line 101 has null in column "
+        "'text', not text",
         f"task.data: read more than once, by several sources or links: {tmp_path}/y.py",
         "tiny: configuration and data are valid",
     ]
@@ -148,7 +150,7 @@ def test_a_fault_beyond_the_sample_ends_preparation(
     (tmp_path / "x.jsonl").write_bytes(ROWS + b"{\n")
     path, source = str(tiny_file(tmp_path)), f"task.data.sources=[{tmp_path}/x.jsonl]"
     assert main([path, source, "--check"]) == 0
-    assert "1 file, 1 of them only in part (0.0 MB read): 11 documents" in capsys.readouterr().out
+    assert "1 file, 1 of them only in part (3.0 kB read): 11 documents" in capsys.readouterr().out
     assert main([path, source, "--prepare"]) == 2
     assert "x.jsonl, line 101 is not a JSON object" in capsys.readouterr().err
 
@@ -165,9 +167,9 @@ def test_validation_sources_beside_a_fraction_say_what_to_write(
 def test_preparation_logs_what_it_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "x.jsonl").write_bytes(ROWS + json_lines([None]))
     config = data(tmp_path, f"task.data.sources=[{tmp_path}/x.jsonl]", "task.data.on_bad_document=skip")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         prepared = cache.prepare(config, vocab_size=300)
-    assert "1 bad documents left out" in caplog.text
+    assert "1 bad document left out" in caplog.text
     assert prepared.facts["sources"]["task.data.sources[0]"]["skipped"] == 1
 
 

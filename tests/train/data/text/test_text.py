@@ -123,6 +123,14 @@ def test_two_processes_preparing_at_once_agree(folder: Path) -> None:
     assert len(list((folder / "cache").glob("text-*/store.json"))) == 1
 
 
+def test_documents_shorter_than_a_window_are_packed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n--\n".join(f"{number:x}" for number in range(600)))
+    source = SourceConfig(path=str(tmp_path / "a.txt"), document_separator="--")
+    facts = cache.prepare(settings(tmp_path, sources=(source,)), vocab_size=VOCAB).facts
+    assert facts["training_documents"] + facts["validation_documents"] == 600
+    assert facts["training_windows"] == (facts["training_tokens"] - 1) // 16 > 0
+
+
 def test_the_embedded_corpus_is_on_every_machine() -> None:
     files = standard_library()
     assert sum(file.stat().st_size for file in files) > 5_000_000

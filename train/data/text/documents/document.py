@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,8 +83,8 @@ class Reading:
 
     @property
     def file(self) -> str:
-        """The name of the part in documents and messages."""
-        return str(self.part.path)
+        """The name of the part in documents and messages, printable even if it is not UTF-8."""
+        return os.fsencode(self.part.path).decode("utf-8", "backslashreplace")
 
     def is_over(self, num_bytes: int) -> bool:
         """Count bytes that were read; return whether the limit is reached."""

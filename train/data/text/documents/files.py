@@ -39,38 +39,45 @@ def places(source: SourceConfig) -> list[Path]:
     if source.path == EMBEDDED_CORPUS:
         return standard_library()
     path = Path(source.path).expanduser()
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):
         return sorted(_below(path, frozenset()))
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
     saved = {match for match in matches if is_saved(match)}
-    files = [match for match in matches if not match.is_dir() and saved.isdisjoint(match.parents)]
+    files = [match for match in matches if not os.path.isdir(match) and saved.isdisjoint(match.parents)]
     return sorted([*files, *(match for match in saved if saved.isdisjoint(match.parents))])
 
 
 def is_saved(path: Path) -> bool:
     """Return whether a path is a data set that `datasets` saved."""
-    if not path.is_dir():
-        return False
-    one = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
-    return one or (path / "dataset_dict.json").is_file()
+    one = os.path.isfile(path / "state.json") and os.path.isfile(path / "dataset_info.json")
+    return one or os.path.isfile(path / "dataset_dict.json")
 
 
-def _below(path: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """Yield a file, a saved data set or what stands in a folder; `above` are the real folders on the way to it."""
-    if not path.is_dir() or is_saved(path):
+def _below(path: Path, above: frozenset[str]) -> Iterator[Path]:
+    """Yield a file, a saved data set or what stands in a folder; `above` are the real folders on the way to it.
+
+    A folder that cannot be listed is yielded itself, so that its reader reports it.
+    """
+    if not os.path.isdir(path) or is_saved(path):
         yield path
         return
-    real = path.resolve()
-    if real not in above:
-        for entry in os.scandir(path):
-            if not entry.name.startswith("."):
-                yield from _below(path / entry.name, above | {real})
+    real = os.path.realpath(path)
+    if real in above:
+        return
+    try:
+        names = os.listdir(path)
+    except OSError:
+        yield path
+        return
+    for name in names:
+        if not name.startswith("."):
+            yield from _below(path / name, above | {real})
 
 
 def files(source: SourceConfig) -> list[Path]:
     """Return the files of a source, those of saved data sets one by one, sorted."""
-    inside = (sorted(_plain(place)) if place.is_dir() else [place] for place in places(source))
-    return [file for place in inside for file in place if file.exists()]
+    inside = (sorted(_plain(place)) if os.path.isdir(place) else [place] for place in places(source))
+    return [file for place in inside for file in place if os.path.exists(file)]
 
 
 def _plain(folder: Path) -> Iterator[Path]:
@@ -89,7 +96,7 @@ def identity(source: SourceConfig) -> str:
         digest.update(sys.version.encode())
     for file in files(source):
         stat = file.stat()
-        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(file) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -115,8 +122,9 @@ def repeated(sources: Sequence[SourceConfig]) -> list[str]:
     twice: list[str] = []
     for source in sources:
         for place in places(source) or [source]:
-            real = place.resolve() if isinstance(place, Path) else place
+            is_named = isinstance(place, SourceConfig)
+            real = place if is_named else os.path.realpath(place)
             if real in seen:
-                twice.append(str(place) if isinstance(place, Path) else place.path)
+                twice.append(source.path if is_named else os.fsencode(place).decode("utf-8", "backslashreplace"))
             seen.add(real)
     return twice

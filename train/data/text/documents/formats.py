@@ -126,9 +126,8 @@ def _of_content(start: bytes) -> Format:
 
 def _is_json_lines(start: bytes) -> bool:
     """Return whether the first lines, up to three, are JSON objects; one that the head cuts begins as one."""
-    text = start.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
-    lines = text.splitlines(keepends=True)
-    cut = lines.pop() if len(start) == _HEAD and lines and not lines[-1].endswith("\n") else ""
+    lines = start.removeprefix(encoding.BOM).decode("utf-8", "replace").split("\n")
+    cut = lines.pop() if len(start) == _HEAD else ""
     whole = [line for line in lines if line.strip()][:3]
     if whole:
         return all(isinstance(_parsed(line), dict) for line in whole)
@@ -143,6 +142,6 @@ def _parsed(line: str) -> Any:
 
 
 def _columns(start: bytes) -> str:
-    header = start.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").splitlines()[0]
-    names = ", ".join(re.split(r"[,\t]", header))
+    header = start.removeprefix(encoding.BOM).decode("utf-8", "replace").partition("\n")[0]
+    names = ", ".join(re.split(r"[,\t]", header.strip()))
     return f"it has {names[:200]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,8 +24,6 @@ from train.data.text.documents.tables import (
     saved_documents,
 )
 
-logger = logging.getLogger(__name__)
-
 READERS: dict[Format, Callable[[Reading], Found]] = {
     "json": json_documents,
     "csv": csv_documents,
@@ -42,6 +40,7 @@ _READS: dict[str, tuple[Format, ...]] = {
     "text_column": ("json", "csv", "parquet", "saved", "named"),
     "document_separator": ("text",),
 }
+_PATTERN = "a pattern such as folder/*.jsonl leaves other files out"
 _FIRST = 5  # faults and names that are listed
 
 
@@ -195,6 +194,7 @@ class DocumentReader:
             ConfigError: It is not to be skipped.
         """
         remedy = "set text_column to the one that holds the text" if fault.key == "text_column" else "mend it"
+        remedy += f" ({_PATTERN})" if len(self.parts) > 1 else ""
         if fault.is_of_file:
             raise ConfigError([f"{self._path}.{fault.key}: {fault}; {remedy}"])
         if self._on_bad_document == "refuse":
@@ -235,14 +235,17 @@ def _parts(source: SourceConfig, path: str) -> list[Part]:
             faults.append(f"{path}.path: {place} cannot be read ({error.strerror or error})")
     if faults:
         more = [f"{path}.path: ... and {len(faults) - _FIRST:,} more files"] if len(faults) > _FIRST else []
-        raise ConfigError([*faults[:_FIRST], *more, f"{path}.path: what can be read is {formats.KNOWN}"])
+        known = f"{path}.path: what can be read is {formats.KNOWN}; {_PATTERN}"
+        raise ConfigError([*faults[:_FIRST], *more, known])
     _refuse_ignored_keys(source, path, parts)
     return parts
 
 
 def _part(place: Path, *, names_column: bool) -> Part:
-    if place.is_dir():
+    if files.is_saved(place):
         return Part(place, "saved")
+    if place.is_dir():
+        os.listdir(place)  # a folder is left as it is where it cannot be listed: this raises the reason
     if not place.exists():
         raise formats.UnknownFormatError(f"is a link to {place.readlink()}, which does not exist")
     if not place.is_file():

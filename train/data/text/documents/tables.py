@@ -46,7 +46,7 @@ def saved_documents(reading: Reading) -> Found:
         MissingDataError: It lacks the split, or cannot be read.
     """
     try:
-        loaded = datasets.load_from_disk(reading.file)
+        loaded = datasets.load_from_disk(str(reading.part.path))
     except Exception as error:  # `datasets` passes on any error of its readers
         raise MissingDataError(f"cannot be loaded ({_first_line(error)})") from error
     split = reading.named.get("split")
@@ -93,11 +93,14 @@ def _of_data_set(data_set: datasets.Dataset, reading: Reading) -> Found:
         return
     row = 0
     selected: Any = data_set.select_columns(steps[:1]).with_format("arrow")
-    for table in selected.iter(_ROWS):
-        yield from _of_values(columns.values(table, steps), row, reading)
-        row += len(table)
-        if reading.is_cut:
-            return
+    try:
+        for table in selected.iter(_ROWS):
+            yield from _of_values(columns.values(table, steps), row, reading)
+            row += len(table)
+            if reading.is_cut:
+                return
+    except Exception as error:  # of its readers, where a file is damaged
+        raise MissingDataError(f"cannot be read after row {row:,} ({_first_line(error)})") from error
 
 
 def _streamed(rows: Iterable[Mapping[str, Any]], reading: Reading) -> Found:

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 
 from tests.train.data.text.written import (
@@ -24,6 +26,7 @@ from tests.train.data.text.written import (
     texts_of,
 )
 from train.config.errors import ConfigError
+from train.data.text.documents.reader import Sample
 
 GOOD = json_lines(["a", "b", "c"])
 LONG = json_lines([os.urandom(50).hex() for _ in range(3000)])
@@ -40,6 +43,9 @@ UNREADABLE: dict[str, tuple[bytes, dict[str, str], list[str]]] = {
     "rows.txt": (GOOD, {}, ["named as text but holds JSON objects", "rename it to end in .jsonl"]),
     "rows.txt.gz": (gzip.compress(GOOD), {}, ["rename it to end in .jsonl"]),
     "a.csv": (table(["a"]), {}, ["is a table", "text_column", "it has id, text"]),
+    "mark.csv": (b"\xef\xbb\xbf", {}, ["is a table", "text_column"]),
+    "lines.txt": ('{"text": "a\u2028b\x85c"}\n'.encode(), {}, ["rename it to end in .jsonl"]),
+    "long.txt": (json_lines(["a" * 100_000]), {}, ["rename it to end in .jsonl"]),
     "a.parquet": (b"PAR0", {}, ["does not begin as a .parquet does"]),
     "packed.parquet.gz": (
         gzip.compress(b"PAR1" + bytes(9)),
@@ -159,6 +165,14 @@ def test_tables_without_text_are_refused(tmp_path: Path) -> None:
                 documents(tmp_path / name, on_bad=on_bad)
 
 
+def test_a_damaged_saved_data_set_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "saved", ["a" * 1000] * 2000)
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:-100_000])
+    with pytest.raises(ConfigError, match=r"saved cannot be (loaded|read after row [\d,]+) \("):
+        documents(tmp_path / "saved")
+
+
 def test_rows_of_tables_without_text(tmp_path: Path) -> None:
     parquet(tmp_path / "a.parquet", ["a", None, "b"], "meta.text")
     with pytest.raises(ConfigError, match=r"a\.parquet, row 2 has null in column 'meta\.text'"):
@@ -253,3 +267,52 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
     for attempt in (lambda: list(source), lambda: reader(tmp_path / "a.txt")):
         with pytest.raises(ConfigError, match=r"a\.txt cannot be read \(Permission denied\)"):
             attempt()
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> list[str]:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return list_folder(path)  # type: ignore[arg-type]
+
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    list_folder = os.listdir
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(ConfigError, match=r"closed cannot be read \(Permission denied\)"):
+        reader(tmp_path)
+
+
+@pytest.mark.parametrize("sample", [None, Sample()])
+@pytest.mark.parametrize("error", [ConnectionError("no network\nsecond line"), ValueError("no such name")])
+def test_a_data_set_that_cannot_be_loaded_is_refused(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, sample: Sample | None
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    reason = str(error).splitlines()[0]
+    message = rf"some/name is neither a local file or folder nor a loadable data set \({reason}\)"
+    with pytest.raises(ConfigError, match=message):
+        documents("some/name", sample=sample)
+
+
+def test_a_stream_that_breaks_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"text": "a"}
+        raise ConnectionError("connection lost")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows())
+    with pytest.raises(ConfigError, match=r"some/name cannot be read after row 1 \(connection lost\)"):
+        documents("some/name", streaming=True)
+
+
+def test_a_sample_without_a_network_is_taken_from_the_cache_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: str, *, streaming: bool, **__: object) -> datasets.Dataset:
+        if streaming:
+            raise ConnectionError("no network")
+        return datasets.Dataset.from_dict({"text": ["cached"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert texts_of("some/name", sample=Sample()) == ["cached"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from tests.train.data.text.written import documents, texts_of
+from tests.train.data.text.written import documents, json_lines, reader, texts_of
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import SourceConfig, TextDataConfig
 from train.data.text.documents import files
@@ -19,6 +20,16 @@ def test_any_name_is_a_path(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(name)
     (tmp_path / "b.txt").write_text("also matched by [brackets].txt as a pattern")
     assert texts_of(tmp_path / name) == [name]
+
+
+def test_a_name_that_is_not_utf8_is_read_and_shown(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    (tmp_path / name).write_bytes(json_lines(["a", None]))
+    source = reader(tmp_path, on_bad="skip")
+    assert [(document.text, document.file) for document in source] == [("a", f"{tmp_path}/caf\\xe9.jsonl")]
+    assert source.counts.first_skipped[0].encode()
+    assert files.identity(source.source)
+    assert files.repeated([source.source] * 2)[0].encode()
 
 
 def test_a_folder_below_a_hidden_one_is_read_and_hidden_files_are_not(tmp_path: Path) -> None:
