@@ -87,11 +87,11 @@ class DecoderWorkload:
         """Yield parameters by part and operations."""
         for name in ("embedding", "head", "attention", "mlp", "norms"):
             note = "  (tied to the embedding)" if name == "head" and not self.counts.head else ""
-            yield f"{name:30}{getattr(self.counts, name):>16,}{note}"
-        yield f"{'parameters':30}{self.counts.total:>16,}"
-        yield f"{'  without embedding and head':30}{self.counts.without_vocabulary:>16,}"
+            yield f"{name:30}{getattr(self.counts, name):>18,}{note}"
+        yield f"{'parameters':30}{self.counts.total:>18,}"
+        yield f"{'  without embedding and head':30}{self.counts.without_vocabulary:>18,}"
         flops = flops_per_token(self.model, self.tokens)
-        yield f"{'training FLOPs per token':30}{flops:>16,.0f}  (6 N + 6 L H K T, causal attention counted once)"
+        yield f"{'training FLOPs per token':30}{flops:>18,.0f}  (6 N + 6 L H K T, causal attention counted once)"
 
     def remarks(self) -> Iterator[str]:
         """Yield remarks on the speed of attention."""

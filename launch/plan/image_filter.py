@@ -101,10 +101,10 @@ class FilterWorkload:
 
     def count_lines(self) -> Iterator[str]:
         """Yield parameters by group and operations."""
-        yield f"{'convolution kernels':30}{self.counts.kernels:>16,}"
-        yield f"{'norms and biases':30}{self.counts.norms_and_biases:>16,}"
-        yield f"{'parameters':30}{self.counts.total:>16,}"
-        yield f"{'training FLOPs per image':30}{self.flops_per_sample:>16,.0f}  (convolutions)"
+        yield f"{'convolution kernels':30}{self.counts.kernels:>18,}"
+        yield f"{'norms and biases':30}{self.counts.norms_and_biases:>18,}"
+        yield f"{'parameters':30}{self.counts.total:>18,}"
+        yield f"{'training FLOPs per image':30}{self.flops_per_sample:>18,.0f}  (convolutions)"
 
     def remarks(self) -> Iterator[str]:
         """Yield nothing: there is nothing to choose."""

@@ -100,8 +100,8 @@ def fits(needed: Memory, machine: Machine) -> bool:
 
 def settings(case: Case, config: RunConfig) -> list[str]:
     """Return the `key=value` overrides that turn a configuration into this case, without those that change nothing."""
-    engine = config.engine
-    own = case_of(config, gpus=case.gpus, micro_batch_size=config.micro_batch_size)
+    engine, (size, _) = config.engine, micro_batches(config, case.gpus)
+    own = case_of(config, gpus=case.gpus, micro_batch_size=size)
     words = [
         (case.zero_stage != own.zero_stage, f"engine.zero_stage={case.zero_stage}"),
         (case.checkpointing != own.checkpointing, f"engine.activation_checkpointing={_yaml(case.checkpointing)}"),

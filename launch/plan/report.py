@@ -71,11 +71,11 @@ def _counts(config: RunConfig) -> Iterator[str]:
     work, batch = workload_of(config), config.global_batch_size
     yield from work.count_lines()
     if work.tokens is None:
-        yield f"{'images in total':30}{batch * config.steps:>16,}  ({config.steps:,} steps of {batch:,})"
+        yield f"{'images in total':30}{batch * config.steps:>18,}  ({config.steps:,} steps of {batch:,})"
         return
     tokens = batch * work.tokens
-    yield f"{'tokens per step':30}{tokens:>16,}  ({batch:,} windows)"
-    yield f"{'tokens in total':30}{tokens * config.steps:>16,}  ({config.steps:,} steps)"
+    yield f"{'tokens per step':30}{tokens:>18,}  ({batch:,} windows)"
+    yield f"{'tokens in total':30}{tokens * config.steps:>18,}  ({config.steps:,} steps)"
 
 
 # ------------------------------------------------------------------------------------------------------------- memory
@@ -206,7 +206,7 @@ def _assumptions(case: Case, config: RunConfig, machine: Machine) -> Iterator[st
     yield f"  {'the backward pass hides what it can' if can_overlap(case) else 'no overlap with computation'}."
     yield from (f"  {words}" for words in machine.links_in_words())
     for transfer in exchanged:
-        words = f"{transfer.what}, {transfer.size / 1e9:.2f} GB"
+        words = f"{transfer.what}, {_size(transfer.size)}"
         yield f"  {words:60}{_seconds(transfer.seconds(machine)):>10} a step"
 
 
@@ -228,7 +228,7 @@ def _sizes(config: RunConfig, machine: Machine) -> Iterator[str]:
     ranks = min(machine.gpus, machine.gpus_per_node)
     yield f"  In host memory, until written: {_size(state * ranks / machine.gpus)} per node of {_count(ranks, 'GPU')}."
     exported = work.exported_itemsize * (work.parameters + work.buffers)
-    yield f"  As a {'bf16' if work.exported_itemsize == 2 else 'fp32'} folder: {_size(exported)}."
+    yield f"  As {'a bf16' if work.exported_itemsize == 2 else 'an fp32'} folder: {_size(exported)}."
 
 
 def _size(size: float) -> str:
@@ -236,7 +236,9 @@ def _size(size: float) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} us"
 
 
 def _rate(rate: float) -> str:
@@ -244,7 +246,10 @@ def _rate(rate: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:,.1f} minutes"
+    for unit, name in ((3600, "hours"), (60, "minutes")):
+        if seconds >= unit:
+            return f"{seconds / unit:,.1f} {name}"
+    return f"{seconds:.1f} seconds"
 
 
 def _count(number: int, word: str) -> str:
