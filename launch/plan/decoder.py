@@ -17,6 +17,7 @@ from modeling.decoder.facts_counts_periln import (
 from modeling.decoder.facts_periln import DecoderShape, loss_chunk_tokens
 from train.config.tasks.language_model import LanguageModelConfig
 
+_OPERATIONS = {"layer": 63, "recomputed layer": 25, "outside": 56}  # of a pass, counted with a dispatch mode
 FAST_HEAD_WIDTH = 128  # the widest that torch's cuDNN attention trains, but for 256 with cuDNN above 9.22
 
 
@@ -80,8 +81,10 @@ class DecoderWorkload:
         return self.tokens * flops_per_token(self.model, self.tokens)
 
     def launches(self, case: Case) -> int:
-        """Return the kernels of a pass as far as they bound its time: not at this size."""
-        return 0
+        """Return the kernels of a pass, which bound the time of a small one; compiled about half as many (assumed)."""
+        in_layer = _OPERATIONS["layer"] + _OPERATIONS["recomputed layer"] * case.checkpointing
+        kernels = in_layer * self.model.num_hidden_layers + _OPERATIONS["outside"]
+        return kernels // 2 if case.compiled else kernels
 
     def count_lines(self) -> Iterator[str]:
         """Yield parameters by part and operations."""

@@ -95,7 +95,7 @@ class FilterWorkload:
         return float(training_flops(self.model, height=self.size.height, width=self.size.width))
 
     def launches(self, case: Case) -> int:
-        """Return the kernels of a pass, which bound the time of a small one; the compiler fuses those of the taps."""
+        """Return the kernels of a pass, which bound the time of a small one; the compiler takes all taps at once."""
         taps = 1 if case.compiled else self.model.kernel_size**2
         return _OPERATIONS["tap"] * taps + _OPERATIONS["branch"] * len(branch_channels(self.model))
 

@@ -40,12 +40,12 @@ def recommend(config: RunConfig, machine: Machine) -> Plan | None:
         if fitting:
             fastest = min(plan.time.total for plan in fitting)
             alike = [plan for plan in fitting if plan.time.total <= ALIKE * fastest]
-            return max(alike, key=lambda plan: (plan.case.micro_batch_size, _changes(plan.case, own)))
+            return max(alike, key=lambda plan: (plan.case.micro_batch_size, *_nearness(plan.case, own)))
     return None
 
 
-def _changes(case: Case, own: Case) -> tuple[bool, int]:
-    """Return a key that is larger for ways nearer to the configured one: its stage first, then a lower stage."""
+def _nearness(case: Case, own: Case) -> tuple[bool, int]:
+    """Return a key that is largest for the configured stage, then for lower stages."""
     return case.zero_stage == own.zero_stage, -case.zero_stage
 
 

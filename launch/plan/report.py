@@ -188,7 +188,7 @@ def _waiting(plan: Plan) -> str:
         return ""
     hidden = time.communication - time.exposed
     words = f" + {_seconds(time.exposed)} of communication ({100 * time.exposed / time.total:.0f} %)"
-    return words + (f", {_seconds(hidden)} more hidden behind the backward pass" if hidden > 0 else "")
+    return words + (f", {_seconds(hidden)} more hidden behind it" if hidden > 0 else "")
 
 
 def _assumptions(case: Case, config: RunConfig, machine: Machine) -> Iterator[str]:
@@ -197,13 +197,12 @@ def _assumptions(case: Case, config: RunConfig, machine: Machine) -> Iterator[st
     source = "as given" if machine.mfu is not None else "a guess; set your own with --mfu"
     yield f"Computation: an MFU of {mfu:.2g} ({source}) of the {card.name}'s {card.peak_flops / 1e12:g} TFLOP/s."
     yield f"  Assumed of other settings: {UNCOMPILED:g} of the speed without engine.compile{_if_recomputed(config)}."
-    if launched := work.launches(case):
-        yield f"  A pass takes no less than launching its {launched:,} kernels, {1e6 * LAUNCH:g} us each."
+    yield f"  A pass takes no less than launching its kernels: about {work.launches(case):,}, {1e6 * LAUNCH:g} us each."
     exchanged = transfers(work, case, passes=num_passes(config, case))
     if not exchanged:
         return
     yield "Communication: rings through all GPUs at the speed of the slowest link, without latency;"
-    yield f"  {'the backward pass hides what it can' if can_overlap(case) else 'no overlap with computation'}."
+    yield f"  {'computation hides what it can' if can_overlap(case) else 'no overlap with computation'}."
     yield from (f"  {words}" for words in machine.links_in_words())
     for transfer in exchanged:
         words = f"{transfer.what}, {_size(transfer.size)}"

@@ -1,8 +1,8 @@
 """Seconds of an optimizer step: computation, and the communication that nothing hides.
 
 Communication follows DeepSpeed 0.19.8 with the settings of train/engine/engine.py (runtime/engine.py,
-bf16_optimizer.py, zero/stage_1_and_2.py, zero/stage3.py). Collectives run as rings through all GPUs, at the speed of
-the slowest link; their latency is not counted.
+bf16_optimizer.py, zero/stage_1_and_2.py, zero/stage3.py); tests/launch/plan/test_communication.py counts the bytes on
+two ranks. Collectives run as rings through all GPUs, at the speed of the slowest link; their latency is not counted.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from launch.plan.machine import Machine
 from launch.plan.workload import Workload, workload_of
 from train.config.run import RunConfig
 
-# Assumed speeds relative to a compiled step without recomputation, which has 3 forward passes' worth of operations.
+# Speeds relative to a compiled step without recomputation: 3 of 4 passes' worth of operations count; an assumption.
 RECOMPUTING = 0.75
 UNCOMPILED = 0.7
-LAUNCH = 10e-6  # seconds per kernel of an uncompiled pass, on the CPU that launches it
+LAUNCH = 10e-6  # seconds that the CPU takes to launch a kernel; assumed
 
-_REUSE = 500_000_000  # parameters at the end of a model that stage 3 keeps from the forward to the backward pass:
-# half of stage3_max_reuse_distance, which counts both passes
+# Parameters at the end of a model that stage 3 keeps from the forward to the backward pass: half of
+# stage3_max_reuse_distance, which counts both passes.
+_REUSE = 500_000_000
 
 
 class Transfer(NamedTuple):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch.__main__ import main
 from launch.plan.case import Case, case_of
@@ -18,6 +17,7 @@ from launch.plan.image_filter import NYU_SIZE, PROCEDURAL_SIZE, FilterWorkload, 
 from launch.plan.workload import workload_of
 from modeling.joint_filter.configuration_dkn import DKNConfig
 from modeling.joint_filter.modeling_dkn import DKNModel
+from tests.launch.plan.operations import OperationCounter
 from train.config.load import load
 from train.config.run import RunConfig
 from train.config.tasks.joint_filter import DepthUpsamplingConfig, FilterConfig
@@ -102,21 +102,9 @@ def test_the_peak_of_a_pass_is_met(variant: dict[str, Any]) -> None:
     assert 0.99 < ratio < 1.01
 
 
-class Counter(TorchDispatchMode):
-    """Counts the operations that are not views."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += not (func.is_view or func.name().startswith(("aten::empty", "aten::_unsafe_view")))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_the_kernels_of_a_pass_are_about_as_many_as_planned(variant: dict[str, Any]) -> None:
-    with Counter() as counter:
+    with OperationCounter() as counter:
         Pass(16, **variant).loss().backward()
     work, case = planned(16, **variant)
     assert work.launches(case) == pytest.approx(counter.operations, rel=0.1)

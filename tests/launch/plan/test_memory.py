@@ -16,6 +16,7 @@ from launch.plan.decoder import DecoderWorkload
 from launch.plan.decoder_layer import kept_per_token
 from launch.plan.workload import workload_of
 from modeling.decoder.facts_periln import LOSS_CHUNK_ELEMENTS
+from tests.launch.plan.operations import OperationCounter
 from tests.ranks import Ranks
 from tests.train.engine.test_engine import here
 from train.config.load import load
@@ -251,6 +252,20 @@ def test_a_compiled_layer_keeps_less(placement: str, model: dict[str, Any]) -> N
     torch.compiler.reset()
     measured, reckoned = kept_by_a_layer({"precision": "bf16"}, norm_placement=placement, compiled=True, **model)
     assert 0.99 * reckoned < measured <= reckoned
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("model", [{}, {"norm_placement": "pre", "num_hidden_layers": 2}, {"qk_norm": "head"}], ids=str)
+def test_the_kernels_of_a_pass_are_about_as_many_as_planned(checkpointing: bool, model: dict[str, Any]) -> None:
+    config = run_config({"precision": "bf16", "activation_checkpointing": checkpointing}, micro_batch_size=1, **model)
+    network = decoder(work_of(config).task).train()
+    nn.Module.to(network, torch.bfloat16)
+    if checkpointing:
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    tokens = torch.randint(0, 2000, (1, LENGTH + 1))
+    with OperationCounter() as counter:
+        network(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1).loss.backward()
+    assert work_of(config).launches(case(config, 1)) == pytest.approx(counter.operations, rel=0.1)
 
 
 class Reducer:
