@@ -68,20 +68,17 @@ def memory(config: RunConfig, case: Case) -> Memory:
 def pass_peaks(work: Workload, case: Case) -> list[PassPeak]:
     """Return the points of a forward and backward pass that may be its peak.
 
-    These are the loss; the first layer of the backward pass, with the head's gradient already there; and either the
-    reduction of the first full bucket, by which time the layers above have freed their activations, or, where DeepSpeed
-    keeps an fp32 sum of whole gradients, the end of the pass, when all its bf16 gradients wait to be added and freed.
+    These are the loss; the first layer of the backward pass, with the head's gradient already in the bucket; and the
+    reduction of the first full bucket, by which time the layers above have freed their activations. Where gradients
+    have a place of their own, or are added to their fp32 sum as soon as they are there, the first two suffice.
     """
     parameters = work.parameters
     activations, loss, layer = work.activation_bytes(case), work.loss_bytes(case), work.backward_bytes(case)
     bucket = case.gradient_size * min(case.bucket, parameters)
     filling = case.gradient_size * min(case.bucket, work.first_gradient) + bucket * (1 + case.overlap)
     live, gathering = gathered_weights(parameters, case)
-    if case.zero_stage == 0:
+    if case.zero_stage == 0 or case.keeps_whole_gradients:
         return [PassPeak(0.0, activations, max(loss, layer))]
-    if case.keeps_whole_gradients:
-        head, whole = float(case.itemsize * work.first_gradient), float(case.itemsize * parameters)
-        return [PassPeak(0.0, activations, loss), PassPeak(head, activations, layer), PassPeak(whole, 0.0, 0.0)]
     if case.zero_stage == 1:  # the bucket stays allocated between passes
         return [PassPeak(bucket * (1 + case.overlap), activations, max(loss, layer))]
     left = max(0.0, 1 - case.bucket / parameters)
@@ -104,7 +101,7 @@ def model_state_bytes(parameters: int, case: Case) -> tuple[float, float, float]
     if stage == 0:
         return weights, case.itemsize * parameters, (state + FLOAT * case.bf16) * parameters
     optimizer = 0.0 if case.offload else (state + FLOAT) * share
-    if case.keeps_whole_gradients:  # their fp32 sum; those of a pass are freed at its end
+    if case.keeps_whole_gradients:  # their fp32 sum; bf16 gradients are freed one by one
         gradients = FLOAT * parameters
     elif stage == 1:
         gradients = case.itemsize * parameters
