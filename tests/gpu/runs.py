@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,15 @@ def training_rows(run: Path) -> list[dict[str, Any]]:
 
 
 def train_until(
-    bench: Bench, name: str, words: Sequence[str], *, changes: str, count: int, seconds: float
+    bench: Bench,
+    name: str,
+    words: Sequence[str],
+    *,
+    changes: str,
+    until: Callable[[list[dict[str, Any]]], bool],
+    seconds: float,
 ) -> tuple[list[dict[str, Any]], float]:
-    """Train until there are `count` rows or the seconds are over, then kill the run.
+    """Train until the rows are enough or the seconds are over, then kill the run.
 
     Returns:
         The rows, and the seconds until the first.
@@ -114,12 +120,14 @@ def train_until(
     end = time.monotonic() + min(seconds, bench.left())
     child = bench.start(name, "tests.gpu.rank", [changes, *words])
     try:
-        while time.monotonic() < end and (done := len(training_rows(run))) < count:
+        while time.monotonic() < end:
+            found = training_rows(run)
+            first = first or (time.monotonic() - child.began) * bool(found)
+            if until(found):
+                break
             if child.poll() is not None:
                 raise RuntimeError(f"{name} ended with {child.code}: {last_line(child.log)}")
-            first = first or (time.monotonic() - child.began) * (done > 0)
             time.sleep(0.05)
     finally:
         child.kill()
-    found = training_rows(run)
-    return found, first or (time.monotonic() - child.began) * (len(found) > 0)
+    return training_rows(run), first
