@@ -22,6 +22,8 @@ from tests.gpu.stage import last_line
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 4  # processes that share the card
+# What a run imports, the last of them from inside DeepSpeed.
+IMPORTED_BY_RUNS = ("train.rank", "torch._inductor.compile_fx", "torch._dynamo.backends.debugging")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Options:
     work: str  # for run folders; removed at the end
     device: str  # cuda | cpu
     tiny: bool
+    items: Sequence[str] = ()  # parts of the names of the items to do; empty: all
 
     def as_json(self) -> str:
         """Return it for a stage's command line."""
@@ -41,6 +44,10 @@ class Options:
 
 class SkippedError(Exception):
     """An item that is not run, for a reason that is no fault."""
+
+
+class OutOfTimeError(RuntimeError):
+    """An item that did not end within the stage's time."""
 
 
 class Bench:
@@ -59,12 +66,18 @@ class Bench:
         """Whether there is a card."""
         return self.options.device == "cuda"
 
+    def wants(self, item: str) -> bool:
+        """Return whether an item is among those asked for."""
+        return not self.options.items or any(part in item for part in self.options.items)
+
     def left(self) -> float:
         """Return the seconds left to this stage."""
         return self._end - time.monotonic()
 
     def item(self, name: str, work: Callable[[], Mapping[str, Any]], *, least: float = 0.0) -> None:
         """Do one item and keep its result; a failure is kept too, and ends nothing else."""
+        if not self.wants(name):
+            return
         if self.left() < least:
             reason = f"{max(0.0, self.left()):.0f} s left, at least {least:.0f} needed"
             self.report.add(name, state=NOT_RUN, reason=reason)
@@ -108,19 +121,21 @@ class Bench:
                     stderr=file,
                     process_group=0,
                 )
-            return Child(name, process.pid, log)
-        return Child(name, _forked(module, arguments, log=log, folder=self.options.data), log)
+            return Child(name, process.pid, log, poll=process.poll)
+        pid = _forked(module, arguments, log=log, folder=self.options.data)
+        return Child(name, pid, log, poll=lambda: _poll_forked(pid))
 
     def finish(self, *children: Child) -> None:
         """Wait for children that are to end by themselves within this stage's time.
 
         Raises:
-            RuntimeError: One failed, or was killed as it took too long.
+            OutOfTimeError: One was killed as the time is over.
+            RuntimeError: One failed.
         """
         for child in children:
             code = child.wait(self.left())
             if code is None:
-                raise RuntimeError(f"{child.name} was killed: the stage's time is over")
+                raise OutOfTimeError(f"{child.name} was killed as the stage's time was over")
             if code:
                 raise RuntimeError(f"{child.name} ended with {code}: {last_line(child.log)}")
 
@@ -128,18 +143,17 @@ class Bench:
 class Child:
     """A child process that leads a process group."""
 
-    def __init__(self, name: str, pid: int, log: Path) -> None:
+    def __init__(self, name: str, pid: int, log: Path, *, poll: Callable[[], int | None]) -> None:
         self.name = name
         self.pid = pid
         self.log = log
         self.code: int | None = None
-        self.began = time.monotonic()
+        self._poll = poll
 
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal; None while it runs."""
         if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if pid else None
+            self.code = self._poll()
         return self.code
 
     def wait(self, seconds: float) -> int | None:
@@ -153,15 +167,22 @@ class Child:
         return self.code
 
     def kill(self) -> None:
-        """Kill the child and its group, and wait until its memory is free."""
+        """Kill the child and its group, if it still runs, and wait until its memory is free."""
+        if self.poll() is not None:
+            return
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         while self.poll() is None:
             time.sleep(0.02)
 
 
+def _poll_forked(pid: int) -> int | None:
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
 def _forked(module: str, arguments: Sequence[str], *, log: Path, folder: str) -> int:
-    entry = importlib.import_module(module)
+    entry = [importlib.import_module(name) for name in (*IMPORTED_BY_RUNS, module)][-1]
     sys.stdout.flush()
     pid = os.fork()
     if pid:

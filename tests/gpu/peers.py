@@ -1,15 +1,16 @@
-"""`python -m tests.gpu.peers hand|trainer FOLDER CONFIG [key=value ...]`: other training loops with the same model.
+"""`python -m tests.gpu.peers hand|trainer GO FOLDER CONFIG [key=value ...]`: other training loops, the same model.
 
 `hand`     a plain loop: bf16 weights with fp32 masters, bf16 gradients, fused AdamW, our compiled blocks
 `trainer`  Hugging Face's Trainer: fp32 weights, bf16 autocast, fused AdamW, our compiled blocks
 
-Both take the model, the windows and the batch of our own run, and write FOLDER/metrics.jsonl with the rows that
-the speed stage reads. The first step includes compilation.
+Both wait for the file GO, take the model, the windows and the batch of our own run, and write FOLDER/metrics.jsonl with
+the rows that the speed stage reads. After that many steps they wait to be killed, as our own run is.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from modeling.decoder.facts_counts_periln import flops_per_token
 from modeling.decoder.facts_periln import DecoderShape
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
 from tests.gpu.profile import PROFILED
+from tests.gpu.rank import wait_for
 from train.config.batch import micro_batches
 from train.config.load import load
 from train.config.run import RunConfig
@@ -37,10 +39,12 @@ STEPS = PROFILED - 1
 
 def main(arguments: list[str]) -> int:
     """Train with the named loop."""
-    peer, run, file, *overrides = arguments
+    peer, go, run, file, *overrides = arguments
+    wait_for(Path(go))
     config = load(file, overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     PEERS[peer](config, device, Clock(config, device, Path(run)))
+    signal.pause()
     return 0
 
 
@@ -53,7 +57,7 @@ class Clock:
         task = task_of(config)
         self._tokens = config.global_batch_size * task.data.sequence_length
         self._flops = flops_per_token(DecoderShape.of(task.model), task.data.sequence_length)
-        self._began = self._last = time.perf_counter()
+        self._last = time.perf_counter()
         self._step = 0
 
     def tick(self) -> None:
@@ -69,7 +73,6 @@ class Clock:
             "tokens_per_second": speed,
             "mfu": speed * self._flops / peak if peak else None,
             "peak_memory_gib": peak_memory_gib(self._device),
-            "seconds_since_start": now - self._began,
         }
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
@@ -96,9 +99,7 @@ def windows(config: RunConfig) -> Iterator[Tensor]:
     """Yield the global batch of each step, (B, T + 1), in the order of our own run."""
     task = task_of(config)
     packed = cache.prepare(task.data, vocab_size=task.model.vocab_size)
-    order = SampleOrder(
-        packed.num_training_samples, seed=task.data.seed, global_batch_size=config.global_batch_size
-    )
+    order = SampleOrder(packed.num_training_samples, seed=task.data.seed, global_batch_size=config.global_batch_size)
     for step in range(1, STEPS + 1):
         yield torch.from_numpy(packed.read("training", order.of_step(step)))
 
@@ -112,7 +113,7 @@ def by_hand(config: RunConfig, device: torch.device, clock: Clock) -> None:
         parameter.data = parameter.data.bfloat16()
     optim = config.optim
     optimizer = torch.optim.AdamW(
-        masters, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay, fused=True
+        masters, lr=optim.lr, betas=(optim.betas[0], optim.betas[1]), weight_decay=optim.weight_decay, fused=True
     )
     micro, _ = micro_batches(config, 1)
     for batch in windows(config):
@@ -125,7 +126,7 @@ def by_hand(config: RunConfig, device: torch.device, clock: Clock) -> None:
         torch.nn.utils.clip_grad_norm_(masters, optim.gradient_clipping or float("inf"))
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_copy_(parameters, masters)
+            torch._foreach_copy_(parameters, masters)  # type: ignore[attr-defined, arg-type]
         model.zero_grad(set_to_none=True)
         clock.tick()
 
@@ -142,7 +143,7 @@ def by_trainer(config: RunConfig, device: torch.device, clock: Clock) -> None:
     batches = list(windows(config))
     samples = [{"input_ids": row[:-1], "labels": row[:-1]} for batch in batches for row in batch]
     arguments = TrainingArguments(
-        output_dir="unused",
+        output_dir=str(config.folder / "trainer"),
         max_steps=STEPS,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,

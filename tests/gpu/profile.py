@@ -91,9 +91,10 @@ class Profile:
 
 def on_card(trace: Any) -> list[Event]:
     """Return the kernels and copies of a trace."""
-    from torch.autograd import DeviceType
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
     events = [event for event in trace.events() if event.device_type == DeviceType.CUDA]
+    events = [event for event in events if not getattr(event, "is_user_annotation", False)]  # spans of kernels
     return [Event(event.name, event.time_range.start, event.time_range.end) for event in events]
 
 

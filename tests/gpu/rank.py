@@ -1,12 +1,14 @@
 """`python -m tests.gpu.rank CHANGES CONFIG [key=value ...] [--then CHANGES CONFIG ...]`: train, changed for measuring.
 
-CHANGES are joined by commas: `plain`; `drawn_on_card` (initial weights are drawn there, not on one core, which takes a
-minute for 3.2 billion); `poisoned` (the loss of step POISONED is NaN); `killed` (SIGKILL during step KILLED);
-`profiled=FILE` (a trace of one step). Runs after `--then` share the process, so that it starts only once.
+CHANGES, joined by commas: `plain`; `after=FILE` (imports, then waits for the file); `drawn_on_card` (initial weights are
+drawn there: on one core that takes a minute for 3.2 billion); `poisoned` (the loss of step POISONED is NaN); `killed`
+(SIGKILL before step KILLED); `profiled=FILE` (a trace of one step). Runs after `--then` share the process, so that it
+starts only once.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -48,6 +50,18 @@ def _train_and_stay(words: list[str]) -> int:
 
     set_up_logging()
     return train_rank(load(words[0], words[1:]))
+
+
+def _after(file: str) -> AbstractContextManager[None]:
+    wait_for(Path(file))
+    return nullcontext()
+
+
+def wait_for(file: Path) -> None:
+    """Import what a run needs, so that this overlaps with the run before, and wait for a file."""
+    importlib.import_module("train.rank")
+    while not file.exists():
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -135,6 +149,7 @@ def _attributes(*changes: tuple[Any, str, Any]) -> Iterator[None]:
 
 CHANGES: dict[str, Callable[[str], AbstractContextManager[Any]]] = {
     "plain": lambda _: nullcontext(),
+    "after": _after,
     "drawn_on_card": _drawn_on_card,
     "poisoned": _poisoned,
     "killed": _killed,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.gpu.bench import ROOT, Bench
+from tests.gpu.bench import ROOT, Bench, Child
 from tests.gpu.kit import data
 from tests.gpu.stage import last_line
 from train.config.load import load
@@ -96,19 +96,13 @@ def rows(run: Path, file: str = "metrics") -> list[dict[str, Any]]:
 
 def training_rows(run: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl of training steps."""
-    return [row for row in rows(run) if "loss" in row]
+    return [row for row in rows(run) if "validation_loss" not in row]
 
 
 def train_until(
-    bench: Bench,
-    name: str,
-    words: Sequence[str],
-    *,
-    changes: str,
-    until: Callable[[list[dict[str, Any]]], bool],
-    seconds: float,
+    child: Child, run: Path, *, until: Callable[[list[dict[str, Any]]], bool], seconds: float
 ) -> tuple[list[dict[str, Any]], float]:
-    """Train until the rows are enough or the seconds are over, then kill the run.
+    """Let a run train until its rows are enough or the seconds are over, then kill it.
 
     Returns:
         The rows, and the seconds until the first.
@@ -116,17 +110,15 @@ def train_until(
     Raises:
         RuntimeError: The run ended by itself.
     """
-    run, first = folder(bench, name), 0.0
-    end = time.monotonic() + min(seconds, bench.left())
-    child = bench.start(name, "tests.gpu.rank", [changes, *words])
+    began, first = time.monotonic(), 0.0
     try:
-        while time.monotonic() < end:
+        while time.monotonic() < began + seconds:
             found = training_rows(run)
-            first = first or (time.monotonic() - child.began) * bool(found)
+            first = first or (time.monotonic() - began) * bool(found)
             if until(found):
                 break
             if child.poll() is not None:
-                raise RuntimeError(f"{name} ended with {child.code}: {last_line(child.log)}")
+                raise RuntimeError(f"{child.name} ended with {child.code}: {last_line(child.log)}")
             time.sleep(0.05)
     finally:
         child.kill()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modeling.decoder.configuration_periln import PeriLNConfig
 from modeling.decoder.facts_periln import PLACEMENTS
@@ -57,15 +57,14 @@ def logits(bench: Bench) -> dict[str, Any]:
     """Compare the logits of every placement on the card with those on the CPU, in fp32 and bf16."""
     words = small(bench, "logits")
     shape = asdict(loaded(words).task.model)  # type: ignore[arg-type]
-    found = {}
+    found, device = {}, torch.device(bench.options.device)
     for placement in PLACEMENTS:
         torch.manual_seed(0)
-        model = PeriLNForCausalLM(PeriLNConfig(**{**shape, "norm_placement": placement})).eval()
+        model: nn.Module = PeriLNForCausalLM(PeriLNConfig(**{**shape, "norm_placement": placement})).eval()
         tokens = torch.randint(shape["vocab_size"], (2, shape["max_position_embeddings"]))
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            model.to("cpu", dtype)
-            expected = _logits(model, tokens)
-            there = _logits(model.to(bench.options.device), tokens.to(bench.options.device))
+            expected = _logits(model.to("cpu", dtype), tokens)
+            there = _logits(model.to(device), tokens.to(device))
             found[f"{placement} {name}"] = float((there - expected).abs().max() / expected.abs().max())
     for name, difference in found.items():
         _require(difference <= _tolerance(LOGITS[name.split()[1]], bench), f"{name}: logits differ by {difference:.2g}")
@@ -73,10 +72,8 @@ def logits(bench: Bench) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _logits(model: PeriLNForCausalLM, tokens: Tensor) -> Tensor:
-    logits = model(input_ids=tokens).logits
-    assert logits is not None
-    return logits.float().cpu()
+def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    return model(input_ids=tokens).logits.float().cpu()
 
 
 def placements(bench: Bench) -> dict[str, Any]:
@@ -210,7 +207,8 @@ def gpu_tests(bench: Bench) -> dict[str, Any]:
     """Run the tests that are marked `gpu`; warnings are none of their concern on another version of torch."""
     if not bench.on_gpu:
         raise SkippedError("needs a card")
-    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-W", "default", "-p", "no:cacheprovider"]
+    files = [str(path) for path in sorted(ROOT.glob("tests/**/test_*.py")) if "pytest.mark.gpu" in path.read_text()]
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-W", "default", "-p", "no:cacheprovider", *files]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=bench.left())
     print(done.stdout[-6000:], done.stderr[-2000:])
     summary = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "")
@@ -248,4 +246,3 @@ def _tolerance(value: float, bench: Bench) -> float:
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise AssertionError(message)
-

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from tests.gpu.bench import Bench
-from tests.gpu.runs import large, train_until
+from tests.gpu.runs import folder, large, train_until
 from train.config.run import ProbesConfig
 
 WARM_UP, STEPS = 4, 16
@@ -24,9 +24,8 @@ def cost(bench: Bench) -> dict[str, Any]:
     A step that is measured is not compiled, as its hooks would need a second graph.
     """
     words = large(bench, "400m", "cost", *EVERY_SECOND, micro=16, batch=32, probed=True)
-    found, _ = train_until(
-        bench, "cost", words, changes="drawn_on_card", until=lambda rows: len(rows) >= STEPS, seconds=bench.left() - 2
-    )
+    child = bench.start("cost", "tests.gpu.rank", ["drawn_on_card", *words])
+    found, _ = train_until(child, folder(bench, "cost"), until=lambda rows: len(rows) >= STEPS, seconds=bench.left())
     counted = [row for row in found if row["step"] > WARM_UP]
     if len(counted) < 4:
         raise RuntimeError(f"only {len(found)} steps in time; at least {WARM_UP + 4} are needed")

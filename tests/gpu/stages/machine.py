@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.gpu.bench import Bench
+from tests.gpu.profile import on_card
 
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "datasets", "tokenizers", "numpy")
 QUERY = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit"
@@ -102,19 +103,31 @@ def attention(heads: Heads, bench: Bench, *, deterministic: bool) -> dict[str, A
     batch, length = (1, 32) if bench.options.tiny else (8, 2048)
     shapes = [(batch, n, length, heads.width) for n in (heads.heads, heads.key_value_heads, heads.key_value_heads)]
     device, dtype = bench.options.device, torch.bfloat16
-    inputs = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
+    query, key, value = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes)
     grouped = heads.heads != heads.key_value_heads
 
     def forward_and_backward() -> None:
-        output = scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=grouped)
-        torch.autograd.grad(output, inputs, torch.ones_like(output))
+        output = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        torch.autograd.grad(output, (query, key, value), torch.ones_like(output))
 
     with _deterministic(deterministic):
-        chosen = torch._fused_sdp_choice(*inputs, is_causal=True, enable_gqa=grouped)
+        chosen = torch._fused_sdp_choice(  # type: ignore[attr-defined]
+            query, key, value, is_causal=True, enable_gqa=grouped
+        )
         ms = milliseconds(forward_and_backward, bench)
+        kernel = _longest_kernel(forward_and_backward) if bench.on_gpu else None
     # 4 T^2 K per head, half of it for causality, and 2.5 times as much again in the backward pass
     flops = 3.5 * 2 * batch * heads.heads * length**2 * heads.width
-    return {"backend": SDPBackend(chosen).name, "ms": ms, "tflops": flops / ms / 1e9}
+    return {"backend": SDPBackend(chosen).name, "kernel": kernel, "ms": ms, "tflops": flops / ms / 1e9}
+
+
+def _longest_kernel(work: Callable[[], Any]) -> str:
+    """Return the name of the kernel that takes longest: the proof of the backend."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        work()
+        torch.cuda.synchronize()
+    longest = max(on_card(trace), key=lambda event: event.end - event.start, default=None)
+    return longest.name[:160] if longest else "none seen"
 
 
 @contextmanager

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from launch.plan.memory import GIB, case_of, memory
-from tests.gpu.bench import Bench, SkippedError
+from tests.gpu.bench import Bench, Child, SkippedError
 from tests.gpu.profile import PROFILED
-from tests.gpu.runs import folder, large, loaded, rows, train_until
-from tests.gpu.stage import last_line
+from tests.gpu.runs import folder, large, loaded, train_until
 from train.config.batch import micro_batches
 
 WARM_UP = 3  # steps that are not counted
@@ -35,7 +32,7 @@ class Arm(NamedTuple):
     batch: int
     settings: tuple[str, ...] = ()
     length: int = 1  # index among the packed sequence lengths
-    seconds: float = 80.0  # bound
+    seconds: float = 85.0  # bound
     least: float = 45.0  # with less left, it is not started
     peer: str | None = None  # hand | trainer: another loop than ours
     profiled: bool = False
@@ -47,43 +44,73 @@ STORED = "engine.activation_checkpointing=false"  # 3.2b recomputes its activati
 ARMS = (
     Arm("1.5b peri", "1.5b", 8, 32, (PERI,), seconds=100, profiled=True),
     Arm("1.5b pre", "1.5b", 8, 32, (PRE,)),
-    Arm("3.2b peri", "3.2b", 8, 16, (PERI,)),
-    Arm("3.2b peri, no recomputation", "3.2b", 2, 16, (PERI, STORED)),
+    Arm("3.2b peri", "3.2b", 8, 16, (PERI,), seconds=110, least=70),
+    Arm("3.2b peri, no recomputation", "3.2b", 2, 16, (PERI, STORED), seconds=110, least=70),
     Arm("1.5b peri, hand-written loop", "1.5b", 8, 32, (PERI,), peer="hand"),
-    Arm("3.2b peri, longest windows", "3.2b", 1, 4, (PERI,), length=2),
-    Arm("3.2b peri, 20 heads of 128", "3.2b", 8, 16, (PERI, *TWENTY_HEADS)),
+    Arm("3.2b peri, longest windows", "3.2b", 1, 4, (PERI,), length=2, seconds=110, least=70),
+    Arm("3.2b peri, 20 heads of 128", "3.2b", 8, 16, (PERI, *TWENTY_HEADS), seconds=110, least=70),
     Arm("400m peri", "400m", 16, 64, (PERI,)),
     Arm("400m peri, Trainer", "400m", 16, 64, (PERI,), peer="trainer"),
 )
 
 
+class Held(NamedTuple):
+    """An arm whose process has started, and waits for a file before it touches the card."""
+
+    arm: Arm
+    name: str
+    words: list[str]
+    child: Child
+    go: Path
+
+
 def run(bench: Bench) -> None:
-    """Time the arms in order of worth."""
-    for arm in ARMS:
-        bench.item(arm.name, lambda arm=arm: timed(bench, arm), least=arm.least if bench.on_gpu else 0.0)
+    """Time the arms in order of worth; each one's imports overlap with the arm before."""
+    arms = [arm for arm in ARMS if bench.wants(arm.name)]
+    held = hold(bench, arms[0]) if arms else None
+    for arm, following in zip(arms, [*arms[1:], None], strict=True):
+        assert held is not None
+        now, held = held, hold(bench, following) if following else None
+        bench.item(arm.name, lambda now=now: timed(bench, now), least=arm.least if bench.on_gpu else 0.0)
+        now.child.kill()  # where it was not run
 
 
-def timed(bench: Bench, arm: Arm) -> dict[str, Any]:
-    """Time one arm: of a peer, the steps that it writes; of ours, the rows of metrics.jsonl."""
+def hold(bench: Bench, arm: Arm) -> Held:
+    """Start an arm's process."""
     name = arm.name.replace(",", "").replace(" ", "-")
     settings = [_tiny_heads(setting) if bench.options.tiny else setting for setting in arm.settings]
     words = large(bench, arm.config, name, *settings, micro=arm.micro, batch=arm.batch, length=arm.length)
-    sizes = _sizes(words)
+    go = bench.work / f"{name}.go"
     if arm.peer:
-        return {**sizes, **_peer(bench, arm, name, words)}
-    plan = planned(words)
-    _require_memory(bench, plan["plan_gib"])
-    file = bench.work / f"{name}.profile.json"
-    changes = f"drawn_on_card,profiled={file}" if arm.profiled else "drawn_on_card"
+        folder(bench, name).mkdir(parents=True)
+        child = bench.start(name, "tests.gpu.peers", [arm.peer, str(go), str(folder(bench, name)), *words])
+    else:
+        changes = [f"after={go}", "drawn_on_card", *([f"profiled={_profile_of(bench, name)}"] * arm.profiled)]
+        child = bench.start(name, "tests.gpu.rank", [",".join(changes), *words])
+    return Held(arm, name, words, child, go)
+
+
+def timed(bench: Bench, held: Held) -> dict[str, Any]:
+    """Let an arm train, and return its figures from metrics.jsonl."""
+    plan = {} if held.arm.peer else planned(held.words)
+    _require_memory(bench, plan.get("plan_gib", 0.0))
+    run, profile = folder(bench, held.name), _profile_of(bench, held.name)
 
     def enough(found: list[dict[str, Any]]) -> bool:
-        return len(found) >= PROFILED - 1 and (not arm.profiled or file.exists())
+        return len(found) >= PROFILED - 1 and (not held.arm.profiled or profile.exists())
 
-    found, first = train_until(bench, name, words, changes=changes, until=enough, seconds=arm.seconds)
-    profile = {"profile": json.loads(file.read_text())} if file.exists() else {}
-    environment = json.loads((folder(bench, name) / "environment.json").read_text())
-    facts = {"seconds_to_first_step": first, "attention": environment.get("attention")}
-    return {**sizes, **steady(found), **plan, **facts, **profile}
+    held.go.touch()
+    found, first = train_until(held.child, run, until=enough, seconds=min(held.arm.seconds, bench.left()))
+    figures = {**_sizes(held.words), **steady(found), **plan, "seconds_to_first_step": first}
+    if profile.exists():
+        figures["profile"] = json.loads(profile.read_text())
+    if held.arm.peer:
+        return {**figures, "peer": held.arm.peer}
+    return {**figures, "attention": json.loads((run / "environment.json").read_text()).get("attention")}
+
+
+def _profile_of(bench: Bench, name: str) -> Path:
+    return bench.work / f"{name}.profile.json"
 
 
 def _tiny_heads(setting: str) -> str:
@@ -135,31 +162,10 @@ def planned(words: Sequence[str]) -> dict[str, float]:
 
 
 def _require_memory(bench: Bench, gib: float) -> None:
-    if bench.on_gpu:
-        there = torch.cuda.get_device_properties(0).total_memory / 2**30
-        if gib > there:
-            raise SkippedError(f"launch plan: {gib:.0f} GiB of {there:.0f}")
-
-
-def _peer(bench: Bench, arm: Arm, name: str, words: Sequence[str]) -> dict[str, Any]:
-    assert arm.peer is not None
-    found, first = _steps_of_peer(bench, arm.peer, name, words, seconds=arm.seconds)
-    return {**steady(found), "seconds_to_first_step": first, "peer": arm.peer}
-
-
-def _steps_of_peer(
-    bench: Bench, peer: str, name: str, words: Sequence[str], *, seconds: float
-) -> tuple[list[dict[str, Any]], float]:
-    run: Path = folder(bench, name)
-    run.mkdir(parents=True)
-    end = time.monotonic() + min(seconds, bench.left())
-    child = bench.start(name, "tests.gpu.peers", [peer, str(run), *words])
-    try:
-        while time.monotonic() < end and child.poll() is None:
-            time.sleep(0.05)
-    finally:
-        child.kill()
-    found = rows(run)
-    if child.code not in (0, -9):
-        raise RuntimeError(f"{name} ended with {child.code}: {last_line(child.log)}")
-    return found, found[0]["seconds_since_start"] if found else 0.0
+    """Skip an arm that the plan says does not fit; torch would take memory of the card to answer that."""
+    if not bench.on_gpu:
+        return
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    there = float(subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]) / 1024
+    if gib > there:
+        raise SkippedError(f"launch plan: {gib:.0f} GiB of {there:.0f}")
