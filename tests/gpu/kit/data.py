@@ -25,11 +25,11 @@ from train.data.text import cache, corpus
 
 CORPUS, TOKENIZER, CACHE, FACTS = "corpus.txt.xz", "tokenizer", "cache", "data.json"
 SEPARATOR = "<|document|>"
-VALIDATION_FRACTION = 0.02
+VALIDATION_FRACTION = 0.05
 VOCAB_SIZE = 8192  # of the byte-level BPE, if no tokenizer is given
 LENGTHS = (256, 2048, 8192)  # of the small decoder, of the speeds, of the longest window
 MOST_CHARACTERS = 14_000_000  # about 4 million tokens: hundreds of steps; keeps the kit small
-PIECE = 20_000  # characters; a text that is one document is cut, as documents are held out whole
+PIECES = 200  # of a text that is one document, as documents are held out whole
 
 
 class PackedData(NamedTuple):
@@ -125,23 +125,24 @@ def settle_times(folder: Path) -> None:
 
 def _write_corpus(path: Path, table: datasets.Dataset) -> None:
     texts = (row["text"] for row in table)  # type: ignore[index, call-overload]
+    whole = _pieces(next(texts)) if len(table) == 1 else texts
     with lzma.open(path, "wt", encoding="utf-8", newline="\n", preset=6) as file:
-        for text in _limited(_pieces(texts) if len(table) == 1 else texts):
+        for text in _limited(whole):
             file.write(text if text.endswith("\n") else text + "\n")
             file.write(SEPARATOR + "\n")
 
 
-def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Cut texts at line ends into pieces of about PIECE characters."""
-    for text in texts:
-        lines: list[str] = []
-        for line in text.splitlines(keepends=True):
-            lines.append(line)
-            if sum(map(len, lines)) > PIECE:
-                yield "".join(lines)
-                lines = []
-        if lines:
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a text at line ends into about PIECES pieces."""
+    lines, size = [], 0
+    for line in text.splitlines(keepends=True):
+        lines.append(line)
+        size += len(line)
+        if size >= len(text) // PIECES:
             yield "".join(lines)
+            lines, size = [], 0
+    if lines:
+        yield "".join(lines)
 
 
 def _limited(texts: Iterable[str]) -> Iterator[str]:

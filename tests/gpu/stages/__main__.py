@@ -17,13 +17,13 @@ from tests.gpu.stage import kill_session
 def main(arguments: list[str]) -> int:
     """Run the stage; return 1 if one of its items failed."""
     name, seconds, options = arguments
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     bench = Bench(name, Options(**json.loads(options)), seconds=float(seconds))
     importlib.import_module(f"tests.gpu.stages.{name}").run(bench)
     return int(any(item["state"] == FAILED for item in bench.report.items.values()))
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this session when the script is gone, so that a kill of the script leaves nothing on the card."""
     while os.getppid() == parent:
         time.sleep(0.5)

@@ -57,14 +57,13 @@ def logits(bench: Bench) -> dict[str, Any]:
     """Compare the logits of every placement on the card with those on the CPU, in fp32 and bf16."""
     words = small(bench, "logits")
     shape = asdict(loaded(words).task.model)  # type: ignore[arg-type]
-    found, device = {}, torch.device(bench.options.device)
+    found = {}
     for placement in PLACEMENTS:
         torch.manual_seed(0)
-        model: nn.Module = PeriLNForCausalLM(PeriLNConfig(**{**shape, "norm_placement": placement})).eval()
+        model = PeriLNForCausalLM(PeriLNConfig(**{**shape, "norm_placement": placement})).eval()
         tokens = torch.randint(shape["vocab_size"], (2, shape["max_position_embeddings"]))
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            expected = _logits(model.to("cpu", dtype), tokens)
-            there = _logits(model.to(device), tokens.to(device))
+            expected, there = (_logits(model, tokens, dtype, device) for device in ("cpu", bench.options.device))
             found[f"{placement} {name}"] = float((there - expected).abs().max() / expected.abs().max())
     for name, difference in found.items():
         _require(difference <= _tolerance(LOGITS[name.split()[1]], bench), f"{name}: logits differ by {difference:.2g}")
@@ -72,8 +71,8 @@ def logits(bench: Bench) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
-    return model(input_ids=tokens).logits.float().cpu()
+def _logits(model: nn.Module, tokens: Tensor, dtype: torch.dtype, device: str) -> Tensor:
+    return model.to(device, dtype)(input_ids=tokens.to(device)).logits.float().cpu()
 
 
 def placements(bench: Bench) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modeling.joint_filter.configuration_dkn import DKNConfig
 from modeling.joint_filter.modeling_dkn import DKNModel
@@ -56,15 +56,16 @@ def training(bench: Bench) -> dict[str, Any]:
 def output(bench: Bench, architecture: str, *, size: tuple[int, int]) -> dict[str, Any]:
     """Compare a filter's output on the card with the CPU's."""
     torch.manual_seed(0)
-    model: nn.Module = DKNModel(DKNConfig(architecture=architecture)).eval()  # type: ignore[arg-type]
+    model = DKNModel(DKNConfig(architecture=architecture)).eval()  # type: ignore[arg-type]
     height, width = (side // 4 for side in size) if bench.on_gpu else size  # DKN takes long on a CPU
-    guidance, target = (torch.rand(1, channels, height, width) for channels in (3, 1))
-    expected = model(guidance, target).output
-    device = bench.options.device
-    model.to(device)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = model(guidance.to(device), target.to(device)).output.cpu()
+    images = [torch.rand(1, channels, height, width) for channels in (3, 1)]
+    expected, found = (_output(model, images, device) for device in ("cpu", bench.options.device))
     difference = float((found - expected).abs().max() / expected.abs().max())
     if difference > (OUTPUTS if bench.on_gpu else 0.0):
         raise AssertionError(f"the output differs by {difference:.2g} from the CPU's")
     return {"size": f"{width} x {height}", "relative_difference": difference}
+
+
+def _output(model: nn.Module, images: list[Tensor], device: str) -> Tensor:
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return model.to(device)(*(image.to(device) for image in images)).output.cpu()
