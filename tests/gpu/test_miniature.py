@@ -62,8 +62,9 @@ def test_every_stage_runs_and_its_results_make_a_table(packed: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_runs_resume_in_processes_of_their_own(packed: Path, tmp_path: Path) -> None:
+def test_runs_resume_in_processes_of_their_own(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a card, where nothing is forked."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "out").mkdir()
     options = Options(str(tmp_path / "out"), str(packed), str(tmp_path / "work"), "cuda", tiny=True)
     found = correctness.resume(Bench("correctness", options, seconds=900))
