@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,25 @@ def test_a_kit_that_is_too_large_is_refused(tmp_path: Path) -> None:
         kit.require_small(tmp_path, largest_mb=0.1)
 
 
-def test_the_command_is_one_line_and_in_the_kit() -> None:
-    assert os.access(ROOT / "tests/gpu/kit/there.sh", os.R_OK)
-    assert "python3 -m tests.gpu " in (ROOT / "tests/gpu/kit/there.sh").read_text()
+def test_the_command_installs_the_wheels_and_starts_the_script(tmp_path: Path) -> None:
+    (tmp_path / ".offline/wheels").mkdir(parents=True)
+    (tmp_path / ".offline/wheels/one.whl").touch()
+    shutil.copy(ROOT / "tests/gpu/kit/there.sh", tmp_path / ".offline")
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin/python3"
+    fake.write_text(f'#!/bin/sh\necho "$PYTHONPATH" "$@" >> {tmp_path}/calls\n')
+    fake.chmod(0o755)
+    command = ["bash", str(tmp_path / ".offline/there.sh"), "480", "out", "--only", "speed"]
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PYTHONPATH": "given"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    pip, script = (tmp_path / "calls").read_text().splitlines()
+    site = script.partition(":")[0]
+    assert f"--target {site} .offline/wheels/one.whl" in pip
+    assert {"--no-index", "--no-deps"} <= set(pip.split())
+    seconds = int(script.split("--seconds ")[1].split()[0])
+    assert 400 < seconds <= 480
+    assert script.endswith(f"--pack {tmp_path}/out/results.tar.gz --only speed")
+    assert subprocess.run(command[:3], capture_output=True).returncode == 2
 
 
 @pytest.mark.slow
