@@ -20,8 +20,8 @@ from tests.gpu.stage import NOMINAL_SECONDS, Outcome, Stage, run_stages
 from tests.gpu.table import table
 
 STAGES = (
-    Stage("machine", seconds=25, least=10),
-    Stage("correctness", seconds=120, least=60),
+    Stage("machine", seconds=40, least=10),
+    Stage("correctness", seconds=130, least=60),
     Stage("speed", seconds=240, least=60),
     Stage("cost", seconds=70, least=50),
     Stage("filters", seconds=40, least=20),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from train.config.facts.hardware import peak_flops
 
 Item = Mapping[str, Any]
 Items = Mapping[str, Item]
+LONGEST_REASON = 200  # characters
 RATIOS = (  # of tokens/s: name, numerator, denominator
     ("Peri-LN / Pre-LN, 1.5b", "1.5b peri", "1.5b pre"),
     ("periln / hand-written loop, 1.5b", "1.5b peri", "1.5b peri, hand-written loop"),
@@ -45,7 +47,7 @@ def table(folder: Path) -> str:
     parts = [heading(good.get("machine", {})), *failures(results)]
     for name, section in SECTIONS.items():
         if good.get(name):
-            parts += [f"### {name.capitalize()}", *section(good[name])]
+            parts += [f"### {name.capitalize()}", *filter(None, section(good[name]))]
     if "speed" in good:
         card = good.get("machine", {}).get("card", {}).get("name", "")
         parts += list(_formula(card))
@@ -85,7 +87,8 @@ def failures(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             lines.append(f"- {name}: {state}" + (f" ({stage['reason']})" if stage.get("reason") else ""))
         for item, values in stage.get("items", {}).items():
             if values.get("state") != report.OK:
-                lines.append(f"- {name}, {item}: {values.get('state')} ({values.get('reason', 'no reason given')})")
+                reason = textwrap.shorten(values.get("reason", "no reason given"), LONGEST_REASON)
+                lines.append(f"- {name}, {item}: {values.get('state')} ({reason})")
     lines += [f"- {name}: no results" for name in SECTIONS if name not in results]
     if lines:
         yield "Failed or not run:"
@@ -236,8 +239,11 @@ SECTIONS: dict[str, Callable[[Items], Iterator[str]]] = {
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """Return a table, empty without rows."""
+    if not rows:
+        return ""
+    lines = [f"| {' | '.join(line)} |" for line in (columns, *rows)]
+    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tests.gpu.runs import folder, large, loaded, train_until
 from train.config.batch import micro_batches
 
 WARM_UP = 3  # steps that are not counted
+FILLED = 0.97  # of a card's memory: the plan may be a little too low
 LEAST_STEPS = 3  # below so many counted steps there is no figure
 
 
@@ -28,7 +29,7 @@ class Arm(NamedTuple):
 
     name: str
     config: str
-    micro: int
+    micro: int  # halved until the plan fits the card
     batch: int
     settings: tuple[str, ...] = ()
     length: int = 1  # index among the packed sequence lengths
@@ -79,7 +80,13 @@ def hold(bench: Bench, arm: Arm) -> Held:
     """Start an arm's process."""
     name = arm.name.replace(",", "").replace(" ", "-")
     settings = [_tiny_heads(setting) if bench.options.tiny else setting for setting in arm.settings]
-    words = large(bench, arm.config, name, *settings, micro=arm.micro, batch=arm.batch, length=arm.length)
+    words = fitting(
+        [
+            large(bench, arm.config, name, *settings, micro=arm.micro >> halved, batch=arm.batch, length=arm.length)
+            for halved in range(arm.micro.bit_length())
+        ],
+        gib=card_gib(bench),
+    )
     go = bench.work / f"{name}.go"
     if arm.peer:
         folder(bench, name).mkdir(parents=True)
@@ -93,7 +100,8 @@ def hold(bench: Bench, arm: Arm) -> Held:
 def timed(bench: Bench, held: Held) -> dict[str, Any]:
     """Let an arm train, and return its figures from metrics.jsonl."""
     plan = {} if held.arm.peer else planned(held.words)
-    _require_memory(bench, plan.get("plan_gib", 0.0))
+    if plan.get("plan_gib", 0.0) > card_gib(bench):
+        raise SkippedError(f"launch plan: {plan['plan_gib']:.0f} GiB of {card_gib(bench):.0f}")
     run, profile = folder(bench, held.name), _profile_of(bench, held.name)
 
     def enough(found: list[dict[str, Any]]) -> bool:
@@ -111,6 +119,11 @@ def timed(bench: Bench, held: Held) -> dict[str, Any]:
 
 def _profile_of(bench: Bench, name: str) -> Path:
     return bench.work / f"{name}.profile.json"
+
+
+def fitting(candidates: Sequence[list[str]], *, gib: float) -> list[str]:
+    """Return the first words whose plan leaves some of the card's memory free; the last if none does."""
+    return next((words for words in candidates if planned(words)["plan_gib"] <= FILLED * gib), candidates[-1])
 
 
 def _tiny_heads(setting: str) -> str:
@@ -161,11 +174,10 @@ def planned(words: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _require_memory(bench: Bench, gib: float) -> None:
-    """Skip an arm that the plan says does not fit; torch would take memory of the card to answer that."""
+def card_gib(bench: Bench) -> float:
+    """Return the card's memory in GiB, of which asking torch would take some."""
     if not bench.on_gpu:
-        return
+        return float("inf")
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    there = float(subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]) / 1024
-    if gib > there:
-        raise SkippedError(f"launch plan: {gib:.0f} GiB of {there:.0f}")
+    done = subprocess.run(query, capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[0]) / 1024
