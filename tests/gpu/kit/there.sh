@@ -12,8 +12,9 @@ folder=$(realpath -m "$2")
 shift 2
 cd "$(dirname "$0")/.."
 site=$(mktemp -d)
-python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
-    --target "$site" .offline/wheels/*.whl
+# pip's own configuration there may pin other versions.
+PIP_CONFIG_FILE=/dev/null python3 -m pip --isolated install --quiet --no-index --no-deps --no-compile --no-cache-dir \
+    --disable-pip-version-check --root-user-action ignore --target "$site" .offline/wheels/*.whl
 export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 # SECONDS counts what this script has taken so far.
 exec python3 -m tests.gpu --seconds $((seconds - SECONDS)) --out "$site/results" --pack "$folder/results.tar.gz" "$@"

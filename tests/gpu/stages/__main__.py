@@ -17,7 +17,8 @@ from tests.gpu.stage import kill_session
 def main(arguments: list[str]) -> int:
     """Run the stage; return 1 if one of its items failed."""
     name, seconds, options = arguments
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    if os.getsid(0) == os.getpid():  # else the session is a terminal's
+        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     bench = Bench(name, Options(**json.loads(options)), seconds=float(seconds))
     importlib.import_module(f"tests.gpu.stages.{name}").run(bench)
     return int(any(item["state"] == FAILED for item in bench.report.items.values()))

@@ -46,7 +46,7 @@ ARMS = (
     Arm("1.5b peri", "1.5b", 8, 32, (PERI,), seconds=100, profiled=True),
     Arm("1.5b pre", "1.5b", 8, 32, (PRE,)),
     Arm("3.2b peri", "3.2b", 8, 16, (PERI,), seconds=110, least=70),
-    Arm("3.2b peri, no recomputation", "3.2b", 2, 16, (PERI, STORED), seconds=110, least=70),
+    Arm("3.2b peri, no recomputation", "3.2b", 8, 16, (PERI, STORED), seconds=110, least=70),
     Arm("1.5b peri, hand-written loop", "1.5b", 8, 32, (PERI,), peer="hand"),
     Arm("3.2b peri, longest windows", "3.2b", 1, 4, (PERI,), length=2, seconds=110, least=70),
     Arm("3.2b peri, 20 heads of 128", "3.2b", 8, 16, (PERI, *TWENTY_HEADS), seconds=110, least=70),
