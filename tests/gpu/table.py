@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.gpu import report
-from tests.gpu.profile import shares
+from tests.gpu.loops.profile import shares
 from train.config.facts.hardware import peak_flops
 
 Item = Mapping[str, Any]

@@ -21,7 +21,7 @@ from modeling.decoder.configuration_periln import PeriLNConfig
 from modeling.decoder.facts_periln import PLACEMENTS
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
 from tests.gpu.bench import ROOT, Bench, SkippedError
-from tests.gpu.rank import POISONED, SAVED
+from tests.gpu.loops.rank import POISONED, SAVED
 from tests.gpu.runs import folder, loaded, rows, small, training_rows
 from tests.gpu.stage import last_line
 from train.checkpoint.checkpoint import CheckpointReader
@@ -113,11 +113,11 @@ def resume(bench: Bench) -> dict[str, Any]:
     """Kill a deterministic run and start it again: every figure of every step must equal an unbroken run's."""
     settings = [*SHORT, f"checkpoint.every={SAVED}", "engine.deterministic=true", "probes.gradients_every=4"]
     broken, unbroken = small(bench, "broken", *settings), small(bench, "unbroken", *settings)
-    killed = bench.start("broken", "tests.gpu.rank", ["killed", *broken])
-    whole = bench.start("unbroken", "tests.gpu.rank", ["plain", *unbroken])
+    killed = bench.start("broken", "tests.gpu.loops.rank", ["killed", *broken])
+    whole = bench.start("unbroken", "tests.gpu.loops.rank", ["plain", *unbroken])
     code = killed.wait(bench.left())
     _require(code == -9, f"the run that was to be killed ended with {code}: {last_line(killed.log)}")
-    bench.finish(bench.start("resumed", "tests.gpu.rank", ["plain", *broken]), whole)
+    bench.finish(bench.start("resumed", "tests.gpu.loops.rank", ["plain", *broken]), whole)
     resumed = [event["step"] for event in rows(folder(bench, "broken"), "events") if event["event"] == "resume"]
     _require(resumed == [SAVED], f"the run resumed after steps {resumed}, not {SAVED}")
     figures = [_figures(folder(bench, name)) for name in ("broken", "unbroken")]
@@ -223,7 +223,7 @@ def _train_in_turn(
     words: list[str] = []
     for each in runs.values():
         words += [*(["--then"] if words else []), changes, *each]
-    bench.finish(bench.start(name, "tests.gpu.rank", words, on_cpu=on_cpu))
+    bench.finish(bench.start(name, "tests.gpu.loops.rank", words, on_cpu=on_cpu))
 
 
 def weights(bench: Bench, name: str, step: int) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ def cost(bench: Bench) -> dict[str, Any]:
     A step that is measured is not compiled, as its hooks would need a second graph.
     """
     words = large(bench, "400m", "cost", *EVERY_SECOND, micro=16, batch=32, probed=True)
-    child = bench.start("cost", "tests.gpu.rank", ["drawn_on_card", *words])
+    child = bench.start("cost", "tests.gpu.loops.rank", ["drawn_on_card", *words])
     found, _ = train_until(child, folder(bench, "cost"), until=lambda rows: len(rows) >= STEPS, seconds=bench.left())
     counted = [row for row in found if row["step"] > WARM_UP]
     if len(counted) < 4:

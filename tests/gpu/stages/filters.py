@@ -45,7 +45,7 @@ def training(bench: Bench) -> dict[str, Any]:
     if bench.options.tiny:
         words += ["task.data.crop=32", "task.data.sources=[{path: procedural-scenes, stop: 8, size: [48, 48]}]"]
         words += ["global_batch_size=2", "micro_batch_size=2"]
-    bench.finish(bench.start("depth", "tests.gpu.rank", ["plain", *words]))
+    bench.finish(bench.start("depth", "tests.gpu.loops.rank", ["plain", *words]))
     found = training_rows(folder(bench, "depth"))
     if any(row["loss"] is None for row in found):
         raise AssertionError("a loss is not finite")

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.gpu.bench import Bench
-from tests.gpu.profile import on_card
+from tests.gpu.loops.profile import on_card
 
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "datasets", "tokenizers", "numpy")
 QUERY = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from launch.plan.memory import GIB, case_of, memory
 from tests.gpu.bench import Bench, Child, SkippedError
-from tests.gpu.profile import PROFILED
+from tests.gpu.loops.profile import PROFILED
 from tests.gpu.runs import folder, large, loaded, train_until
 from train.config.batch import micro_batches
 
@@ -90,10 +90,10 @@ def hold(bench: Bench, arm: Arm) -> Held:
     go = bench.work / f"{name}.go"
     if arm.peer:
         folder(bench, name).mkdir(parents=True)
-        child = bench.start(name, "tests.gpu.peers", [arm.peer, str(go), str(folder(bench, name)), *words])
+        child = bench.start(name, "tests.gpu.loops.peers", [arm.peer, str(go), str(folder(bench, name)), *words])
     else:
         changes = [f"after={go}", "drawn_on_card", *([f"profiled={_profile_of(bench, name)}"] * arm.profiled)]
-        child = bench.start(name, "tests.gpu.rank", [",".join(changes), *words])
+        child = bench.start(name, "tests.gpu.loops.rank", [",".join(changes), *words])
     return Held(arm, name, words, child, go)
 
 

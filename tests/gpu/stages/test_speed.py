@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.gpu.bench import ROOT
-from tests.gpu.profile import PROFILED
+from tests.gpu.loops.profile import PROFILED
 from tests.gpu.runs import loaded
 from tests.gpu.stages.speed import WARM_UP, fitting, planned, steady
 

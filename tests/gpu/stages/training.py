@@ -32,7 +32,7 @@ def trained(bench: Bench, seed: int) -> dict[str, Any]:
         settings += ["task.data.validation_windows=256"]
     names = {placement: f"{placement}-{seed}" for placement in PLACEMENTS}
     words = {p: small(bench, name, *settings, f"task.model.norm_placement={p}") for p, name in names.items()}
-    runs = [bench.start(names[p], "tests.gpu.rank", ["plain", *words[p]]) for p in PLACEMENTS]
+    runs = [bench.start(names[p], "tests.gpu.loops.rank", ["plain", *words[p]]) for p in PLACEMENTS]
     try:
         bench.finish(*runs)
     except OutOfTimeError as error:

@@ -1,4 +1,4 @@
-"""`python -m tests.gpu.rank CHANGES CONFIG [key=value ...] [--then CHANGES CONFIG ...]`: train, changed for measuring.
+"""`python -m tests.gpu.loops.rank CHANGES CONFIG [key=value ...] [--then CHANGES CONFIG ...]`: train, changed for measuring.
 
 CHANGES, joined by commas: `plain`; `after=FILE` (imports, then waits for the file); `drawn_on_card` (initial weights
 are drawn there: on one core that takes a minute for 3.2 billion); `poisoned` (the loss of step POISONED is NaN);
@@ -112,7 +112,7 @@ def _killed(_: str) -> AbstractContextManager[None]:
 
 
 def _profiled(file: str) -> AbstractContextManager[None]:
-    from tests.gpu.profile import Profile
+    from tests.gpu.loops.profile import Profile
 
     profile = Profile(Path(file))
     return before_each_step(lambda _, step: profile.before(step))

@@ -1,4 +1,4 @@
-"""`python -m tests.gpu.peers hand|trainer GO FOLDER CONFIG [key=value ...]`: other training loops, the same model.
+"""`python -m tests.gpu.loops.peers hand|trainer GO FOLDER CONFIG [key=value ...]`: other training loops, the same model.
 
 `hand`     a plain loop: bf16 weights with fp32 masters, bf16 gradients, fused AdamW, our compiled blocks
 `trainer`  Hugging Face's Trainer: fp32 weights, bf16 autocast, fused AdamW, our compiled blocks
@@ -23,8 +23,8 @@ from torch import Tensor
 from modeling.decoder.facts_counts_periln import flops_per_token
 from modeling.decoder.facts_periln import DecoderShape
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
-from tests.gpu.profile import PROFILED
-from tests.gpu.rank import wait_for
+from tests.gpu.loops.profile import PROFILED
+from tests.gpu.loops.rank import wait_for
 from train.config.batch import micro_batches
 from train.config.load import load
 from train.config.run import RunConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.gpu import rank
+from tests.gpu.loops import rank
 
 
 def test_large_weights_are_drawn_on_the_card_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gpu.profile import HOST_GAPS, KINDS, OTHER, Event, busy, by_kind, kind_of
+from tests.gpu.loops.profile import HOST_GAPS, KINDS, OTHER, Event, busy, by_kind, kind_of
 
 # Names as CUDA's libraries, torch and Triton give them.
 KERNELS = {
