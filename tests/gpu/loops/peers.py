@@ -1,4 +1,4 @@
-"""`python -m tests.gpu.loops.peers hand|trainer GO FOLDER CONFIG [key=value ...]`: other training loops, the same model.
+"""Other training loops with our model: `python -m tests.gpu.loops.peers hand|trainer GO FOLDER CONFIG [key=value ...]`.
 
 `hand`     a plain loop: bf16 weights with fp32 masters, bf16 gradients, fused AdamW, our compiled blocks
 `trainer`  Hugging Face's Trainer: fp32 weights, bf16 autocast, fused AdamW, our compiled blocks

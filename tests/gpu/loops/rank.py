@@ -1,9 +1,16 @@
-"""`python -m tests.gpu.loops.rank CHANGES CONFIG [key=value ...] [--then CHANGES CONFIG ...]`: train, changed for measuring.
+"""One rank of `python -m train`, changed for measuring.
 
-CHANGES, joined by commas: `plain`; `after=FILE` (imports, then waits for the file); `drawn_on_card` (initial weights
-are drawn there: on one core that takes a minute for 3.2 billion); `poisoned` (the loss of step POISONED is NaN);
-`killed` (SIGKILL before step KILLED); `profiled=FILE` (a trace of one step). Runs after `--then` share the process, so
-that it starts only once.
+    python -m tests.gpu.loops.rank CHANGES CONFIG [key=value ...] [--then CHANGES CONFIG [key=value ...]]
+
+CHANGES, joined by commas:
+    plain           none
+    after=FILE      import, then wait for the file
+    drawn_on_card   draw the initial weights there: on one core that takes a minute for 3.2 billion
+    poisoned        make the loss of step POISONED NaN
+    killed          SIGKILL before step KILLED
+    profiled=FILE   write a profile of one step
+
+Runs after `--then` share the process, so that it starts only once.
 """
 
 from __future__ import annotations
