@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.plan.memory import GIB, case_of, memory
+from launch.plan.case import case_of
+from launch.plan.memory import GIB, memory
 from tests.gpu.bench import Bench, Child, SkippedError
 from tests.gpu.loops.profile import PROFILED
 from tests.gpu.runs import folder, large, loaded, train_until
@@ -41,12 +42,13 @@ class Arm(NamedTuple):
 
 PERI, PRE = "task.model.norm_placement=peri", "task.model.norm_placement=pre"
 TWENTY_HEADS = ("task.model.num_attention_heads=20", "task.model.num_key_value_heads=10")
-STORED = "engine.activation_checkpointing=false"  # 3.2b recomputes its activations as configured
+# As configured, 3.2b recomputes its activations, at a stage for many GPUs: on one, stage 1 moves fewer bytes.
+STORED = ("engine.activation_checkpointing=false", "engine.zero_stage=1")
 ARMS = (
     Arm("1.5b peri", "1.5b", 8, 32, (PERI,), seconds=100, profiled=True),
     Arm("1.5b pre", "1.5b", 8, 32, (PRE,)),
     Arm("3.2b peri", "3.2b", 8, 16, (PERI,), seconds=110, least=70),
-    Arm("3.2b peri, no recomputation", "3.2b", 8, 16, (PERI, STORED), seconds=110, least=70),
+    Arm("3.2b peri, no recomputation", "3.2b", 8, 16, (PERI, *STORED), seconds=110, least=70),
     Arm("1.5b peri, hand-written loop", "1.5b", 8, 32, (PERI,), peer="hand"),
     Arm("3.2b peri, longest windows", "3.2b", 1, 4, (PERI,), length=2, seconds=110, least=70),
     Arm("3.2b peri, 20 heads of 128", "3.2b", 8, 16, (PERI, *TWENTY_HEADS), seconds=110, least=70),
