@@ -13,6 +13,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from train.config.errors import ConfigError
@@ -130,12 +132,24 @@ def _outline(task: Task) -> nn.Module:
 
 def prepare(config: RunConfig) -> int:
     """Prepare the data."""
-    from train.ranks import distributed
-
     task = _task(config)
-    distributed.set_up_logging()
-    print(task.prepare())
+    with _told("train.data"):
+        print(task.prepare())
     return 0
+
+
+@contextmanager
+def _told(package: str) -> Iterator[None]:
+    """Show what a package logs on standard error."""
+    log, handler = logging.getLogger(package), logging.StreamHandler(sys.stderr)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def train(config: RunConfig) -> int:

@@ -9,19 +9,19 @@ this folder as its working folder, so that paths are relative, and `settle_times
 
 from __future__ import annotations
 
+import itertools
 import json
 import lzma
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import datasets
-
 from train.config.tasks.language_model import EMBEDDED_CORPUS, SourceConfig, TextDataConfig
-from train.data.text import cache, corpus
+from train.data.text import cache
+from train.data.text.documents.reader import DocumentReader
+from train.data.text.tokenizer import load_tokenizer, train_byte_bpe
 
 CORPUS, TOKENIZER, CACHE, FACTS = "corpus.txt.xz", "tokenizer", "cache", "data.json"
 SEPARATOR = "<|document|>"
@@ -73,14 +73,10 @@ def pack(
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as work:
-        table = corpus.open_source(source or SourceConfig(path=EMBEDDED_CORPUS), path="CORPUS", cache_dir=Path(work))
-        _write_corpus(folder / CORPUS, table)
-        chosen = cache.train_byte_bpe(table, vocab_size=vocab_size) if tokenizer is None else None
-        chosen = chosen or cache.load_tokenizer(str(tokenizer))
-        chosen.save_pretrained(folder / TOKENIZER)
-        del table
+    texts = _texts(source or SourceConfig(path=EMBEDDED_CORPUS))
+    _write_corpus(folder / CORPUS, texts)
+    chosen = load_tokenizer(str(tokenizer)) if tokenizer else train_byte_bpe(texts, vocab_size=vocab_size)
+    chosen.save_pretrained(folder / TOKENIZER)
     (folder / FACTS).write_text(json.dumps({"lengths": list(lengths), "tokenizer_size": len(chosen)}) + "\n")
     settle_times(folder)
     before = Path.cwd()
@@ -124,11 +120,16 @@ def settle_times(folder: Path) -> None:
         os.utime(path, (0, 0))
 
 
-def _write_corpus(path: Path, table: datasets.Dataset) -> None:
-    texts = (row["text"] for row in table)  # type: ignore[index, call-overload]
-    whole = _pieces(next(texts)) if len(table) == 1 else texts
+def _texts(source: SourceConfig) -> list[str]:
+    """Return the first documents of a source."""
+    texts = (document.text for document in DocumentReader(source, path="CORPUS"))
+    first = list(itertools.islice(texts, 2))
+    return list(_limited(_pieces(first[0]) if len(first) == 1 else itertools.chain(first, texts)))
+
+
+def _write_corpus(path: Path, texts: Iterable[str]) -> None:
     with lzma.open(path, "wt", encoding="utf-8", newline="\n", preset=6) as file:
-        for text in _limited(whole):
+        for text in texts:
             file.write(text if text.endswith("\n") else text + "\n")
             file.write(SEPARATOR + "\n")
 

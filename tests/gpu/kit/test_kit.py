@@ -36,7 +36,7 @@ def test_a_moved_kit_is_not_tokenized_again(tmp_path: Path, monkeypatch: pytest.
     moved = tmp_path / "elsewhere"
     shutil.copytree(tmp_path / "data", moved, copy_function=shutil.copyfile)  # with other times
     shutil.rmtree(tmp_path / "data")
-    monkeypatch.setattr(cache, "_build", refuse_to_tokenize)
+    monkeypatch.setattr(cache, "build_store", refuse_to_tokenize)
     monkeypatch.chdir(moved)
     with pytest.raises(AssertionError, match="tokenized again"):
         cache.prepare(data.text_data(LENGTHS[0]), vocab_size=made.tokenizer_size)
@@ -54,7 +54,7 @@ def test_every_run_of_the_script_finds_the_packed_text(
     packed(tmp_path)
     options = Options(str(tmp_path), str(tmp_path / "data"), str(tmp_path / "work"), "cpu", tiny)
     bench = Bench("stage", options, seconds=60)
-    monkeypatch.setattr(cache, "_build", refuse_to_tokenize)
+    monkeypatch.setattr(cache, "build_store", refuse_to_tokenize)
     monkeypatch.chdir(tmp_path / "data")
     runs = [small(bench, "small"), *(large(bench, "1.5b", "large", micro=1, batch=1, length=i) for i in (1, 2))]
     for length, words in zip(LENGTHS, runs, strict=True):
@@ -70,7 +70,7 @@ def test_a_given_tokenizer_is_used_and_a_single_document_is_cut(tmp_path: Path) 
     text.write_text("".join(f"{number} lines of a book with one norm around every layer\n" for number in range(4000)))
     made = packed(tmp_path, source=SourceConfig(path=str(text)), tokenizer=kept)
     assert made.tokenizer_size == 300
-    assert len(list((made.folder / data.CACHE).glob("text-*/facts.json"))) == len(LENGTHS)
+    assert len(list((made.folder / data.CACHE).glob("text-*/windows-*/facts.json"))) == len(LENGTHS)
 
 
 @pytest.mark.parametrize(

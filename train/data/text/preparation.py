@@ -81,10 +81,6 @@ def build_store(config: TextDataConfig, folder: Path, *, vocab_size: int) -> Non
         facts["tokenizer_sample"] = sample
     facts |= {"eos_token_id": encoder.end, "tokenizer_size": len(tokenizer)}
     facts |= {"dtype": encoder.dtype, "shards": len(records)}
-    for line in corpus.report(facts):
-        logger.info("%s", line)
-    for line in corpus.warnings(facts):
-        logger.warning("%s", line)
     (folder / "store.json.partial").write_text(json.dumps(facts, indent=1))
     (folder / "store.json.partial").rename(folder / "store.json")
 
