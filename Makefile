@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup quickstart test slow nightly check format bench settings
+.PHONY: setup quickstart test slow nightly check format bench settings offline-kit
 
 setup: $(STAMP)
 
@@ -38,6 +38,12 @@ settings: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmark
+
+# For `python -m tests.gpu` on a machine without a network; CORPUS=FILE [SEPARATOR=LINE] and TOKENIZER=FOLDER replace
+# the text and the tokenizer.
+offline-kit: $(STAMP)
+	@$(BIN)/python -m tests.gpu.kit $(if $(CORPUS),--corpus '$(CORPUS)') $(if $(SEPARATOR),--separator '$(SEPARATOR)') \
+	    $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)')
 
 # torch comes first: deepspeed, a source package, wants it to build (without its C++ operators: no compiler is needed),
 # and pip would take the CUDA build, some gigabytes, on a machine without a GPU.

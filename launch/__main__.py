@@ -16,7 +16,7 @@ USAGE = """usage: python -m launch {local|slurm|plan|sweep} ...
 
   local CONFIG [key=value ...] [--ranks N]                        train on this machine
   slurm CONFIG [key=value ...] --cluster FILE [--dry-run]         submit to a SLURM cluster
-  plan  CONFIG [key=value ...] [--gpus N] [--gpu-memory GiB]      estimate memory, time and sizes; needs no GPU
+  plan  CONFIG [key=value ...] [--gpus N] [--gpu CARD]            estimate memory, time and sizes; needs no GPU
   sweep SWEEP.yaml [--cluster FILE] [--dry-run]                   run a grid of runs, here or as a SLURM array
 
 Run `python -m launch COMMAND --help` for details."""

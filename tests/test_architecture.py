@@ -111,7 +111,7 @@ def test_imports_keep_the_rule(path: str) -> None:
         ("modeling/decoder/modeling_periln.py", "from . import configuration_periln"),
         ("modeling/decoder/modeling_periln.py", "if TYPE_CHECKING:\n    import deepspeed"),
         ("analysis/runs.py", "from modeling.decoder import modeling_periln"),
-        ("launch/plan/shape.py", "from modeling.decoder.configuration_periln import PeriLNConfig"),
+        ("launch/plan/decoder.py", "from modeling.decoder.configuration_periln import PeriLNConfig"),
         ("modeling/decoder/facts_periln.py", "import torch"),
         ("modeling/decoder/facts_periln.py", "from .configuration_periln import PeriLNConfig"),
         ("train/loop.py", "from tests.tiny import tiny_run"),

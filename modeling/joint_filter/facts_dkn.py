@@ -1,7 +1,7 @@
-"""Facts about the joint image filters: shape, defaults, and cross-field checks.
+"""Facts about the joint image filters: shape, defaults, layers, and cross-field checks.
 
 Standard library only: run configuration reads these facts without importing torch, and exported folders include this
-file.
+file; facts_counts_dkn.py holds the counts.
 """
 
 import inspect
@@ -22,6 +22,35 @@ class FilterShape:
     guidance: bool = True
     guidance_channels: int = 3
     target_channels: int = 1
+
+
+CELL = 4  # pixels along each side of what FDKN treats as one, and DKN's total stride
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue
+PATCH_BEFORE, PATCH_AFTER = 25, 24  # pixels that DKN sees to the left and right, and above and below
+
+
+class StageShape(NamedTuple):
+    """One convolution of a branch."""
+
+    channels: int
+    kernel_size: int
+    norm: bool = False
+    splits: bool = False  # stands for a stride of 2
+
+
+# DKN down-samples by convolutions that are learned; FDKN is at a quarter of the resolution from the start.
+STAGES = {
+    "dkn": (
+        StageShape(32, 7, norm=True),
+        StageShape(32, 2, splits=True),
+        StageShape(64, 5, norm=True),
+        StageShape(64, 2, splits=True),
+        StageShape(128, 5, norm=True),
+        StageShape(128, 3),
+        StageShape(128, 3),
+    ),
+    "fdkn": tuple(StageShape(channels, 3, norm) for channels in (32, 64, 128) for norm in (True, False)),
+}
 
 
 class Fault(NamedTuple):

@@ -6,42 +6,15 @@ Shapes: B batch, C channels, H height, W width, K kernel size, N = B times phase
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_dkn import DKNConfig
+from .facts_dkn import CELL, LUMA, PATCH_AFTER, PATCH_BEFORE, STAGES, StageShape
 
-CELL = 4  # pixels along each side of what FDKN treats as one, and DKN's total stride
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue
-PATCH_BEFORE, PATCH_AFTER = 25, 24  # pixels that DKN sees to the left and right, and above and below
 TILE = 256  # side of what DKN computes at a time where nothing has to be kept for a backward pass
-
-
-class StageShape(NamedTuple):
-    """One convolution of a branch."""
-
-    channels: int
-    kernel_size: int
-    norm: bool = False
-    splits: bool = False  # stands for a stride of 2
-
-
-# DKN down-samples by convolutions that are learned; FDKN is at a quarter of the resolution from the start.
-STAGES = {
-    "dkn": (
-        StageShape(32, 7, norm=True),
-        StageShape(32, 2, splits=True),
-        StageShape(64, 5, norm=True),
-        StageShape(64, 2, splits=True),
-        StageShape(128, 5, norm=True),
-        StageShape(128, 3),
-        StageShape(128, 3),
-    ),
-    "fdkn": tuple(StageShape(channels, 3, norm) for channels in (32, 64, 128) for norm in (True, False)),
-}
 
 
 class Stage(nn.Module):

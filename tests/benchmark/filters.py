@@ -40,8 +40,8 @@ RATIOS = (
 )
 
 
-def filter_pass(arm: FilterArm, device: Any) -> Callable[[], None]:
-    """Return one pass over a random image: what is to be timed."""
+def filter_pass(arm: FilterArm, device: Any, *, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Callable[[], None]:
+    """Return one pass over a random image of a height and width: what is to be timed."""
     import torch
 
     from modeling.joint_filter.configuration_dkn import DKNConfig
@@ -50,7 +50,7 @@ def filter_pass(arm: FilterArm, device: Any) -> Callable[[], None]:
 
     torch.manual_seed(0)
     model = DKNModel(DKNConfig(architecture=arm.architecture)).to(device).train(arm.training)  # type: ignore[arg-type]
-    guidance, target = (torch.rand(1, channels, HEIGHT, WIDTH, device=device) for channels in (3, 1))
+    guidance, target = (torch.rand(1, channels, *size, device=device) for channels in (3, 1))
 
     def once() -> None:
         with torch.set_grad_enabled(arm.training):
@@ -64,19 +64,20 @@ def filter_pass(arm: FilterArm, device: Any) -> Callable[[], None]:
     return once
 
 
-def measure_filter(name: str, *, steps: int) -> dict[str, float]:
+def measure_filter(name: str, *, steps: int, size: tuple[int, int] = (HEIGHT, WIDTH)) -> dict[str, float]:
     """Return the median milliseconds of a pass after the first, and the memory that passes take beyond the model.
 
     Args:
         name: Of FILTER_ARMS.
         steps: As many as the language model's arms take; a twentieth are done here.
+        size: Height and width of the image.
     """
     import torch
 
     from train.observe.throughput import peak_memory_gib
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    once = filter_pass(FILTER_ARMS[name], device)
+    once = filter_pass(FILTER_ARMS[name], device, size=size)
     before = peak_memory_gib(device)
     seconds = []
     for _ in range(1 + max(1, steps // 20)):

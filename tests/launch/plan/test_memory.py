@@ -11,9 +11,12 @@ from torch._utils import _flatten_dense_tensors
 from torch.profiler import ProfilerActivity, profile
 
 from launch.plan import memory as planned
-from launch.plan import shape
-from modeling.decoder.facts_counts_periln import count_parameters
+from launch.plan.case import Case, case_of
+from launch.plan.decoder import DecoderWorkload
+from launch.plan.decoder_layer import kept_per_token
+from launch.plan.workload import workload_of
 from modeling.decoder.facts_periln import LOSS_CHUNK_ELEMENTS
+from tests.launch.plan.operations import OperationCounter
 from tests.ranks import Ranks
 from tests.train.engine.test_engine import here
 from train.config.load import load
@@ -59,13 +62,19 @@ def run_config(
     )
 
 
-def case(config: RunConfig, gpus: int) -> planned.Case:
-    return planned.case_of(config, gpus=gpus, micro_batch_size=config.micro_batch_size)
+def case(config: RunConfig, gpus: int) -> Case:
+    return case_of(config, gpus=gpus, micro_batch_size=config.micro_batch_size)
+
+
+def work_of(config: RunConfig) -> DecoderWorkload:
+    work = workload_of(config)
+    assert isinstance(work, DecoderWorkload)
+    return work
 
 
 def start(config: RunConfig, accumulation: int) -> Engine:
     torch.manual_seed(0)
-    model = decoder(shape.decoder_task(config))
+    model = decoder(work_of(config).task)
     roles = model.parameter_roles()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = [
@@ -149,7 +158,7 @@ def test_the_plan_meets_what_is_held_and_the_peak(
     config = run_config(engine)
     real = ranks(gpus, measure, engine)[0]
     plan = planned.memory(config, case(config, gpus))
-    own_masters = 4 * count_parameters(shape.decoder_shape(config)).total if (stage, precision) == (0, "fp32") else 0
+    own_masters = 4 * work_of(config).parameters if (stage, precision) == (0, "fp32") else 0
     # At stage 3 small matrices stay whole, at stage 2 a gradient that touches a rank's share does.
     assert real["parameters"] == pytest.approx(plan.weights, rel=0.4 if stage == 3 else 0.01)
     assert real["gradients"] == pytest.approx(plan.gradients, rel=0.2 if stage == 2 else 0.01)
@@ -161,7 +170,7 @@ def test_the_plan_meets_what_is_held_and_the_peak(
 def saved_bytes(config: RunConfig, *, checkpointing: bool = False, compiled: bool = False) -> int:
     """Return the bytes that a forward pass keeps for the backward pass, weights apart."""
     torch.manual_seed(0)
-    model = decoder(shape.decoder_task(config)).train()
+    model = decoder(work_of(config).task).train()
     nn.Module.to(model, torch.bfloat16 if config.engine.precision == "bf16" else torch.float32)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -192,8 +201,8 @@ def kept_by_a_layer(engine: dict[str, Any], attention: str = "sdpa", **options: 
         run_config(engine, micro_batch_size=2, attention=attention, num_hidden_layers=n, **options) for n in (2, 3)
     )
     measured = (saved_bytes(three, **how) - saved_bytes(two, **how)) / (2 * LENGTH)
-    model = shape.decoder_shape(three)
-    reckoned = shape.kept_per_token(
+    model = work_of(three).model
+    reckoned = kept_per_token(
         model,
         str(model.norm_placement),
         itemsize=2 if engine["precision"] == "bf16" else 4,
@@ -245,6 +254,20 @@ def test_a_compiled_layer_keeps_less(placement: str, model: dict[str, Any]) -> N
     assert 0.99 * reckoned < measured <= reckoned
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("model", [{}, {"norm_placement": "pre", "num_hidden_layers": 2}, {"qk_norm": "head"}], ids=str)
+def test_the_kernels_of_a_pass_are_about_as_many_as_planned(checkpointing: bool, model: dict[str, Any]) -> None:
+    config = run_config({"precision": "bf16", "activation_checkpointing": checkpointing}, micro_batch_size=1, **model)
+    network = decoder(work_of(config).task).train()
+    nn.Module.to(network, torch.bfloat16)
+    if checkpointing:
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    tokens = torch.randint(0, 2000, (1, LENGTH + 1))
+    with OperationCounter() as counter:
+        network(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1).loss.backward()
+    assert work_of(config).launches(case(config, 1)) == pytest.approx(counter.operations, rel=0.1)
+
+
 class Reducer:
     """Stands for DeepSpeed's engine: notes what would be flattened into a copy."""
 
@@ -259,7 +282,7 @@ class Reducer:
 def test_deepspeed_reduces_groups_in_the_buckets_that_are_planned(size: str) -> None:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    groups = count_parameters(shape.decoder_shape(load(f"configs/language_model/{size}.yaml"))).groups
+    groups = workload_of(load(f"configs/language_model/{size}.yaml")).groups
     reducer = Reducer()
     tensors = [torch.empty(group, device="meta") for group in groups]
     DeepSpeedEngine.allreduce_no_retain(reducer, tensors, None)  # type: ignore[arg-type]

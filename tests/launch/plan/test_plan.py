@@ -6,27 +6,38 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch.__main__ import main
-from launch.plan import plan
-from launch.plan.memory import GIB, at_stage, case_of, memory
+from launch.plan.case import at_stage, case_of
+from launch.plan.machine import Machine
+from launch.plan.memory import GIB, memory
+from launch.plan.recommend import HEADROOM, recommend, settings
+from train.config.facts.hardware import CARDS, card_named
 from train.config.load import load
 
 ROOT = Path(__file__).parents[3]
 SIZES = ("400m", "1.5b", "3.2b")
+UNMEASURED = "probes.activations_every=null"
 
 
 def config_file(size: str) -> str:
     return str(ROOT / f"configs/language_model/{size}.yaml")
 
 
+def machine(gpus: int, **options: Any) -> Machine:
+    card = card_named("H100")
+    assert card is not None
+    return Machine(**({"gpus": gpus, "card": card, "memory_gib": 80.0} | options))
+
+
 def test_stages_cost_the_bytes_per_parameter_that_everyone_knows() -> None:
-    """In bf16 with fp32 gradients: 16 at stage 0 (bf16 gradients), 20 at stage 1, 18 at stages 2 and 3; over n GPUs."""
+    """In bf16 with fp32 gradients: 16 at stage 0 (bf16 gradients), 18 at stages 1 to 3; over n GPUs."""
     config = load(config_file("3.2b"))
     parameters = 3_659_532_800
-    for stage, alone, shared in ((0, 16, 16), (1, 20, 8 + 12 / 8), (2, 18, 2 + 16 / 8), (3, 18, 18 / 8)):
+    for stage, alone, shared in ((0, 16, 16), (1, 18, 6 + 12 / 8), (2, 18, 2 + 16 / 8), (3, 18, 18 / 8)):
         for gpus, per_parameter in ((1, alone), (8, shared)):
             case = at_stage(case_of(config, gpus=gpus, micro_batch_size=1), stage)
             assert memory(config, case).persistent == pytest.approx(per_parameter * parameters)
@@ -36,14 +47,13 @@ def test_stages_cost_the_bytes_per_parameter_that_everyone_knows() -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_recommended_loads_and_fits(size: str, gpus: int) -> None:
     config = load(config_file(size))
-    machine = plan.Machine(gpus, 80, "H100", None)
-    best = plan.recommend(config, machine)
+    best = recommend(config, machine(gpus))
     assert best is not None
-    words = plan.settings(best.case, config)
+    words = settings(best.case, config)
     assert case_of(load(config_file(size), words), gpus=gpus, micro_batch_size=1) == replace(
         best.case, micro_batch_size=1
     )
-    assert best.memory.peak <= (1 - plan.HEADROOM) * 80 * GIB
+    assert best.memory.peak <= (1 - HEADROOM) * 80 * GIB
 
 
 def test_more_memory_is_never_needed_by_a_smaller_micro_batch_or_by_more_gpus() -> None:
@@ -62,14 +72,59 @@ def test_the_plan_prints_tables_a_recommendation_and_its_error(capsys: pytest.Ca
     printed = capsys.readouterr().out
     for part in ("3,659,532,800", "24,441,169,920", "largest that fits", "Recommended: ", "Checkpoint: 43.91 GB"):
         assert part in printed, part
+    assert "In host memory, until written: 43.91 GB per node of 8 GPUs." in printed
+    assert "Attention: head width 160: " in printed
+    assert "task.model.num_attention_heads=20 task.model.num_key_value_heads=10" in printed
     assert "a guess; set your own with --mfu" in printed
-    assert "Accuracy: " in printed.splitlines()[-2]
+    assert "Accuracy of the memory: " in printed
+
+
+@pytest.mark.parametrize("gpus", [1, 8, 64])
+@pytest.mark.parametrize("size", SIZES)
+def test_lines_are_short(size: str, gpus: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", config_file(size), "--gpus", str(gpus)]) == 0
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines()) <= 120
+    assert ("Communication: " in printed) == (gpus > 1)
+    assert ("between nodes" in printed) == (gpus > 8)
 
 
 def test_an_mfu_that_is_given_is_used_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", config_file("400m"), "--mfu", "0.5", "--gpu", "A100", "--gpus", "4"]) == 0
-    # 14,400 steps x 256 x 8,192 tokens x 4,239,986,688 operations / (4 x 312e12 x 0.5) / 3,600
-    assert "57.0 hours at an MFU of 0.5 (as given) and a peak of 312 TFLOP/s" in capsys.readouterr().out
+    assert main(["plan", config_file("400m"), "--mfu", "0.5", "--gpu", "a100", "--gpus", "4"]) == 0
+    # 256 x 8,192 tokens x 4,239,986,688 operations / (4 x 312e12 x 0.5) = 14.25 s. On NVLink of 0.8 x 300 GB/s
+    # 608,142,336 gradients of 4 bytes take 2 x 3/4 x 2.433 GB / 240 GB/s = 15.2 ms, and weights of 2 bytes 3.8 ms.
+    printed = capsys.readouterr().out
+    assert "14.27 s a step: 14.25 s of computation + 19 ms of communication (0 %)" in printed
+    assert "57.1 hours in all" in printed  # 14,400 steps
+    assert "an MFU of 0.5 (as given) of the A100's 312 TFLOP/s" in printed
+
+
+def test_what_a_measured_step_needs_is_planned_for_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    config = load(config_file("400m"))
+    eager, compiled = (load(config_file("400m"), [word]) for word in ("engine.compile=false", UNMEASURED))
+    own, alone, never = (memory(c, case_of(c, gpus=1, micro_batch_size=4)) for c in (config, eager, compiled))
+    assert own.activations == alone.activations > never.activations
+    assert own.loss == never.loss < alone.loss  # compiled in measured steps too
+    assert main(["plan", config_file("400m")]) == 0
+    more = (own.peak - never.peak) / GIB
+    assert f"Measured steps run uncompiled: {more:+.1f} GiB as configured" in capsys.readouterr().out
+    assert main(["plan", config_file("400m"), UNMEASURED]) == 0
+    assert "Measured steps" not in capsys.readouterr().out
+
+
+def test_the_memory_of_a_gpu_is_its_cards(capsys: pytest.CaptureFixture[str]) -> None:
+    for card in CARDS:
+        assert main(["plan", config_file("400m"), "--gpu", card.name.upper()]) == 0
+        assert f"of {card.memory_gib:g} GiB ({card.name})" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_the_cards_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--gpu", "list"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(card.name in printed for card in CARDS)
+    assert "NVLink" in printed
 
 
 def test_where_nothing_fits_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +147,10 @@ def test_a_small_card_is_told_to_offload(capsys: pytest.CaptureFixture[str]) -> 
         (["--gpu-memory", "-3"], "--gpu-memory: -3 GiB is out of range"),
         (["--gpu-memory", "nan"], "--gpu-memory: nan GiB"),
         (["--mfu", "40"], "--mfu: 40 is out of range"),
-        (["--gpu", "V100"], "--gpu: the peak FLOP/s of 'V100' are unknown; write one of"),
+        (["--gpus-per-node", "0"], "--gpus-per-node: 0 is too small"),
+        (["--node-bandwidth", "0"], "--node-bandwidth: 0 GB/s is out of range"),
+        (["--network-bandwidth", "-1"], "--network-bandwidth: -1 GB/s is out of range"),
+        (["--gpu", "V100"], "--gpu: 'V100' is not listed; write one of these cards"),
         (["engine.zero_stge=2"], "did you mean engine.zero_stage?"),
     ],
 )

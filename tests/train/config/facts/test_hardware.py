@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from train.config.facts.hardware import peak_flops
+from train.config.facts.hardware import CARDS, card_named, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,19 @@ from train.config.facts.hardware import peak_flops
 )
 def test_a_peak_is_found_by_the_most_specific_name(name: str, peak: float | None) -> None:
     assert peak_flops(name) == peak
+
+
+def test_the_most_specific_name_comes_first() -> None:
+    for position, card in enumerate(CARDS):
+        assert not any(earlier.name in card.name for earlier in CARDS[:position])
+
+
+@pytest.mark.parametrize("name", ["h100", "H100", "h100 pcie", "rtx  4090", "a100 40gb"])
+def test_a_user_may_write_a_card_in_any_case(name: str) -> None:
+    card = card_named(name)
+    assert card is not None
+    assert card.name.lower() == " ".join(name.lower().split())
+
+
+def test_part_of_a_name_is_no_card() -> None:
+    assert card_named("100") is None

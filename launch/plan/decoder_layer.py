@@ -1,11 +1,8 @@
-"""Shape of a run's decoder, and the tensors that each layer saves for its backward pass."""
+"""Tensors that each layer of a decoder saves for its backward pass."""
 
 from __future__ import annotations
 
 from modeling.decoder.facts_periln import PLACEMENTS, DecoderShape
-from train.config.errors import ConfigError
-from train.config.run import RunConfig
-from train.config.tasks.language_model import LanguageModelConfig
 
 # Number of stream-wide tensors (N, D) that a layer saves for its backward pass, by placement: inputs of norms and
 # projections. A compiled layer recomputes some of them. Counted with saved-tensor hooks; a test asserts that every
@@ -14,31 +11,6 @@ KEPT_STREAMS = {"pre": 4, "post": 4, "peri": 6, "output": 4}
 KEPT_STREAMS_COMPILED = {"pre": 4, "post": 4, "peri": 5, "output": 4}
 _KEPT_MLP, _KEPT_MLP_COMPILED = 4, 3  # (N, F): gate, up, act(gate) and their product; compiled without act(gate)
 _FLOAT = 4  # bytes
-
-
-def decoder_task(config: RunConfig) -> LanguageModelConfig:
-    """Return the task of a run that trains a decoder.
-
-    Raises:
-        ConfigError: The run trains another model, whose sizes are not known in closed form.
-    """
-    if isinstance(config.task, LanguageModelConfig):
-        return config.task
-    raise ConfigError(
-        [
-            f"task.kind: launch plan supports language_model only, not {config.task.kind}; "
-            f"use python -m train CONFIG --describe to count its parameters"
-        ]
-    )
-
-
-def decoder_shape(config: RunConfig) -> DecoderShape:
-    """Return the shape of the decoder that a run trains.
-
-    Raises:
-        ConfigError: As in `decoder_task`.
-    """
-    return DecoderShape.of(decoder_task(config).model)
 
 
 def kept_per_token(

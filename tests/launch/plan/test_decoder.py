@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from launch.plan import shape
+from launch.plan.decoder import DecoderWorkload, narrower_heads
+from launch.plan.decoder_layer import KEPT_STREAMS, KEPT_STREAMS_COMPILED
+from launch.plan.workload import workload_of
 from modeling.decoder.facts_counts_periln import count_frozen_scales, count_parameters, flops_per_token
 from modeling.decoder.facts_periln import PLACEMENTS, DecoderShape
 from train.__main__ import describe
@@ -55,10 +57,14 @@ def described(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> tuple[in
 
 
 def counted(config: RunConfig) -> tuple[int, int, int]:
-    decoder = shape.decoder_shape(config)
-    counts = count_parameters(decoder)
-    flops = flops_per_token(decoder, shape.decoder_task(config).data.sequence_length)
-    return counts.total, counts.without_vocabulary, round(flops)
+    work = work_of(config)
+    return work.counts.total, work.counts.without_vocabulary, round(flops_per_token(work.model, work.tokens))
+
+
+def work_of(config: RunConfig) -> DecoderWorkload:
+    work = workload_of(config)
+    assert isinstance(work, DecoderWorkload)
+    return work
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -69,7 +75,7 @@ def test_every_configuration_is_counted_as_described(path: Path, capsys: pytest.
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_every_switch_of_the_decoder_is_counted(variant: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     config = load(CONFIGS[0])
-    config = replace(config, task=replace(shape.decoder_task(config), model=replace(SMALL, **variant)))
+    config = replace(config, task=replace(work_of(config).task, model=replace(SMALL, **variant)))
     assert counted(config) == described(config, capsys)
 
 
@@ -77,7 +83,7 @@ def test_every_switch_of_the_decoder_is_counted(variant: dict[str, Any], capsys:
 def test_groups_and_frozen_scales_are_those_of_the_model(variant: dict[str, Any]) -> None:
     from train.tasks.language_model import decoder
 
-    task = replace(shape.decoder_task(load(CONFIGS[0])), model=replace(SMALL, **variant))
+    task = replace(work_of(load(CONFIGS[0])).task, model=replace(SMALL, **variant))
     model = decoder(task)
     roles = model.parameter_roles()
     by_role = {role: 0 for role in ("matrix", "embedding", "output_norm", "norm_or_bias")}
@@ -90,4 +96,32 @@ def test_groups_and_frozen_scales_are_those_of_the_model(variant: dict[str, Any]
 
 
 def test_every_placement_is_planned() -> None:
-    assert shape.KEPT_STREAMS.keys() == shape.KEPT_STREAMS_COMPILED.keys() == PLACEMENTS.keys()
+    assert KEPT_STREAMS.keys() == KEPT_STREAMS_COMPILED.keys() == PLACEMENTS.keys()
+
+
+def test_narrower_heads_keep_the_parameters() -> None:
+    model = work_of(load(str(ROOT / "configs/language_model/3.2b.yaml"))).model
+    assert model.head_width == 160
+    heads = narrower_heads(model)
+    assert heads == {"num_attention_heads": 20, "num_key_value_heads": 10}
+    other = replace(model, **heads)
+    assert other.head_width == 128
+    assert count_parameters(other).without_vocabulary == count_parameters(model).without_vocabulary == 3_146_058_240
+
+
+@pytest.mark.parametrize(
+    ("variant", "heads"),
+    [
+        (
+            {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4},
+            {"head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 8},
+        ),
+        ({"num_attention_heads": 16, "num_key_value_heads": 1}, {}),  # keys are 160 wide
+        ({"num_attention_heads": 16, "qk_norm": "head"}, {}),  # norms of 160
+    ],
+    ids=str,
+)
+def test_a_width_of_its_own_is_overridden_and_an_impossible_one_is_not_offered(
+    variant: dict[str, Any], heads: dict[str, int]
+) -> None:
+    assert narrower_heads(DecoderShape(hidden_size=2560, **variant)) == heads
