@@ -1,0 +1,79 @@
+"""Facts about data in words: a line per split and per source.
+
+The facts are those that a task records in environment.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from train.data.split import SPLITS, Split
+
+_UNITS = ("documents", "bytes", "tokens", "windows", "pairs", "samples")
+_SOURCES = 10  # that are listed
+_GROUPS = {"training": "task.data.sources", "validation": "task.data.validation_sources"}
+
+
+def amounts(facts: Mapping[str, Any], split: Split) -> dict[str, int]:
+    """Return how much a split has, by unit, as far as it is known."""
+    known = {unit: facts.get(f"{split}_{unit}") for unit in _UNITS}
+    if known["bytes"] is None:
+        known["bytes"] = _bytes_of_sources(facts, split)
+    return {unit: amount for unit, amount in known.items() if amount is not None}
+
+
+def _bytes_of_sources(facts: Mapping[str, Any], split: Split) -> int | None:
+    """Return the bytes of a split that has sources of its own, none of which was dropped."""
+    sources: Mapping[str, Mapping[str, Any]] = facts.get("sources", {})
+    if not any(path.startswith(_GROUPS["validation"]) for path in sources):
+        return None
+    if split == "training" and facts.get("training_documents_dropped_as_in_validation"):
+        return None
+    return sum(source["bytes"] for path, source in sources.items() if path.startswith(_GROUPS[split]))
+
+
+def lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the data are: a line per split, a line per source, and what was left out."""
+    for split in SPLITS:
+        if of_split := amounts(facts, split):
+            yield f"{split} data: {in_words(of_split)}"
+    sources: Mapping[str, Mapping[str, Any]] = facts.get("sources", {})
+    tokens: Mapping[str, int] = facts.get("tokens_by_source", {})
+    for path, source in list(sources.items())[:_SOURCES]:
+        of_source = {unit: source[unit] for unit in ("files", "documents", "bytes") if unit in source}
+        if path in tokens:
+            of_source["tokens"] = tokens[path]
+        yield f"  {path} {source['path']}: {in_words(of_source)}{_left_out(source)}"
+    if len(sources) > _SOURCES:
+        yield f"  ... and {len(sources) - _SOURCES:,} more sources"
+    if dropped := facts.get("training_documents_dropped_as_in_validation"):
+        yield f"  not trained on, as the validation sources contain them too: {_amount('documents', dropped)}"
+    for of_set in facts.get("validation_sets", ()):
+        yield f"  validation set {of_set['label'] or 'without a label'}: {in_words(of_set)}"
+
+
+def _left_out(source: Mapping[str, Any]) -> str:
+    counts = {"blank": source.get("blank_documents", 0), "bad and skipped": source.get("skipped", 0)}
+    words = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    return f" ({words})" if words else ""
+
+
+def in_words(counts: Mapping[str, Any]) -> str:
+    """Return counts by unit in words: "1 document, 2.1 kB, 512 tokens"."""
+    order = ("files", *_UNITS)
+    return ", ".join(_amount(unit, counts[unit]) for unit in order if unit in counts)
+
+
+def _amount(unit: str, count: int) -> str:
+    if unit == "bytes":
+        return size(count)
+    return f"{count:,} {unit.removesuffix('s') if count == 1 else unit}"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes with a unit of 1000, 1000^2 or 1000^3 bytes."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count} bytes"
