@@ -261,7 +261,7 @@ def evaluate(run: Run, step: int) -> dict[str, float] | None:
     """Return the metrics of the validation split and show samples; None if a stop is requested meanwhile."""
     task, model = run.task, run.engine.model
     size = run.engine.plan.micro_batch_size  # the shape that blocks were compiled for
-    chunks = validation_chunks(task.num_validation_samples, size=size, ranks=run.world.size)
+    chunks = validation_chunks(task.validation_sets, size=size, ranks=run.world.size)
     model.eval()
     means = validation_means(task, model, chunks, world=run.world, step=step, is_stopped=lambda: stop_requested(run))
     if means is not None:

@@ -37,7 +37,8 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the data are: a line per split, a line per source, and what was left out."""
     for split in SPLITS:
         if of_split := amounts(facts, split):
-            yield f"{split} data: {in_words(of_split)}"
+            used = facts.get(f"{split}_windows_used")
+            yield f"{split} data: {in_words(of_split)}{'' if used is None else f', of which {used:,} are used'}"
     sources: Mapping[str, Mapping[str, Any]] = facts.get("sources", {})
     tokens: Mapping[str, int] = facts.get("tokens_by_source", {})
     for path, source in list(sources.items())[:_SOURCES]:
@@ -49,8 +50,28 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"  ... and {len(sources) - _SOURCES:,} more sources"
     if dropped := facts.get("training_documents_dropped_as_in_validation"):
         yield f"  not trained on, as the validation sources contain them too: {_amount('documents', dropped)}"
-    for of_set in facts.get("validation_sets", ()):
-        yield f"  validation set {of_set['label'] or 'without a label'}: {in_words(of_set)}"
+    yield from (f"  {line_of_set(of_set)}" for of_set in facts.get("validation_sets", ()))
+
+
+def line_of_set(facts: Mapping[str, Any]) -> str:
+    """Return what is in a validation set."""
+    return f"validation set {facts['label'] or 'without a label'}: {in_words(facts)}"
+
+
+def validation_line(facts: Mapping[str, Any], *, length: int) -> str:
+    """Return what was read of a validation set, and of which files.
+
+    Args:
+        facts: See `train.data.text.validation`.
+        length: Tokens that a window predicts.
+    """
+    names: list[str] = facts["first_files"][:3]
+    more = f" and {facts['files'] - len(names):,} more" if facts["files"] > len(names) else ""
+    head = "" if facts["label"] is None else f"{facts['label']}: "
+    amount = in_words({unit: facts[unit] for unit in ("documents", "bytes", "tokens", "windows")})
+    end = f"; the last {facts['tokens_dropped']:,} tokens fill no window" if facts.get("tokens_dropped") else ""
+    first = "; only its first windows, as task.data.validation_windows says" if "first_windows_only" in facts else ""
+    return f"{head}{', '.join(names)}{more}: {amount} of {length} tokens{_left_out(facts)}{end}{first}"
 
 
 def _left_out(source: Mapping[str, Any]) -> str:
