@@ -77,7 +77,8 @@ def validation_line(facts: Mapping[str, Any], *, length: int) -> str:
 def _left_out(source: Mapping[str, Any]) -> str:
     counts = {"blank": source.get("blank_documents", 0), "bad and skipped": source.get("skipped", 0)}
     words = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-    return f" ({words})" if words else ""
+    first = f"; the first: {source['first_skipped'][0]}" if source.get("first_skipped") else ""
+    return f" ({words}{first})" if words else ""
 
 
 def in_words(counts: Mapping[str, Any]) -> str:

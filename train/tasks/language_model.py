@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from train.data.text.check import check
 from train.data.text.documents import files
 from train.data.text.documents.reader import Sample
 from train.data.text.tokenizer import BYTE_BPE, load
-from train.data.text.validation import ValidationText, labels, without_labels
+from train.data.text.validation import ValidationText, facts_of, labelled, labels, without_labels
 from train.tasks.task import AttentionShape, Batch, ModelCard, ParameterGroup, SampleCost, StepOutput, Sums, Task
 
 _USAGE = """\
@@ -57,11 +56,7 @@ class LanguageModel(Task):
     @cached_property
     def validation(self) -> ValidationText | None:
         """Validation text apart from the prepared corpus, for labels and evaluations; None: that of the corpus."""
-        if not any(labels(self.config.data)):
-            return None
-        with TemporaryDirectory() as folder:
-            self.data.save_tokenizer(Path(folder))
-            return ValidationText(self.config.data, load(folder, vocab_size=self.config.model.vocab_size))
+        return labelled(self.config.data, self.data, vocab_size=self.config.model.vocab_size)
 
     @property
     def num_training_samples(self) -> int:
@@ -89,12 +84,7 @@ class LanguageModel(Task):
     @property
     def data_facts(self) -> Mapping[str, Any]:
         """Facts about the corpus, and about validation sets apart from it."""
-        facts: dict[str, Any] = dict(self.data.facts)
-        if self.num_validation_samples < facts["validation_windows"]:
-            facts["validation_windows_used"] = self.num_validation_samples
-        if self.validation is not None:
-            facts["validation_sets"] = self.validation.facts
-        return facts
+        return facts_of(self.data, self.validation)
 
     def check(self) -> list[str]:
         """Check the sources and the tokenizer; return what was read."""

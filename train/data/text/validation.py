@@ -12,6 +12,8 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,10 +21,12 @@ import numpy as np
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import TextDataConfig
 from train.data.text.documents.reader import DocumentReader
-from train.data.text.tokenizer import DOCUMENTS_AT_A_TIME, encode, end_of_text_id
+from train.data.text.tokenizer import DOCUMENTS_AT_A_TIME, encode, end_of_text_id, load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from train.data.text.cache import TextData
 
 _FILES = 20  # that are named in the facts
 
@@ -118,6 +122,25 @@ class ValidationText:
         number = int(self.sets(np.array(index)))
         first = int(self._ends[number]) - self.sizes[number]
         return self._sets[number], (index - first) * self._length
+
+
+def labelled(config: TextDataConfig, data: TextData, *, vocab_size: int) -> ValidationText | None:
+    """Return the validation text of a configuration with labels, None without; tokenized as the prepared corpus."""
+    if not any(labels(config)):
+        return None
+    with TemporaryDirectory() as folder:
+        data.save_tokenizer(Path(folder))
+        return ValidationText(config, load(folder, vocab_size=vocab_size))
+
+
+def facts_of(data: TextData, validation: ValidationText | None) -> dict[str, Any]:
+    """Return the facts about a prepared corpus and the validation text apart from it."""
+    facts: dict[str, Any] = dict(data.facts)
+    if validation is not None:
+        facts["validation_sets"] = validation.facts
+    elif data.num_validation_samples < facts["validation_windows"]:
+        facts["validation_windows_used"] = data.num_validation_samples
+    return facts
 
 
 def _read(config: TextDataConfig, label: str | None, tokenizer: PreTrainedTokenizerFast, end: int) -> ValidationSet:
