@@ -28,6 +28,7 @@ def test_a_checkpoint_is_judged_again_and_on_other_data(
     step, figures = evaluate(run)
     assert step == 3
     assert figures == pytest.approx({name: last[name] for name in figures}, rel=1e-5)
+    assert last["epoch"] == 3 * 4 / 6  # three steps of four samples, six pairs
     other = ["task.data.validation_sources=[{path: procedural-scenes, start: 7, stop: 8, size: [40, 56]}]"]
     assert evaluate(run, other)[1]["validation_rmse"] != pytest.approx(last["validation_rmse"], rel=1e-2)
     assert main([str(run), "optim.lr=1", "task.model.residual=false", "engine.precision=fp32"]) == 2

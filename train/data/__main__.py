@@ -23,14 +23,14 @@ def main(arguments: list[str] | None = None) -> int:
         config = load(options.config, options.overrides)
         if options.step is not None and not 1 <= options.step <= config.steps:
             raise ConfigError([f"--step {options.step}: {config.name} has steps 1 to {config.steps}"])
-        for line in lines(config, options.step):
-            print(line)
+        shown = list(lines(config, options.step))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
         print(f"the data cannot be read: {error}", file=sys.stderr)
         return 1
+    print("\n".join(shown))
     return 0
 
 
