@@ -23,8 +23,8 @@ import yaml
 from analysis.setting_facts import SettingFacts, read_setting_facts
 from modeling.decoder.facts_periln import PLACEMENTS
 
-METRICS = ("step", "samples", "tokens", "loss", "grad_norm", "lr", "samples_per_second", "tokens_per_second", "mfu",
-           "step_seconds", "step_seconds_min", "step_seconds_max", "peak_memory_gib", "skipped", "spikes",
+METRICS = ("step", "samples", "tokens", "epoch", "loss", "grad_norm", "lr", "samples_per_second", "tokens_per_second",
+           "mfu", "step_seconds", "step_seconds_min", "step_seconds_max", "peak_memory_gib", "skipped", "spikes",
            "samples_hash", "validation_loss", "is_validation")  # fmt: skip
 ACTIVATIONS = ("step", "layer", "site", "numel", "variance", "mean_abs", "max_abs", "rms", "fp16_overflow_share",
                "top1_over_median")  # fmt: skip

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "datasets", "pandas", "matplotlib", "deepspeed", "numpy")
 COMMANDS = {  # command -> arguments, each of them a mistake
     "train": ["", "--nonsense", "configs/language_model/quickstart.yaml --check --describe", "no-such-file.yaml"],
+    "train.data": ["", "--nonsense", "no-such-file.yaml", "configs/language_model/quickstart.yaml --step 0"],
     "train.evaluate": ["", "RUN --nonsense", "no-such-run", "RUN --step first"],
     "train.export": ["", "RUN", "RUN OUT --nonsense", "no-such-run OUT", "RUN OUT --dtype fp64"],
     "launch": ["", "nonsense", "--nonsense"],

@@ -24,6 +24,8 @@ from train.config.errors import ConfigError
 from train.config.facts.run_layout import CHECKPOINTS, complete_steps, step_name
 from train.config.load import to_dict
 from train.config.run import RunConfig
+from train.data import summary
+from train.data.budget import Budget
 from train.engine.engine import BatchPlan, Engine, resolve_precision, wrap
 from train.engine.initialization import drawn_in_parallel
 from train.loop import Run
@@ -157,6 +159,7 @@ def _describe_run(config: RunConfig, folder: Path, engine: Engine, task: Task, w
         precision=engine.precision,
         attention=_attention(task, engine, world),
         facts=task.data_facts,
+        budget=_budget(config, task, engine),
     )
     run_facts.write_deepspeed_config(folder, engine.config)
     assets = folder / "assets"
@@ -180,16 +183,36 @@ def _attention(task: Task, engine: Engine, world: World) -> attention.Choice | N
 
 
 def _announce(config: RunConfig, log: RunLog, task: Task, engine: Engine, world: World, progress: Progress) -> None:
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+    """Log what is trained, on which data, for how long; and the event of the start."""
+    budget = _budget(config, task, engine)
+    where = f"{_count(world.size, 'rank')} on {world.device.type}"
+    what = f"{config.name}: {config.task.kind.replace('_', ' ')} with {budget.parameters:,} parameters"
+    logger.info("%s, trained by %s in %s at ZeRO stage %d", what, where, engine.precision, config.engine.zero_stage)
     plan = engine.plan
-    where = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}"
-    batch = f"{world.size} x {plan.accumulation_steps} x {plan.micro_batch_size} samples per step"
-    logger.info(
-        "%s: %s parameters, %s, ZeRO %d, %s", config.name, f"{parameters:,}", where, config.engine.zero_stage, batch
-    )
+    parts = ((world.size, "rank"), (plan.accumulation_steps, "micro-batch"), (plan.micro_batch_size, "sample"))
+    division = " x ".join(_count(number, word) for number, word in parts)
+    for line in (*summary.lines(task.data_facts), *budget.lines(division)):
+        logger.info("%s", line)
+    warning = budget.warning()
+    if warning is not None and world.is_main:
+        logger.warning("%s", warning)
     counts = {"training_samples": task.num_training_samples, "validation_samples": task.num_validation_samples}
     if progress.step:
         logger.info("resuming after step %d", progress.step)
         log.event("resume", step=progress.step, world_size=world.size, zero_stage=config.engine.zero_stage)
     else:
         log.event("start", step=0, world_size=world.size, zero_stage=config.engine.zero_stage, **counts)
+
+
+def _budget(config: RunConfig, task: Task, engine: Engine) -> Budget:
+    return Budget(
+        steps=config.steps,
+        samples_per_step=config.global_batch_size,
+        training_samples=task.num_training_samples,
+        parameters=sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()),
+        tokens_per_sample=task.cost(engine.module).tokens,
+    )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{('es' if word.endswith('ch') else 's') * (number != 1)}"

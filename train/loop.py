@@ -104,7 +104,7 @@ def fit(run: Run) -> bool:
         run.spikes.add(step, loss=means.totals["loss"], grad_norm=result.grad_norm)
         run.progress = advance(run, step, result, micro_batches, losses)
         log.tick()
-        seen = amount_seen(step, config, cost)
+        seen = amount_seen(step, config, cost, task.num_training_samples)
 
         if due(step, config.log_every, config.steps):
             metrics = {**means.means(), "grad_norm": float(result.grad_norm), "lr": lr}
@@ -137,10 +137,11 @@ def due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
-def amount_seen(step: int, config: RunConfig, cost: SampleCost) -> dict[str, int]:
-    """Return the number of samples seen so far, and of tokens if the task has any; skipped steps count."""
+def amount_seen(step: int, config: RunConfig, cost: SampleCost, training_samples: int) -> dict[str, float]:
+    """Return the samples and epochs seen so far, and the tokens if the task has any; skipped steps count."""
     samples = step * config.global_batch_size
-    return {"samples": samples} if cost.tokens is None else {"samples": samples, "tokens": samples * cost.tokens}
+    tokens = {} if cost.tokens is None else {"tokens": samples * cost.tokens}
+    return {"samples": samples, **tokens, "epoch": samples / training_samples}
 
 
 def keeps_weights(config: RunConfig, step: int) -> bool:
@@ -251,7 +252,8 @@ def evaluate_when_due(run: Run) -> None:
     run.watchdog.enter("evaluation", step)
     metrics = evaluate(run, step)
     if metrics is not None:
-        run.log.row(step, {**amount_seen(step, config, run.task.cost(run.engine.module)), **metrics})
+        cost = run.task.cost(run.engine.module)
+        run.log.row(step, {**amount_seen(step, config, cost, run.task.num_training_samples), **metrics})
         run.progress = replace(run.progress, evaluated=step)
 
 
@@ -259,7 +261,7 @@ def evaluate(run: Run, step: int) -> dict[str, float] | None:
     """Return the metrics of the validation split and show samples; None if a stop is requested meanwhile."""
     task, model = run.task, run.engine.model
     size = run.engine.plan.micro_batch_size  # the shape that blocks were compiled for
-    chunks = validation_chunks(task.num_validation_samples, size=size, ranks=run.world.size)
+    chunks = validation_chunks(task.validation_sets, size=size, ranks=run.world.size)
     model.eval()
     means = validation_means(task, model, chunks, world=run.world, step=step, is_stopped=lambda: stop_requested(run))
     if means is not None:

@@ -87,7 +87,11 @@ def _task_sections(records: Sequence[Record], notes: Sequence[str], *, prefix: s
         Section(
             title=f"{heading}Runs",
             notes=[*notes, *of_runs],
-            tables=[tables.facts(records), *_present(tables.differences(records))],
+            tables=[
+                tables.facts(records),
+                *_present(tables.differences(records)),
+                *_present(tables.data(records)),
+            ],
         ),
         Section(
             title=f"{heading}Training",

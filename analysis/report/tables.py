@@ -27,10 +27,13 @@ from analysis.validation import (
     validation_metrics,
 )
 
-_FACTS = ("run", "placement", "parameters", "steps", "state", "tokens", "samples", "training loss", "validation loss",
+_FACTS = ("run", "placement", "parameters", "steps", "state", "tokens", "samples", "epochs",
+          "tokens per parameter", "training loss", "validation loss",
           "best validation loss")  # fmt: skip
 _MACHINE = ("gradient spikes", "loss spikes", "skipped steps", "tokens/s", "samples/s", "peak memory (GiB)", "lr",
             "seed", "device", "ranks", "precision", "commit")  # fmt: skip
+_UNITS = ("files", "documents", "bytes", "tokens", "windows", "pairs", "samples")
+_DATA = ("run", "part", *_UNITS)
 
 
 def facts(records: Sequence[Record]) -> Table:
@@ -49,6 +52,37 @@ def facts(records: Sequence[Record]) -> Table:
         caption="Losses are those of the last logged step and the last validation; speed is the median over logged "
         "steps; memory is the peak over all ranks.",
     )
+
+
+def data(records: Sequence[Record]) -> Table | None:
+    """Return a row per run and split or source with its amounts, or None if none are recorded."""
+    rows = [row for record in records for row in _data_rows(record)]
+    filled = [i for i in range(len(_DATA)) if any(row[i] is not None for row in rows)]
+    if not rows:
+        return None
+    return Table(
+        title="Data",
+        header=[_DATA[i] for i in filled],
+        rows=[[row[i] for i in filled] for row in rows],
+        caption="What environment.json records of each run's data. Documents that validation sources contain too are "
+        "not trained on.",
+    )
+
+
+def _data_rows(record: Record) -> list[list[Any]]:
+    facts = record.environment.get("data")
+    if not isinstance(facts, dict):
+        return []
+    amounts = {split: [facts.get(f"{split}_{unit}") for unit in _UNITS] for split in ("training", "validation")}
+    rows = [[record.label, split, *of_split] for split, of_split in amounts.items() if any(of_split)]
+    for path, source in facts.get("sources", {}).items():
+        tokens = facts.get("tokens_by_source", {}).get(path)
+        of_source = {**source, "tokens": source.get("tokens", tokens)}
+        rows.append([record.label, f"{path} {source.get('path', '')}", *(of_source.get(unit) for unit in _UNITS)])
+    for of_set in facts.get("validation_sets", ()):
+        name = f"validation set {of_set.get('label') or 'without a label'}"
+        rows.append([record.label, name, *(of_set.get(unit) for unit in _UNITS)])
+    return rows
 
 
 def differences(records: Sequence[Record]) -> Table | None:
@@ -204,6 +238,8 @@ def _learned(record: Record) -> list[Any]:
         outcome(record),
         None if (tokens := _maximum(record, "tokens")) is None else int(tokens),
         None if (samples := _maximum(record, "samples")) is None else int(samples),
+        _maximum(record, "epoch"),
+        None if tokens is None or not (parameters := parameter_count(record)) else tokens / parameters,
         *(None if not len(v) else float(v[-1]) if np.isfinite(v[-1]) else "not finite" for v in (losses, validation)),
         float(finite.min()) if len(finite) else None,
     ]

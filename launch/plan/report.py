@@ -76,6 +76,7 @@ def _counts(config: RunConfig) -> Iterator[str]:
     tokens = batch * work.tokens
     yield f"{'tokens per step':30}{tokens:>18,}  ({batch:,} windows)"
     yield f"{'tokens in total':30}{tokens * config.steps:>18,}  ({config.steps:,} steps)"
+    yield f"{'tokens per parameter':30}{tokens * config.steps / work.parameters:>18,.3g}"
 
 
 # ------------------------------------------------------------------------------------------------------------- memory

@@ -10,6 +10,7 @@ import time
 STARTUP_ARM = "start-up"
 COMMANDS = (
     "train",
+    "train.data",
     "train.evaluate",
     "train.export",
     "launch local",

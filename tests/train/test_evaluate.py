@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.ranks import Ranks
-from tests.tiny import tiny_file
+from tests.tiny import tiny_file, write_corpus
 from tests.tiny_filter import tiny_filter_file
 from tests.train.test_resume import rows, train
 from train.config.load import load
@@ -26,6 +28,7 @@ def test_a_checkpoint_is_judged_again_and_on_other_data(
     step, figures = evaluate(run)
     assert step == 3
     assert figures == pytest.approx({name: last[name] for name in figures}, rel=1e-5)
+    assert last["epoch"] == 3 * 4 / 6  # three steps of four samples, six pairs
     other = ["task.data.validation_sources=[{path: procedural-scenes, start: 7, stop: 8, size: [40, 56]}]"]
     assert evaluate(run, other)[1]["validation_rmse"] != pytest.approx(last["validation_rmse"], rel=1e-2)
     assert main([str(run), "optim.lr=1", "task.model.residual=false", "engine.precision=fp32"]) == 2
@@ -130,3 +133,59 @@ def test_other_text_is_read_by_the_tokens_that_were_learned(ranks: Ranks, tmp_pa
     assert evaluate(run, [*there, f"task.data.sources=[{tmp_path / 'other.txt'}]"])[1] == figures
     # measured: 3.53; by a tokenizer made anew of the whole corpus 3.62, of the other text 6.88
     assert figures["validation_bits_per_byte"] == pytest.approx(3.53, abs=0.03)
+
+
+def test_other_text_is_judged_whole_without_the_training_text(
+    ranks: Ranks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranks(1, train, str(tiny_file(tmp_path)), ["steps=1", "task.data.validation_windows=2"])
+    run, judged = tmp_path / "runs/tiny", tmp_path / "judged"
+    write_corpus(judged, documents=2, seed=1)
+    shutil.rmtree(tmp_path / "corpus")
+    shutil.rmtree(tmp_path / "cache")
+    there = f"task.data.validation_sources=[{judged}]"
+    assert main([str(run), there]) == 0
+    size = sum(file.stat().st_size for file in judged.iterdir())
+    line = capsys.readouterr().out.splitlines()[1].strip()
+    assert line.startswith(f"{judged}/000.txt, {judged}/001.txt: 2 documents, {size / 1000:.1f} kB, ")
+    amounts = re.search(r", ([\d,]+) tokens, ([\d,]+) windows of 16 tokens(?:; the last (\d+) tokens fill no)?", line)
+    assert amounts is not None
+    tokens, windows, rest = (int((number or "0").replace(",", "")) for number in amounts.groups())
+    assert windows > 2
+    assert tokens == 1 + windows * 16 + rest
+    assert not (tmp_path / "cache").exists()
+    assert main([str(run), there, "task.data.validation_windows=3"]) == 0
+    assert ": 1 document, " in (first := capsys.readouterr().out)
+    assert "3 windows of 16 tokens; only its first windows, as task.data.validation_windows says" in first
+    (judged / "short.txt").write_text("short")
+    short = f"task.data.validation_sources=[{judged}/short.txt, {{path: '{judged}/short.txt', label: a}}]"
+    assert main([str(run), short]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"task.data.validation_sources[{number}]: not enough text{of} for a single validation window of 16: there are "
+        "6 tokens, 17 are needed; add text, or lower task.data.sequence_length"
+        for number, of in ((0, ""), (1, " of the label a"))
+    ]
+
+
+def test_labelled_sets_have_metrics_of_their_own(ranks: Ranks, tmp_path: Path) -> None:
+    """In a run of two ranks, afterwards on one, and as each set has when it is judged alone."""
+    paths = [write_corpus(tmp_path / name, documents=2, seed=seed) for seed, name in enumerate(("one", "two"), 1)]
+    labelled = ", ".join(f"{{path: {path}, label: {path.name}}}" for path in paths)
+    overrides = ["steps=2", "task.data.validation_fraction=null", f"task.data.validation_sources=[{labelled}]"]
+    ranks(2, train, str(tiny_file(tmp_path)), overrides)
+    run = tmp_path / "runs/tiny"
+    (last,) = (row for row in rows(tmp_path) if "validation_loss" in row)
+    figures = evaluate(run)[1]
+    names = ("loss", "perplexity", "bits_per_byte")
+    assert set(figures) == {f"validation_{label}{name}" for label in ("", "one_", "two_") for name in names}
+    assert figures == pytest.approx({name: last[name] for name in figures}, rel=1e-5)
+    alone = [evaluate(run, [f"task.data.validation_sources=[{path}]"])[1] for path in paths]
+    for path, of_set in zip(paths, alone, strict=True):
+        assert {n: figures[f"validation_{path.name}_{n}"] for n in names} == pytest.approx(
+            {name: of_set[f"validation_{name}"] for name in names}, rel=1e-5
+        )
+    facts = json.loads((run / "environment.json").read_text())["data"]["validation_sets"]
+    assert [(each["label"], each["documents"]) for each in facts] == [("one", 2), ("two", 2)]
+    windows = [each["windows"] for each in facts]
+    mean = np.average([of_set["validation_loss"] for of_set in alone], weights=windows)
+    assert figures["validation_loss"] == pytest.approx(mean, rel=1e-5)

@@ -68,6 +68,11 @@ def test_the_folder_gives_the_runs_validation_loss_elsewhere(ranks: Ranks, tmp_p
     assert found["new"] <= 12
     card = (out / "README.md").read_text()
     assert f"{last['validation_loss']:,.6g}" in card
+    environment = json.loads((run / "environment.json").read_text())
+    facts = environment["data"]
+    per_parameter = last["tokens"] / environment["parameters"]
+    assert f" ({last['epoch']:.3g} epochs, {per_parameter:.3g} tokens per parameter)." in card
+    assert f"- training data: {facts['training_documents']} documents, {facts['training_tokens']:,} tokens, " in card
     assert math.isfinite(found["loss"])
 
 

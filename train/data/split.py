@@ -5,3 +5,4 @@ from __future__ import annotations
 from typing import Literal
 
 Split = Literal["training", "validation"]
+SPLITS: tuple[Split, ...] = ("training", "validation")

@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from train.config.errors import ConfigError
 from train.config.load import load, read_run
@@ -39,7 +40,8 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
             would be ignored; or the data does not exist.
         CheckpointError: The checkpoint is damaged.
     """
-    return _evaluate(evaluation_config(run, overrides), run, step)
+    evaluation = _evaluate(evaluation_config(run, overrides), run, step)
+    return evaluation.step, evaluation.metrics
 
 
 def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
@@ -62,15 +64,17 @@ def overridable(config: RunConfig) -> list[str]:
 
 
 def _as_trained(run: Path, trained: TaskConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """Yield the overrides that let a language model read other text.
+    """Yield the overrides that let a language model read other text, or its validation sources alone.
 
-    The run's own tokenizer is used, as one trained on other text would differ; and separate validation sources replace
-    the held-out fraction of the training text.
+    The run's own tokenizer is used, as one trained on other text would differ. Other validation sources replace the
+    held-out fraction of the training text, and are read whole.
     """
-    if isinstance(trained, LanguageModelConfig) and any(override.startswith("task.data.") for override in overrides):
+    if not isinstance(trained, LanguageModelConfig):
+        return
+    if trained.data.validation_sources or any(override.startswith("task.data.") for override in overrides):
         yield f"task.data.tokenizer={run / 'assets'}"
-        if any(override.startswith("task.data.validation_sources") for override in overrides):
-            yield "task.data.validation_fraction=null"
+    if any(override.startswith("task.data.validation_sources") for override in overrides):
+        yield from ("task.data.validation_fraction=null", "task.data.validation_windows=null")
 
 
 def _forbidden(overrides: Sequence[str], allowed: Sequence[str]) -> Iterator[str]:
@@ -83,13 +87,26 @@ def _forbidden(overrides: Sequence[str], allowed: Sequence[str]) -> Iterator[str
             )
 
 
-def _evaluate(config: RunConfig, run: Path, step: int | None) -> tuple[int, dict[str, float]]:
-    import numpy as np
+class Evaluation(NamedTuple):
+    """The metrics of a checkpoint.
+
+    Args:
+        step: Step of the checkpoint.
+        metrics: `validation_*`.
+        data: What was read, a line each.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    data: list[str]
+
+
+def _evaluate(config: RunConfig, run: Path, step: int | None) -> Evaluation:
     import torch
     from torch import nn
 
     from train.checkpoint.checkpoint import CheckpointReader
-    from train.evaluate.validation import validation_means
+    from train.evaluate.validation import validation_chunks, validation_means
     from train.export.model_folder import chosen_checkpoint, load_model
     from train.ranks.distributed import World
     from train.tasks import build_task
@@ -99,12 +116,11 @@ def _evaluate(config: RunConfig, run: Path, step: int | None) -> tuple[int, dict
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(task, source).eval()
     nn.Module.to(model, device)
-    samples, size = task.num_validation_samples, config.micro_batch_size
-    chunks = [np.arange(samples)[first : first + size] for first in range(0, samples, size)]
+    chunks = validation_chunks(task.validation_sets, size=config.micro_batch_size, ranks=1)
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
     means = validation_means(task, model, chunks, world=world)
     assert means is not None, "no stop can be requested here"
-    return CheckpointReader(source).progress.step, task.validation_report(means)
+    return Evaluation(CheckpointReader(source).progress.step, task.validation_report(means), task.describe_validation())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -138,14 +154,16 @@ def _print_metrics(options: argparse.Namespace) -> int:
     from train.observe.jsonl import strict
 
     try:
-        step, metrics = _evaluate(config, options.run, options.step)
+        step, metrics, data = _evaluate(config, options.run, options.step)
     except (CheckpointError, DamagedDataError, OSError) as error:
         print(f"evaluation failed: {error}", file=sys.stderr)
         return 1
     if options.json:
-        print(json.dumps(strict({"step": step, **metrics})))
+        print(json.dumps(strict({"step": step, **metrics, "data": data})))
         return 0
     print(f"step {step} of {options.run}")
+    for line in data:
+        print(f"  {line}")
     for name, value in metrics.items():
         print(f"  {name.removeprefix('validation_').replace('_', ' '):28}{value:12.6g}")
     return 0

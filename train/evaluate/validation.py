@@ -47,12 +47,22 @@ def validation_means(
     return means.means()
 
 
-def validation_chunks(samples: int, *, size: int, ranks: int) -> list[np.ndarray]:
-    """Split the ids 0 to `samples` - 1 into chunks of `size`, with a remainder of single-sample chunks.
+def validation_chunks(sets: Sequence[int], *, size: int, ranks: int) -> list[np.ndarray]:
+    """Split the ids of consecutive sets into chunks of `size`, with a remainder of single-sample chunks in each set.
 
-    Each round of `ranks` consecutive chunks has one length, so a task that processes samples one by one makes the same
-    number of passes on every rank.
+    Within a set, each round of `ranks` consecutive chunks has one length, so a task that processes samples one by one
+    makes the same number of passes on every rank.
+
+    Args:
+        sets: Number of samples of each set; no chunk contains samples of two.
+        size: Samples of a chunk.
+        ranks: Number of ranks.
     """
-    whole = samples - samples % (size * ranks)
-    full = [np.arange(first, first + size) for first in range(0, whole, size)]
-    return [*full, *(np.arange(i, i + 1) for i in range(whole, samples))]
+    chunks: list[np.ndarray] = []
+    first = 0
+    for samples in sets:
+        whole = samples - samples % (size * ranks)
+        chunks += [first + np.arange(start, start + size) for start in range(0, whole, size)]
+        chunks += [first + np.arange(i, i + 1) for i in range(whole, samples)]
+        first += samples
+    return chunks

@@ -22,6 +22,8 @@ from train.config.errors import ConfigError
 from train.config.facts.run_layout import CHECKPOINTS, complete_steps, step_name
 from train.config.load import read_run
 from train.config.run import RunConfig
+from train.data import summary
+from train.data.budget import number_of_epochs
 from train.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -96,15 +98,17 @@ def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
     head = ["library_name: transformers", *([f"pipeline_tag: {card.pipeline_tag}"] if card.pipeline_tag else [])]
     metrics = last_metrics(run, step)
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value:,.6g} |" for name, value in metrics.items())
-    optim = config.optim
+    optim, environment = config.optim, _environment(run)
+    data = "".join(f"- {line.strip()}\n" for line in summary.lines(environment.get("data", {})))
     lines = "\n".join([*head, f"tags: [{', '.join(card.tags)}]"])
+    trained = f"{step:,} of {config.steps:,} steps of {config.global_batch_size} samples"
     return f"""---
 {lines}
 ---
 
 # {config.name}
 
-{card.summary} Trained for {step:,} of {config.steps:,} steps of {config.global_batch_size} samples.
+{card.summary} Trained for {trained}{_amount(metrics, environment)}.
 
 ```python
 {card.usage}
@@ -115,7 +119,22 @@ def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
 {rows}
 
 Data: {card.data}. Peak learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}, seed {config.seed}.
-"""
+
+{data}"""
+
+
+def _environment(run: Path) -> dict[str, Any]:
+    """Return the contents of environment.json, empty if there is none."""
+    path = run / "environment.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _amount(metrics: Mapping[str, float], environment: Mapping[str, Any]) -> str:
+    """Return the epochs so far and the tokens per parameter in words, as far as they are known."""
+    words = [number_of_epochs(metrics["epoch"])] if "epoch" in metrics else []
+    if "tokens" in metrics and environment.get("parameters"):
+        words.append(f"{metrics['tokens'] / environment['parameters']:.3g} tokens per parameter")
+    return f" ({', '.join(words)})" if words else ""
 
 
 def last_metrics(run: Path, step: int) -> dict[str, float]:
@@ -126,7 +145,7 @@ def last_metrics(run: Path, step: int) -> dict[str, float]:
         row: Mapping[str, Any] = json.loads(line)
         if row["step"] <= step:
             metrics |= row
-    names = ["step", "tokens", "loss", *(name for name in metrics if name.startswith("validation_"))]
+    names = ["step", "tokens", "epoch", "loss", *(name for name in metrics if name.startswith("validation_"))]
     return {name: metrics[name] for name in names if metrics.get(name) is not None}
 
 

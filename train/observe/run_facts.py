@@ -18,6 +18,7 @@ from train.config.report_facts import report_facts
 from train.config.run import RunConfig
 
 if TYPE_CHECKING:  # a finished run is recognized before torch is imported
+    from train.data.budget import Budget
     from train.observe.attention import Choice
     from train.ranks.distributed import World
 
@@ -32,9 +33,15 @@ def write_config(config: RunConfig) -> None:
 
 
 def write_environment(
-    folder: Path, *, world: World, precision: str, attention: Choice | None, facts: Mapping[str, Any]
+    folder: Path,
+    *,
+    world: World,
+    precision: str,
+    attention: Choice | None,
+    facts: Mapping[str, Any],
+    budget: Budget,
 ) -> None:
-    """Write environment.json: code, versions, host, device, resolved precision, kernel of attention.
+    """Write environment.json: code, versions, host, device, resolved precision, kernel of attention, data, budget.
 
     No environment variables.
     """
@@ -50,7 +57,9 @@ def write_environment(
         "threads_per_rank": torch.get_num_threads(),
         "precision": precision,
         "attention": None if attention is None else attention._asdict(),
+        "parameters": budget.parameters,
         "data": dict(facts),
+        "budget": budget.facts(),
     }
     _replace(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
 

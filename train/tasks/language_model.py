@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -18,9 +19,14 @@ from modeling.decoder.configuration_periln import PeriLNConfig
 from modeling.decoder.modeling_periln import PeriLNForCausalLM, PeriLNModel
 from train.config.run import OptimConfig
 from train.config.tasks.language_model import LanguageModelConfig
+from train.data import summary
 from train.data.split import Split
 from train.data.text import cache, corpus
 from train.data.text.check import check
+from train.data.text.documents import files
+from train.data.text.documents.reader import Sample
+from train.data.text.tokenizer import BYTE_BPE, load
+from train.data.text.validation import ValidationText, facts_of, labelled, labels, without_labels
 from train.tasks.task import AttentionShape, Batch, ModelCard, ParameterGroup, SampleCost, StepOutput, Sums, Task
 
 _USAGE = """\
@@ -40,10 +46,17 @@ class LanguageModel(Task):
         self._optim = optim
         self._seed = seed
 
+    # ------------------------------------------------------------------------------------------------------- the data
+
     @cached_property
     def data(self) -> cache.TextData:
         """The windows of text, tokenized on first use if the corpus is small."""
-        return cache.prepare(self.config.data, vocab_size=self.config.model.vocab_size)
+        return cache.prepare(without_labels(self.config.data), vocab_size=self.config.model.vocab_size)
+
+    @cached_property
+    def validation(self) -> ValidationText | None:
+        """Validation text apart from the prepared corpus, for labels and evaluations; None: that of the corpus."""
+        return labelled(self.config.data, self.data, vocab_size=self.config.model.vocab_size)
 
     @property
     def num_training_samples(self) -> int:
@@ -53,30 +66,62 @@ class LanguageModel(Task):
     @property
     def num_validation_samples(self) -> int:
         """Number of validation windows."""
-        return self.data.num_validation_samples
+        return self.data.num_validation_samples if self.validation is None else self.validation.num_samples
+
+    @property
+    def validation_sets(self) -> list[int]:
+        """Number of validation windows of each label."""
+        return [self.num_validation_samples] if self.validation is None else self.validation.sizes
 
     @property
     def data_fingerprint(self) -> str:
         """A hash of all windows."""
-        return self.data.fingerprint
+        if self.validation is None:
+            return self.data.fingerprint
+        both = f"{self.data.fingerprint} {self.validation.fingerprint}"
+        return hashlib.blake2b(both.encode(), digest_size=8).hexdigest()
 
     @property
     def data_facts(self) -> Mapping[str, Any]:
-        """Facts about the corpus."""
-        return self.data.facts
+        """Facts about the corpus, and about validation sets apart from it."""
+        return facts_of(self.data, self.validation)
 
     def check(self) -> list[str]:
         """Check the sources and the tokenizer; return what was read."""
-        return check(self.config.data, vocab_size=self.config.model.vocab_size)
+        data, vocab_size = self.config.data, self.config.model.vocab_size
+        lines = check(data, vocab_size=vocab_size)
+        is_small = files.size_on_disk(data.validation_sources) <= Sample().whole
+        if data.tokenizer != BYTE_BPE and is_small and any(labels(data)):
+            lines += map(summary.line_of_set, ValidationText(data, load(data.tokenizer, vocab_size=vocab_size)).facts)
+        return lines
 
     def prepare(self) -> str:
         """Tokenize and pack the corpus, regardless of its size."""
-        data = cache.prepare(self.config.data, vocab_size=self.config.model.vocab_size, may_tokenize=True)
+        config = without_labels(self.config.data)
+        self.data = cache.prepare(config, vocab_size=self.config.model.vocab_size, may_tokenize=True)
         ready = (
-            f"{data.num_training_samples:,} training and {data.num_validation_samples:,} validation windows of "
-            f"{self.config.data.sequence_length} tokens are ready (fingerprint {data.fingerprint})"
+            f"{self.num_training_samples:,} training and {self.num_validation_samples:,} validation windows of "
+            f"{self.config.data.sequence_length} tokens are ready (fingerprint {self.data_fingerprint})"
         )
-        return "\n".join([*corpus.report(data.facts), *corpus.warnings(data.facts), ready])
+        return "\n".join([*corpus.report(self.data.facts), *corpus.warnings(self.data.facts), ready])
+
+    def open_validation(self) -> None:
+        """Read the validation sources alone, if there are any and the tokenizer does not depend on others."""
+        data = self.config.data
+        if not data.validation_sources or data.tokenizer == BYTE_BPE:
+            self.open_data()
+            return
+        self.validation = ValidationText(data, load(data.tokenizer, vocab_size=self.config.model.vocab_size))
+
+    def describe_validation(self) -> list[str]:
+        """Return the documents, bytes, tokens and windows of each set, and their files."""
+        length = self.config.data.sequence_length
+        if self.validation is not None:
+            return [summary.validation_line(facts, length=length) for facts in self.validation.facts]
+        amounts = summary.amounts(self.data.facts, "validation") | {"windows": self.num_validation_samples}
+        return [f"held out of the training sources: {summary.in_words(amounts)} of {length} tokens"]
+
+    # ---------------------------------------------------------------------------------------------------- the network
 
     def outline(self) -> PeriLNForCausalLM:
         """Return the decoder, for its shapes only."""
@@ -94,7 +139,8 @@ class LanguageModel(Task):
     def build_model(self) -> PeriLNForCausalLM:
         """Return the decoder, initialized from the run's seed."""
         torch.manual_seed(self._seed)
-        return decoder(self.config, end_of_text=self.data.eos_token_id)
+        text = self.data if self.validation is None else self.validation
+        return decoder(self.config, end_of_text=text.eos_token_id)
 
     def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
         """Group by role: matrices, embeddings and output norms have decay settings; other norms do not decay."""
@@ -139,11 +185,16 @@ class LanguageModel(Task):
         )
 
     def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
-        """Read windows: `tokens` (B, T + 1) int64; for validation also `target_bytes` (B,)."""
-        batch = {"tokens": torch.from_numpy(self.data.read(split, sample_ids))}
-        if split == "validation":
-            batch["target_bytes"] = torch.from_numpy(self.data.target_bytes(sample_ids))
-        return batch
+        """Read windows: `tokens` (B, T + 1) int64; for validation also `target_bytes` and `set` (B,)."""
+        if split == "training":
+            return {"tokens": torch.from_numpy(self.data.read(split, sample_ids))}
+        if self.validation is None:
+            windows, sizes = self.data.read(split, sample_ids), self.data.target_bytes(sample_ids)
+            sets = np.zeros(len(sample_ids), np.int64)
+        else:
+            windows, sizes = self.validation.read(sample_ids), self.validation.target_bytes(sample_ids)
+            sets = self.validation.sets(sample_ids)
+        return {key: torch.from_numpy(v) for key, v in (("tokens", windows), ("target_bytes", sizes), ("set", sets))}
 
     def weight(self, batch: Batch) -> float:
         """Return the number of predicted tokens: all but the first of each window."""
@@ -160,9 +211,17 @@ class LanguageModel(Task):
         return StepOutput(output.loss, weight, metrics)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        """Return the cross-entropy per token and, for bits per byte, per byte of predicted text."""
+        """Return the cross-entropy per token and, for bits per byte, per byte of predicted text; also by label."""
         loss_sum, weight = self.step(model, batch).metrics["loss"]
-        return {"loss": (loss_sum, weight), "loss_per_byte": (loss_sum, batch["target_bytes"].sum().float())}
+        sums = {"loss": (loss_sum, weight), "loss_per_byte": (loss_sum, batch["target_bytes"].sum().float())}
+        by_label = {
+            f"{label}.{name}": (value * counts, weight * counts)
+            for number, label in enumerate(labels(self.config.data))
+            for counts in [(batch["set"][0] == number).float()]  # of all windows: no batch contains two sets
+            for name, (value, weight) in sums.items()
+            if label is not None
+        }
+        return sums | by_label
 
     def card(self) -> ModelCard:
         """Return the model card of an exported decoder."""
@@ -181,13 +240,19 @@ class LanguageModel(Task):
         self.data.save_tokenizer(folder)
 
     def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Return loss (nats per token), perplexity, and bits per byte of UTF-8 text."""
-        loss = means["loss"]
-        return {
-            "validation_loss": loss,
-            "validation_perplexity": math.exp(min(loss, 700.0)),  # e^700 is near the largest double
-            "validation_bits_per_byte": means["loss_per_byte"] / math.log(2),
-        }
+        """Return loss (nats per token), perplexity, and bits per byte of UTF-8 text: of all sets, then by label."""
+        report = _report(means["loss"], means["loss_per_byte"], "validation")
+        for label in filter(None, labels(self.config.data)):
+            report |= _report(means[f"{label}.loss"], means[f"{label}.loss_per_byte"], f"validation_{label}")
+        return report
+
+
+def _report(loss: float, loss_per_byte: float, prefix: str) -> dict[str, float]:
+    return {
+        f"{prefix}_loss": loss,
+        f"{prefix}_perplexity": math.exp(min(loss, 700.0)),  # e^700 is near the largest double
+        f"{prefix}_bits_per_byte": loss_per_byte / math.log(2),
+    }
 
 
 def _probe_sites(model: PeriLNModel) -> Iterator[Site]:

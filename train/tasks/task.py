@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -163,6 +163,15 @@ class Task(ABC):
             ConfigError: The data is not suitable for an evaluation.
         """
         self.open_data()
+
+    @property
+    def validation_sets(self) -> Sequence[int]:
+        """Sizes of the sets that the validation samples are divided into, in order; no batch contains two sets."""
+        return [self.num_validation_samples]
+
+    def describe_validation(self) -> list[str]:
+        """Return what an evaluation reads, a line each."""
+        return [f"{self.num_validation_samples:,} validation samples"]
 
     @property
     def data_facts(self) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 from analysis import __main__ as entry
 from analysis.page import Section, Table, number_text, write_page
-from analysis.runs import InputError
+from analysis.report import tables
+from analysis.runs import InputError, read_runs
 from tests.analysis.synthetic import metric_rows, write_depth_run, write_run
 
 ROOT = Path(__file__).parents[3]
@@ -166,3 +168,34 @@ def test_an_unknown_command_is_answered_with_the_usage(
 )  # fmt: skip
 def test_cells_read_well(value: object, text: str) -> None:
     assert number_text(value) == text
+
+
+def test_amounts_of_data_are_shown(tmp_path: Path) -> None:
+    """400 samples are 4 epochs over 100 windows."""
+    rows = [{**row, "tokens": 6000, "epoch": 4.0} for row in metric_rows(10)]
+    folder = write_run(tmp_path / "a", metrics=rows)
+    environment = json.loads((folder / "environment.json").read_text())
+    environment["parameters"] = 300
+    environment["data"] = {
+        "training_documents": 7,
+        "training_windows": 100,
+        "validation_documents": 2,
+        "sources": {"task.data.sources[0]": {"path": "books/*.txt", "files": 3, "documents": 9, "bytes": 4321}},
+        "tokens_by_source": {"task.data.sources[0]": 1234},
+        "validation_sets": [{"label": "b", "documents": 2, "tokens": 55, "windows": 5}],
+    }
+    (folder / "environment.json").write_text(json.dumps(environment))
+    (record,) = read_runs([str(folder)])[0]
+    of_run = tables.facts([record])
+    values = dict(zip(of_run.header, of_run.rows[0], strict=True))
+    assert (values["epochs"], values["tokens per parameter"]) == (4.0, 20.0)
+    of_data = tables.data([record])
+    assert of_data is not None
+    assert of_data.header == ["run", "part", "files", "documents", "bytes", "tokens", "windows"]
+    assert [list(row) for row in of_data.rows] == [
+        ["a", "training", None, 7, None, None, 100],
+        ["a", "validation", None, 2, None, None, None],
+        ["a", "task.data.sources[0] books/*.txt", 3, 9, 4321, 1234, None],
+        ["a", "validation set b", None, 2, None, 55, 5],
+    ]
+    assert tables.data(read_runs([str(write_run(tmp_path / "b"))])[0]) is None

@@ -75,6 +75,7 @@ def test_the_plan_prints_tables_a_recommendation_and_its_error(capsys: pytest.Ca
     assert "In host memory, until written: 43.91 GB per node of 8 GPUs." in printed
     assert "Attention: head width 160: " in printed
     assert "task.model.num_attention_heads=20 task.model.num_key_value_heads=10" in printed
+    assert f"{'tokens per parameter':30}{'8.25':>18}\n" in printed  # 30,198,988,800 / 3,659,532,800
     assert "a guess; set your own with --mfu" in printed
     assert "Accuracy of the memory: " in printed
 

@@ -92,6 +92,11 @@ class SourceConfig:
         default=None,
         null="true if max_documents or max_tokens is set",
     )
+    label: str | None = setting(
+        "Validation sources: sources with one label are a set with metrics of its own, as in validation_LABEL_loss",
+        default=None,
+        null="part of validation_loss only",
+    )
 
 
 @section
@@ -116,7 +121,7 @@ class TextDataConfig:
         "Text to validate on, instead of a held-out fraction", default=(), evaluation=True, judges=True
     )
     validation_windows: int | None = setting(
-        "Number of samples to validate on, from the first",
+        "Number of samples to validate on, from the first; of each label, if there are several",
         default=None,
         at_least=1,
         null="all",

@@ -16,11 +16,10 @@ from filelock import FileLock
 
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import SourceConfig, TextDataConfig
-from train.data.split import Split
+from train.data.split import SPLITS, Split
 from train.data.text import corpus
 from train.data.text.documents import files
 from train.data.text.preparation import build_store
-from train.data.text.shards import SPLITS
 from train.data.text.store import TextData, TokenStore
 from train.data.text.tokenizer import BYTE_BPE
 

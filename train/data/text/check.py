@@ -9,12 +9,11 @@ from tokenizers import pre_tokenizers
 
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import TextDataConfig
-from train.data.split import Split
+from train.data.split import SPLITS, Split
 from train.data.text import corpus
 from train.data.text.cache import require_window
 from train.data.text.corpus import NamedReader, Splitter
 from train.data.text.documents.reader import Sample
-from train.data.text.shards import SPLITS
 from train.data.text.tokenizer import BYTE_BPE, encode, load, train_byte_bpe
 
 if TYPE_CHECKING:

@@ -29,11 +29,11 @@ from tokenizers import Tokenizer
 
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import TextDataConfig
-from train.data.split import Split
+from train.data.split import SPLITS, Split
 from train.data.text import corpus
 from train.data.text.corpus import NamedReader, Splitter
 from train.data.text.documents import files
-from train.data.text.shards import SPLITS, Encoded, ShardRecord, shard_folder, write_shard
+from train.data.text.shards import Encoded, ShardRecord, shard_folder, write_shard
 from train.data.text.tokenizer import BYTE_BPE, DOCUMENTS_AT_A_TIME, encode, end_of_text_id, load, train_byte_bpe
 
 if TYPE_CHECKING:
@@ -212,9 +212,10 @@ class Encoder(NamedTuple):
                 texts = [text for text, of in zip(job.texts[part], job.splits[part], strict=True) if of == split]
                 encoded = encode(texts, tokenizer, counts_bytes=split == "validation")
                 sizes = encoded.get("bytes", [None] * len(texts))
-                for ids, of_tokens in zip(encoded["ids"], sizes, strict=True):
+                for text, ids, of_tokens in zip(texts, encoded["ids"], sizes, strict=True):
                     token_bytes = None if of_tokens is None else np.append(of_tokens, 0)  # end-of-text is no text
-                    yield Encoded(split, np.append(np.asarray(ids, np.int64), self.end), token_bytes)
+                    tokens = np.append(np.asarray(ids, np.int64), self.end)
+                    yield Encoded(split, tokens, len(text.encode()), token_bytes)
 
 
 def _write_shards(
@@ -395,6 +396,7 @@ def _token_facts(readers: Sequence[NamedReader], records: Sequence[ShardRecord])
     total: dict[str, Any] = {}
     for split in SPLITS:
         total[f"{split}_documents"] = sum(record.split_documents[split] for record in records)
+        total[f"{split}_bytes"] = sum(record.text_bytes[split] for record in records)
         total[f"{split}_tokens"] = sum(record.tokens[split] for record in records)
     tokens = {
         named.path: sum(sum(record.tokens.values()) for record in records if record.source == number)

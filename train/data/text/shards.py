@@ -22,9 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.split import Split
+from train.data.split import SPLITS, Split
 
-SPLITS: tuple[Split, ...] = ("training", "validation")
 _RECORD = "shard.json"
 
 
@@ -33,6 +32,7 @@ class Encoded(NamedTuple):
 
     split: Split
     tokens: np.ndarray
+    text_bytes: int
     token_bytes: np.ndarray | None = None  # bytes of text of each token; None in training
 
 
@@ -114,13 +114,13 @@ def write_shard(
     tokens, text_bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     names = [f"{split}.tokens" for split in SPLITS] + ["validation.bytes"]
     sinks = {name: _Sink(partial / name) for name in names}
-    for split, ids, sizes in encoded:
+    for split, ids, num_bytes, token_bytes in encoded:
         sinks[f"{split}.tokens"].write(ids.astype(dtype))
         tokens[split] += len(ids)
+        text_bytes[split] += num_bytes
         ends[split].append(tokens[split])
-        if sizes is not None:
-            sinks["validation.bytes"].write(sizes.astype(np.uint32))
-            text_bytes[split] += int(sizes.sum())
+        if token_bytes is not None:
+            sinks["validation.bytes"].write(token_bytes.astype(np.uint32))
     for split in SPLITS:
         sinks[f"{split}.ends"] = _Sink(partial / f"{split}.ends")
         sinks[f"{split}.ends"].write(np.asarray(ends[split], np.uint64))

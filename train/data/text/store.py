@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from train.data.damage import DamagedDataError
-from train.data.split import Split
-from train.data.text.shards import SPLITS, ShardRecord, TokenSequence, shard_folder
+from train.data.split import SPLITS, Split
+from train.data.text.shards import ShardRecord, TokenSequence, shard_folder
 
 _TOGETHER = 1024  # windows hashed at a time
 

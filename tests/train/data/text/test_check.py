@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +164,16 @@ def test_validation_sources_beside_a_fraction_say_what_to_write(
     assert main([path, override, "task.data.validation_fraction=null", "--check"]) == 0
 
 
-def test_preparation_logs_what_it_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_preparation_tells_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.jsonl").write_bytes(ROWS + json_lines([None]))
-    config = data(tmp_path, f"task.data.sources=[{tmp_path}/x.jsonl]", "task.data.on_bad_document=skip")
-    with caplog.at_level(logging.WARNING):
-        prepared = cache.prepare(config, vocab_size=300)
-    assert "1 bad document left out" in caplog.text
-    assert prepared.facts["sources"]["task.data.sources[0]"]["skipped"] == 1
+    overrides = [f"task.data.sources=[{tmp_path}/x.jsonl]", "task.data.on_bad_document=skip"]
+    for _ in range(2):  # prepared, and found prepared
+        assert main([str(tiny_file(tmp_path)), *overrides, "--prepare"]) == 0
+        assert "1 bad document left out" in capsys.readouterr().out
+    assert (
+        cache.prepare(data(tmp_path, *overrides), vocab_size=300).facts["sources"]["task.data.sources[0]"]["skipped"]
+        == 1
+    )
 
 
 def test_max_tokens_stop_after_the_document_that_reaches_them(tmp_path: Path) -> None:

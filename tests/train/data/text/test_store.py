@@ -40,7 +40,7 @@ def sequence_of(folder: Path, shards: list[list[int]], split: str = "training") 
     records, first = [], 0
     for number, lengths in enumerate(shards):
         documents = [np.arange(first := first + length)[first - length :] for length in lengths]
-        encoded = [Encoded(split, ids, 10 * ids if split == "validation" else None) for ids in documents]  # type: ignore[arg-type]
+        encoded = [Encoded(split, ids, 0, 10 * ids if split == "validation" else None) for ids in documents]  # type: ignore[arg-type]
         place = shard_folder(folder, number)
         records.append(
             write_shard(place, encoded, dtype=DTYPE, source=0, documents=len(lengths), read_bytes=0, keys="")

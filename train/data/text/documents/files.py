@@ -16,7 +16,7 @@ from train.config.tasks.language_model import EMBEDDED_CORPUS, SourceConfig
 
 _EXCLUDED = {"test", "tests", "idle_test", "encodings", "site-packages", "__pycache__", "lib2to3", "lib-dynload"}
 # Settings that did not exist when the key of a cache was defined: at their defaults they are no part of it.
-_ADDED_LATER = {"max_documents", "max_tokens", "streaming", "on_bad_document"}
+_ADDED_LATER = {"max_documents", "max_tokens", "streaming", "on_bad_document", "label"}
 
 
 def standard_library() -> list[Path]:
