@@ -41,8 +41,8 @@ def test_a_start_tells_model_data_and_budget(ranks: Ranks, tmp_path: Path) -> No
     )
     windows, size = facts["training_windows"], sum(f.stat().st_size for f in (tmp_path / "corpus").iterdir())
     assert lines[1] == (
-        f"training data: {facts['training_documents']} documents, {facts['training_tokens']:,} tokens, "
-        f"{windows:,} windows"
+        f"training data: {facts['training_documents']} documents, {facts['training_bytes'] / 1000:.1f} kB, "
+        f"{facts['training_tokens']:,} tokens, {windows:,} windows"
     )
     assert lines[3].startswith(f"  task.data.sources[0] {tmp_path}/corpus/*.txt: 60 files, 60 documents, ")
     assert f"{size / 1000:.1f} kB" in lines[3]

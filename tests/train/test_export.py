@@ -72,7 +72,8 @@ def test_the_folder_gives_the_runs_validation_loss_elsewhere(ranks: Ranks, tmp_p
     facts = environment["data"]
     per_parameter = last["tokens"] / environment["parameters"]
     assert f" ({last['epoch']:.3g} epochs, {per_parameter:.3g} tokens per parameter)." in card
-    assert f"- training data: {facts['training_documents']} documents, {facts['training_tokens']:,} tokens, " in card
+    amounts = f"{facts['training_bytes'] / 1000:.1f} kB, {facts['training_tokens']:,} tokens, "
+    assert f"- training data: {facts['training_documents']} documents, {amounts}" in card
     assert math.isfinite(found["loss"])
 
 
