@@ -1,8 +1,9 @@
 """`make bench`: speed and peak memory beside peers, in one run, alternating.
 
 Every arm is a process of its own: of the language model it trains on the same windows of real text with the same
-shapes, batch and threads; of the image filters it filters, or trains on, the same image; `start-up` times the commands'
-`--help`. The rounds alternate, and what counts are ratios within a round. `--record` appends to docs/experiments.md.
+shapes, batch and threads; of the image filters it filters, or trains on, the same image; `preparation` tokenizes text;
+`start-up` times the commands' `--help`. The rounds alternate, and what counts are ratios within a round. `--record`
+appends to docs/experiments.md.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 from tests.benchmark.arms import ARMS, PROBE_ARMS, Shape
 from tests.benchmark.filters import FILTER_ARMS, filter_table
+from tests.benchmark.preparation import PREPARATION_ARM, preparation_table
 from tests.benchmark.startup import STARTUP_ARM, startup_table
 from train.config.run import ProbesConfig
 
@@ -117,6 +119,8 @@ def tables(rounds: list[dict[str, dict[str, float]]]) -> Iterator[str]:
     filters = [{arm: row[arm] for arm in row if arm in FILTER_ARMS} for row in rounds]
     if filters[0]:
         yield filter_table(filters)
+    if PREPARATION_ARM in rounds[0]:
+        yield preparation_table([row[PREPARATION_ARM] for row in rounds])
     if STARTUP_ARM in rounds[0]:
         yield startup_table([row[STARTUP_ARM] for row in rounds])
 
@@ -137,7 +141,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of an arm, the first third not counted")
-    known = [*ARMS, *PROBE_ARMS, *FILTER_ARMS, STARTUP_ARM]
+    known = [*ARMS, *PROBE_ARMS, *FILTER_ARMS, PREPARATION_ARM, STARTUP_ARM]
     parser.add_argument("--arms", nargs="*", choices=known, default=known, help="which to run; default: all")
     parser.add_argument("--record", action="store_true", help="append to docs/experiments.md")
     given = parser.parse_args()

@@ -1,6 +1,7 @@
 """The arms of the benchmark: our program, Hugging Face's Trainer, and hand-written loops, on the same windows.
 
-Those of the image filters are in filters.py, that of the commands' start in startup.py.
+Those of the image filters are in filters.py, of preparing text in preparation.py, of the commands' start in
+startup.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.benchmark.filters import FILTER_ARMS, measure_filter
+from tests.benchmark.preparation import PREPARATION_ARM, measure_preparation
 from tests.benchmark.startup import STARTUP_ARM, measure_startup
 
 TIMED_EVERY = 5  # steps: the clock is read as often as a run would log
@@ -241,6 +243,9 @@ def main() -> None:
     given = json.loads(sys.argv[1])
     if given["arm"] == STARTUP_ARM:
         print(json.dumps(measure_startup()))
+        return
+    if given["arm"] == PREPARATION_ARM:
+        print(json.dumps(measure_preparation(Path(given["folder"]))))
         return
     import torch
 

@@ -9,6 +9,7 @@ fingerprint that a resumed run compares is derived from the windows themselves.
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from train.data.text.documents import files
 from train.data.text.preparation import build_store
 from train.data.text.store import TextData, TokenStore
 from train.data.text.tokenizer import BYTE_BPE
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 PREPARE_FIRST_BYTES = 1_000_000_000
@@ -47,6 +50,7 @@ def prepare(config: TextDataConfig, *, vocab_size: int, may_tokenize: bool = Fal
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "store.json").exists():
             _require_small(config, may_tokenize)
+            _tell_of_older_form(folder.parent)
             build_store(config, folder, vocab_size=vocab_size)
         store = TokenStore(folder)
         for split in SPLITS:
@@ -73,6 +77,14 @@ def _require_small(config: TextDataConfig, may_tokenize: bool) -> None:
                 "first, which needs no GPU"
             ]
         )
+
+
+def _tell_of_older_form(cache_dir: Path) -> None:
+    """Name prepared corpora of the first form, whose windows were files of their own for each sequence length."""
+    older = sorted({path.parent.name for path in cache_dir.glob("text-*/training.arrow")})
+    if older:
+        names = ", ".join(older[:3]) + ", ..." * (len(older) > 3)
+        logger.info("%s: of an older form, not used any more, can be deleted: %s", cache_dir, names)
 
 
 def require_window(tokens: int, split: Split, config: TextDataConfig) -> None:
