@@ -60,9 +60,9 @@ def build_store(config: TextDataConfig, folder: Path, *, vocab_size: int) -> Non
         ConfigError: A source or the tokenizer cannot be used.
         OSError: The store cannot be written.
     """
+    readers = corpus.open_readers(config)
     folder.mkdir(parents=True, exist_ok=True)
     logger.info("tokenizing %s into %s", ", ".join(source.path for source in config.sources), folder)
-    readers = corpus.open_readers(config)
     split_of = corpus.splitter(config, readers)
     tokenizer, sample = _tokenizer(config, folder, readers, split_of, vocab_size)
     encoder = Encoder(
