@@ -86,7 +86,8 @@ def group_records(records: Sequence[Record], *, also_ignored: Sequence[str] = ()
 
     together: dict[Any, list[Record]] = {}
     for record in records:
-        settings = {key: value for key, value in leaves(record.config).items() if distinguishes(key)}
+        known = leaves(record.config).items()  # null is what a setting was before it existed
+        settings = {key: value for key, value in known if value is not None and distinguishes(key)}
         key = repr(sorted(settings.items(), key=lambda item: item[0])) if record.config else record.label
         together.setdefault(key, []).append(record)
     firsts = [members[0] for members in together.values()]

@@ -164,6 +164,14 @@ def test_seeds_are_one_line_with_a_band(tmp_path: Path) -> None:
     assert found.high - found.low == pytest.approx(np.full(40, 0.6))
 
 
+def test_a_setting_that_did_not_exist_yet_does_not_set_a_run_apart(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "old", seed=1), write_run(tmp_path / "new", seed=2)]
+    config = yaml.safe_load((runs[1] / "config.yaml").read_text())
+    config["optim"]["added_later"] = None
+    (runs[1] / "config.yaml").write_text(yaml.safe_dump(config))
+    assert len(group_records([read_run(run) for run in runs])) == 1
+
+
 def test_a_seed_that_is_not_finite_leaves_a_gap_and_one_that_ended_does_not(tmp_path: Path) -> None:
     records = seeds(tmp_path)
     rows = [{**row, "loss": None} if row["step"] == 5 else row for row in metric_rows(20)]
