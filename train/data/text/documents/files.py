@@ -25,9 +25,11 @@ def standard_library() -> list[Path]:
     These are about 10 MB of code and English available on every machine, so the default corpus needs no download. They
     differ between Python versions, so results are not comparable across machines.
     """
-    root = Path(sysconfig.get_path("stdlib"))
-    paths = (path for suffix in ("*.py", "*.txt") for path in root.rglob(suffix))
-    return sorted(path for path in paths if not _EXCLUDED & set(path.relative_to(root).parts) and path.stat().st_size)
+    paths: list[Path] = []
+    for folder, below, names in os.walk(sysconfig.get_path("stdlib")):
+        below[:] = [name for name in below if name not in _EXCLUDED]
+        paths += [Path(folder, name) for name in names if name.endswith((".py", ".txt"))]
+    return sorted(path for path in paths if path.stat().st_size)
 
 
 def places(source: SourceConfig) -> list[Path]:
