@@ -1,8 +1,8 @@
 """Initial weights drawn by several cores at once.
 
-torch draws random numbers on one core: 17 ns per weight, a minute for 3.4 billion. Here a large tensor is drawn in
-blocks, each with a generator of its own, so that the numbers depend on the seed alone and not on the number of threads.
-They differ from those that torch draws in one sequence, which is why runs on a CPU do not use this.
+torch draws random numbers on one core: 8 to 17 ns per weight, up to a minute for 3.4 billion. Here a large tensor is
+drawn in blocks, each with a generator of its own, so that the numbers depend on the seed alone and not on the number of
+threads. They differ from those that torch draws in one sequence, which is why runs on a CPU do not use this.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _BLOCK = 2**20  # elements; smaller tensors are drawn as torch does
+_DRAWS = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
 _SPREAD = 0x9E3779B1  # odd, so that different numbers of a block have different seeds modulo 2^32
 
 
@@ -27,18 +28,20 @@ def drawn_in_parallel(threads: int) -> Iterator[None]:
         yield
 
 
-class _ParallelDraws(TorchFunctionMode):
+class _ParallelDraws(TorchDispatchMode):
+    """Sees what `torch.nn.init` and a tensor's own methods come down to."""
+
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         super().__init__()
         self._pool = pool
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (Tensor.normal_, Tensor.uniform_) and _is_large(args[0]) and kwargs.get("generator") is None:
-            parameters = {key: value for key, value in kwargs.items() if key != "generator"}
-            self._draw(args[0], lambda block, generator: func(block, *args[1:], generator=generator, **parameters))
-            return args[0]
-        return func(*args, **kwargs)
+        if func not in _DRAWS or not _is_large(args[0]) or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        parameters = {key: value for key, value in kwargs.items() if key != "generator"}
+        self._draw(args[0], lambda block, generator: func(block, *args[1:], generator=generator, **parameters))
+        return args[0]
 
     def _draw(self, tensor: Tensor, fill: Callable[[Tensor, torch.Generator], Any]) -> None:
         """Fill a tensor block by block; the first seed is the next random number of torch's own generator."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import initialization
 
 from train.engine.initialization import drawn_in_parallel
 
@@ -34,6 +36,21 @@ def test_the_numbers_follow_from_the_seed_whatever_the_number_of_threads() -> No
     one, three, again, other = drawn(1, 1), drawn(1, 3), drawn(1, 3), drawn(2, 3)
     assert all(torch.equal(a, b) and torch.equal(b, c) for a, b, c in zip(one, three, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("fill", [nn.init.normal_, nn.init.kaiming_uniform_, initialization.normal_, Tensor.normal_])
+def test_every_way_to_draw_a_large_tensor_is_drawn_in_blocks(fill: Callable[[Tensor], object]) -> None:
+    """Else it would be torch's sequence."""
+
+    def filled() -> Tensor:
+        torch.manual_seed(0)
+        fill(tensor := torch.empty(LARGE))
+        return tensor
+
+    with drawn_in_parallel(2):
+        inside = filled()
+    assert inside.isfinite().all()
+    assert not torch.equal(inside, filled())
 
 
 def test_a_network_of_small_tensors_starts_with_the_numbers_of_torch() -> None:
