@@ -131,10 +131,14 @@ def _outline(task: Task) -> nn.Module:
 
 
 def prepare(config: RunConfig) -> int:
-    """Prepare the data."""
+    """Prepare the data; return the exit code."""
     task = _task(config)
-    with _told("train.data"):
-        print(task.prepare())
+    try:
+        with _told("train.data"):
+            print(task.prepare())
+    except OSError as error:
+        print(f"the data could not be prepared: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

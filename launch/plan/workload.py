@@ -1,4 +1,4 @@
-"""What a run trains, as closed forms: a decoder or a joint image filter."""
+"""The model and data that a run trains, as closed forms: a decoder or a joint image filter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stage works with: options, the time left, items with their results, and training runs as child processes."""
+"""The surroundings of a stage: options, the time left, items with their results, training runs as child processes."""
 
 from __future__ import annotations
 

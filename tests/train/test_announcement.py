@@ -1,4 +1,4 @@
-"""What a run logs at its start: its model, data and budget, and a warning if a text is repeated often."""
+"""The first log lines of a run: its model, data and budget, and a warning if a text is repeated often."""
 
 from __future__ import annotations
 

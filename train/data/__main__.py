@@ -1,4 +1,4 @@
-"""What is in the data of a run: `python -m train.data CONFIG [key=value ...] [--step N]`.
+"""The data of a run, shown: `python -m train.data CONFIG [key=value ...] [--step N]`.
 
 With `--step N`, also what step N of the run trains on: its samples in their order and, of text, the first windows.
 """

@@ -1,4 +1,4 @@
-"""Which kernel torch's scaled_dot_product_attention takes, and why not a faster one.
+"""The kernel that torch's scaled_dot_product_attention takes, and the obstacles to faster ones.
 
 torch chooses in silence: without a recent cuDNN, on other cards, at other head widths or under deterministic algorithms
 it falls to FlashAttention 2, which takes 1.7 to 2.3 times as long as cuDNN's on an H100, or to slower kernels still.

@@ -1,4 +1,4 @@
-"""What a kit lacks is found from the metadata of its wheels."""
+"""Missing wheels of a kit are found from the metadata of those it has."""
 
 from __future__ import annotations
 

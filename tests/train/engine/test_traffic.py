@@ -1,4 +1,4 @@
-"""What DeepSpeed adds to a micro-batch: bytes per parameter, counted, and no wait for the device."""
+"""Cost that DeepSpeed adds to a micro-batch: bytes per parameter, counted, and no wait for the device."""
 
 from __future__ import annotations
 

@@ -8,33 +8,26 @@ store, and a preparation that was killed goes on with the first shard that is mi
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import json
 import logging
 import os
 import shutil
-import signal
-import sys
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import TextDataConfig
-from train.data.split import SPLITS, Split
+from train.data.split import SPLITS
 from train.data.text import corpus
 from train.data.text.corpus import NamedReader, Splitter
 from train.data.text.documents import files
-from train.data.text.shards import Encoded, ShardRecord, shard_folder, write_shard
-from train.data.text.tokenizer import BYTE_BPE, DOCUMENTS_AT_A_TIME, encode, end_of_text_id, load, train_byte_bpe
+from train.data.text.progress import Progress
+from train.data.text.shard_writer import Encoder, Job, ShardWriter
+from train.data.text.shards import ShardRecord, shard_folder
+from train.data.text.tokenizer import BYTE_BPE, end_of_text_id, load, train_byte_bpe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,7 +38,6 @@ SHARD_BYTES = 32_000_000  # of text; each process holds a shard or two
 IN_PROCESS_BYTES = 64_000_000  # below this size, starting processes costs more than it saves
 _BYTES_PER_TOKEN = 4  # of English text and tokenizers of some 50,000 tokens; for an estimate of the disk needed
 _COMPRESSED = 3  # how much larger text is than its archive, for the same
-_TOLD_EVERY = 30  # seconds, where there is no terminal
 
 
 def build_store(config: TextDataConfig, folder: Path, *, vocab_size: int) -> None:
@@ -136,88 +128,6 @@ def _require_disk(folder: Path, readers: Sequence[NamedReader], encoder: Encoder
         logger.info("%s", said)
 
 
-class Job(NamedTuple):
-    """The documents of a shard.
-
-    Args:
-        source: Number of their source.
-        texts: The documents.
-        keys: Their content keys.
-        splits: Where each belongs; None: nowhere.
-    """
-
-    source: int
-    texts: list[str]
-    keys: list[bytes]
-    splits: list[Split | None]
-
-    @property
-    def digest(self) -> str:
-        """A hash of the content keys."""
-        return hashlib.blake2b(b"".join(self.keys), digest_size=16).hexdigest()
-
-    def first(self, count: int) -> Job:
-        """Return a job of the first documents only."""
-        return Job(self.source, self.texts[:count], self.keys[:count], self.splits[:count])
-
-    def is_in(self, record: ShardRecord) -> bool:
-        """Return whether a shard holds exactly these documents."""
-        return (self.source, len(self.texts), self.digest) == (record.source, record.documents, record.keys)
-
-
-class Encoder(NamedTuple):
-    """What a process needs to turn a job into a shard.
-
-    Args:
-        tokenizer: Path of a tokenizer.json.
-        end: Token that ends a document.
-        dtype: Name of the type of the token ids.
-    """
-
-    tokenizer: str
-    end: int
-    dtype: str
-
-    def write(self, job: Job, folder: Path) -> ShardRecord:
-        """Tokenize a job and write its shard."""
-        return write_shard(
-            folder,
-            self._encoded(job, self._tokenizer()),
-            dtype=np.dtype(self.dtype),
-            source=job.source,
-            documents=len(job.texts),
-            read_bytes=sum(len(text.encode()) for text in job.texts),
-            keys=job.digest,
-        )
-
-    def up_to(self, job: Job, tokens: int) -> Job:
-        """Return the job without what follows the document that reaches a number of tokens."""
-        tokenizer = self._tokenizer()
-        for index, text in enumerate(job.texts):
-            tokens -= len(encode([text], tokenizer, counts_bytes=False)["ids"][0]) + 1
-            if tokens <= 0:
-                return job.first(index + 1)
-        return job
-
-    def _tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_file(self.tokenizer)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
-
-    def _encoded(self, job: Job, tokenizer: Tokenizer) -> Iterator[Encoded]:
-        for start in range(0, len(job.texts), DOCUMENTS_AT_A_TIME):
-            part = slice(start, start + DOCUMENTS_AT_A_TIME)
-            for split in SPLITS:
-                texts = [text for text, of in zip(job.texts[part], job.splits[part], strict=True) if of == split]
-                encoded = encode(texts, tokenizer, counts_bytes=split == "validation")
-                sizes = encoded.get("bytes", [None] * len(texts))
-                for text, ids, of_tokens in zip(texts, encoded["ids"], sizes, strict=True):
-                    token_bytes = None if of_tokens is None else np.append(of_tokens, 0)  # end-of-text is no text
-                    tokens = np.append(np.asarray(ids, np.int64), self.end)
-                    yield Encoded(split, tokens, len(text.encode()), token_bytes)
-
-
 def _write_shards(
     config: TextDataConfig,
     folder: Path,
@@ -227,8 +137,8 @@ def _write_shards(
 ) -> list[ShardRecord]:
     """Write the missing shards; return the records of all, in order."""
     records: list[ShardRecord] = []
-    progress = _Progress(_size_of_text(readers))
-    with _Shards(folder, encoder, _number_of_workers(config)) as shards:
+    progress = Progress(_size_of_text(readers))
+    with ShardWriter(folder, encoder, _number_of_workers(config)) as shards:
         for source, named in enumerate(readers):
             left = named.reader.source.max_tokens
             for job, record in _written(_jobs(source, named, split_of), shards):
@@ -246,7 +156,7 @@ def _write_shards(
     return records
 
 
-def _written(jobs: Iterator[Job], shards: _Shards) -> Iterator[tuple[Job, ShardRecord]]:
+def _written(jobs: Iterator[Job], shards: ShardWriter) -> Iterator[tuple[Job, ShardRecord]]:
     """Yield the jobs with the records of their shards, in order; some are begun ahead."""
     for job in jobs:
         shards.add(job)
@@ -285,110 +195,11 @@ def _jobs(source: int, named: NamedReader, split_of: Splitter) -> Iterator[Job]:
         yield job
 
 
-class _Shards:
-    """Turns jobs into shards, in this process or in several, and gives their records in the order of the jobs."""
-
-    def __init__(self, folder: Path, encoder: Encoder, workers: int):
-        self._folder = folder
-        self._encoder = encoder
-        self._workers = workers
-        self._pool: ProcessPoolExecutor | None = None
-        self._begun: deque[tuple[Job, Future[ShardRecord]]] = deque()
-        self._number = 0
-
-    def __enter__(self) -> _Shards:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def add(self, job: Job) -> None:
-        """Begin a shard, unless it is there already."""
-        place = shard_folder(self._folder, self._number)
-        self._number += 1
-        record = ShardRecord.read(place)
-        if record is not None and job.is_in(record):
-            self._begun.append((job, _done(record)))
-        elif self._workers == 1:
-            self._begun.append((job, _done(self._encoder.write(job, place))))
-        else:
-            self._begun.append((job, self._started().submit(self._encoder.write, job, place)))
-
-    def finished(self, *, wait: bool) -> Iterator[tuple[Job, ShardRecord]]:
-        """Yield the shards that are there or, as memory is bounded, have to be before another is begun."""
-        while self._begun and (wait or self._begun[0][1].done() or len(self._begun) > self._workers):
-            job, record = self._begun.popleft()
-            yield job, record.result()
-
-    def forget_from(self, number: int) -> None:
-        """Give up the shards that were begun ahead; the next one has this number."""
-        for _ in self.finished(wait=True):
-            pass
-        self._number = number
-
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self._workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
-            )
-        return self._pool
-
-
-def _done(record: ShardRecord) -> Future[ShardRecord]:
-    future: Future[ShardRecord] = Future()
-    future.set_result(record)
-    return future
-
-
-def _start_worker(parent: int) -> None:
-    """Make this process end with its parent, however that ends, and leave signals from the terminal to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process per core is enough
-    kill_with_parent = 1  # PR_SET_PDEATHSIG
-    ctypes.CDLL(None).prctl(kill_with_parent, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def _discard_from(folder: Path, number: int) -> None:
     """Remove shards of an earlier, longer state of the sources."""
     while (place := shard_folder(folder, number)).exists():
         shutil.rmtree(place)
         number += 1
-
-
-class _Progress:
-    """What is done: a bar on a terminal, else a line now and then.
-
-    Args:
-        total: Bytes of text in all; None where they are not known, as in compressed files.
-    """
-
-    def __init__(self, total: int | None):
-        from tqdm import tqdm
-
-        settings: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False}
-        self._bar = tqdm(desc="tokenizing", total=total, disable=not sys.stderr.isatty(), **settings)
-        self._total = total
-        self._began = self._told = time.monotonic()
-        self._bytes = self._tokens = 0
-
-    def advance(self, record: ShardRecord) -> None:
-        self._bytes += record.read_bytes
-        self._tokens += sum(record.tokens.values())
-        self._bar.update(record.read_bytes)
-        now = time.monotonic()
-        if self._bar.disable and now - self._told > _TOLD_EVERY:
-            self._told = now
-            rate = self._bytes / (now - self._began)
-            left = f", {(self._total - self._bytes) / rate / 60:.0f} minutes left" if self._total else ""
-            logger.info(
-                "%.1f MB of text, %s tokens, %.1f MB/s%s", self._bytes / 1e6, f"{self._tokens:,}", rate / 1e6, left
-            )
-
-    def close(self) -> None:
-        self._bar.close()
 
 
 def _token_facts(readers: Sequence[NamedReader], records: Sequence[ShardRecord]) -> dict[str, Any]:

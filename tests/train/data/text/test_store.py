@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 
 from tests.ranks import Ranks
-from tests.tiny import tiny_run, write_corpus
+from tests.tiny import tiny_file, tiny_run, write_corpus
 from train import loop
+from train.__main__ import main
 from train.checkpoint.checkpoint import Progress
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import SourceConfig
 from train.data.damage import DamagedDataError
-from train.data.text import cache, preparation
+from train.data.text import cache, preparation, shard_writer
+from train.data.text.shard_writer import Encoder, Job, ShardWriter
 from train.data.text.shards import Encoded, ShardRecord, TokenSequence, shard_folder, write_shard
 from train.data.text.store import TextData, Windows, _hashed
 from train.loop import Run
@@ -132,7 +134,7 @@ def test_any_number_of_workers_writes_the_same_store(folder: Path) -> None:
 def test_an_interrupted_preparation_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.prepare(settings(folder, cache_dir=str(folder / "whole")), vocab_size=VOCAB)
     written: list[Path] = []
-    write = preparation.write_shard
+    write = shard_writer.write_shard
 
     def stopping(place: Path, *arguments: object, **named: object) -> ShardRecord:
         written.append(place)
@@ -140,13 +142,46 @@ def test_an_interrupted_preparation_goes_on(folder: Path, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
         return write(place, *arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(preparation, "write_shard", stopping)
+    monkeypatch.setattr(shard_writer, "write_shard", stopping)
     with pytest.raises(KeyboardInterrupt):
         cache.prepare(settings(folder), vocab_size=VOCAB)
     cache.prepare(settings(folder), vocab_size=VOCAB)
     assert written[3] == written[4], "the shard that was interrupted comes first"
     assert len(set(written)) == len(written) - 1, "no other is written twice"
     assert content(store_in(folder / "cache")) == content(store_in(folder / "whole"))
+
+
+class Killed(Encoder):
+    """Its process does not survive the first job."""
+
+    def write(self, job: Job, folder: Path) -> ShardRecord:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_killed_process_is_reported_with_what_to_do(tmp_path: Path) -> None:
+    job = Job(0, ["text"], [b"key"], ["training"])
+
+    def write_all() -> None:
+        with ShardWriter(tmp_path, Killed("", 0, "uint16"), workers=2) as writer:
+            writer.add(job)
+            list(writer.finished(wait=True))
+
+    with pytest.raises(OSError, match=r"lower task\.data\.num_workers; the same command goes on"):
+        write_all()
+
+
+def test_a_full_disk_ends_preparation_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_space(*_: object, **__: object) -> ShardRecord:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard_writer, "write_shard", no_space)
+    assert main([str(tiny_file(tmp_path)), f"task.data.cache_dir={tmp_path}/cache", "--prepare"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "the data could not be prepared: [Errno 28] No space left on device"
+    )
 
 
 def test_max_tokens_ends_a_source_with_the_shard_that_reaches_it(folder: Path) -> None:
