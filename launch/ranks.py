@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from train.config.facts.exit_codes import STOPPED_EARLY
+from train.config.facts.exit_codes import REFUSED, STOPPED_EARLY
 from train.config.facts.run_layout import STACKS, STOPPED
 
 _TORCHRUN = "train.ranks.torchrun"
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _BY_SIGNAL = 128  # exit code 128 + N: killed by signal N, as in a shell
-_PR_SET_PDEATHSIG = 1
+_ORPHANS_SECONDS = 40.0  # for ranks to save and exit once torchrun was killed; they allow themselves 30
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 class Nodes(NamedTuple):
@@ -72,13 +73,14 @@ def run(command: Sequence[str], *, run_folder: Path) -> int:
     """Run a training command to its end and return the exit code of its ranks.
 
     Each SIGTERM, SIGINT or SIGUSR1 sent to this process reaches every rank exactly once, Ctrl-C included, since the
-    ranks are not in the terminal's process group. If this process is killed, torchrun receives SIGTERM.
+    ranks are not in the terminal's process group. If this process is killed, torchrun receives SIGTERM; if torchrun is
+    killed, its ranks do, and become children of this process.
     """
     began = time.time()
     code = _follow(command)
     from_outside = code > _BY_SIGNAL  # torchrun itself was killed: only the ranks know how they ended
-    if code == 0:
-        return 0
+    if code in (0, REFUSED):  # refused: another run may be using the folder
+        return code
     if code == STOPPED_EARLY or _stopped_since(began, run_folder, in_preparation=from_outside):
         return STOPPED_EARLY
     # A rank that torchrun terminated because another one failed may have reported an early stop: the run still failed.
@@ -99,7 +101,7 @@ def _follow(command: Sequence[str]) -> int:
         if child is None:
             early.append(number)
             return
-        ranks = _children(child.pid) if is_torchrun else [child.pid]
+        ranks = (_children(child.pid) or _orphans()) if is_torchrun else [child.pid]
         if not ranks:
             has_begun = False
             child.terminate()
@@ -110,11 +112,14 @@ def _follow(command: Sequence[str]) -> int:
                 continue
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
         child = subprocess.Popen(command, start_new_session=True, preexec_fn=_settle)
         for number in early:
             forward(number, None)
         code = child.wait()
+        if code < 0 and is_torchrun:
+            _await_orphans()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -149,6 +154,30 @@ def _children(pid: int) -> list[int]:
         if int(fields[1]) == pid:
             children.append(int(stat.parent.name))
     return children
+
+
+def _orphans() -> list[int]:
+    """Return the ranks of a torchrun that was killed; the kernel has made them children of this process."""
+    return [pid for pid in _children(os.getpid()) if _was_started_by_torchrun(pid)]
+
+
+def _was_started_by_torchrun(pid: int) -> bool:
+    try:
+        return b"TORCHELASTIC_RUN_ID=" in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+
+
+def _await_orphans() -> None:
+    """Wait for the ranks of a torchrun that was killed, which end with it; kill those that do not."""
+    if _orphans():
+        print("torchrun was killed; its ranks save a checkpoint and end", file=sys.stderr, flush=True)
+    deadline = time.monotonic() + _ORPHANS_SECONDS
+    while orphans := _orphans():
+        if time.monotonic() > deadline:
+            for pid in orphans:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
 
 
 def _stopped_since(start: float, run_folder: Path, *, in_preparation: bool) -> bool:

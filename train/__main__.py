@@ -27,6 +27,7 @@ from train.config.run import RunConfig
 from train.data.damage import DamagedDataError
 from train.ranks import launcher_env
 from train.ranks.stopping import NOTHING_LOST, StoppedInPreparationError, StopSignal
+from train.watchdog.run_lock import RunLock
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr)
         return REFUSED
-    except DamagedDataError as error:
+    except (DamagedDataError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -161,20 +162,48 @@ def train(config: RunConfig) -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     launcher_env.refuse_other_engines(config, os.environ)
     refuse_another_run(config.folder, config)
-    if is_finished(config.folder, config.steps):
-        if is_main:
-            print(f"{config.folder} is already finished: step {config.steps} of {config.steps} is saved")
+    if _is_finished(config):
         return 0
-    stop = StopSignal(deadline=config.checkpoint.stop_deadline, folder=config.folder if is_main else None)
+    launcher = launcher_env.end_with_launcher(os.environ)
+    stop = StopSignal(deadline=config.checkpoint.stop_deadline, launcher=launcher)
     with stop.listening():
         try:
-            with stop.preparing():
-                from train import rank
-            return rank.run_process(config, stop)
+            return _train_locked(config, stop, is_main=is_main)
         except StoppedInPreparationError:
             if is_main:
                 logger.warning("%s", NOTHING_LOST)
             return STOPPED_EARLY
+
+
+def _train_locked(config: RunConfig, stop: StopSignal, *, is_main: bool) -> int:
+    """Train this rank while rank 0 holds the lock of the run folder; return the exit code."""
+    lock = RunLock(config.folder)
+    with lock.held():
+        with stop.preparing():
+            _take(lock, config)
+            if is_main:
+                stop.record_in(config.folder)
+            refuse_another_run(config.folder, config)  # again: another start may have come first
+            if _is_finished(config):
+                return 0
+            from train import rank
+        return rank.run_process(config, stop)
+
+
+def _take(lock: RunLock, config: RunConfig) -> None:
+    try:
+        lock.take()
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise ConfigError([f"output_dir: {config.folder} cannot be written ({error.strerror})"]) from None
+
+
+def _is_finished(config: RunConfig) -> bool:
+    """Return whether nothing is left to do, and say so."""
+    if not is_finished(config.folder, config.steps):
+        return False
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{config.folder} is already finished: step {config.steps} of {config.steps} is saved")
+    return True
 
 
 if __name__ == "__main__":

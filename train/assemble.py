@@ -48,7 +48,6 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
     """Build everything this rank needs to train, restored to the step to resume from."""
     task = build_task(config)
     task.open_data()  # before the process group, whose timeout must not run while one rank tokenizes
-    watchdog.announce()
     folder = config.folder
     record_flights(folder)
     world = distributed.start(threads=config.engine.threads, timeout=process_group_timeout(config.watchdog))

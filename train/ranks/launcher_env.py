@@ -7,9 +7,12 @@ MASTER_PORT.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
+import signal
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -18,6 +21,7 @@ from train.config.errors import ConfigError
 from train.config.facts.openmp import wait_passively
 from train.config.run import RunConfig
 
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2  # linux/prctl.h
 USERS_THREADS = "PERILN_OMP_NUM_THREADS"  # the user's value, from before torchrun set OMP_NUM_THREADS=1
 
 
@@ -161,6 +165,35 @@ def _accelerate_faults(config: RunConfig, environment: Mapping[str, str]) -> Ite
 def _port(job: str, step: str) -> int:
     """Return a port that is the same for all tasks of a step and below Linux's ephemeral range."""
     return 10_000 + (int(job) * 17 + int(step)) % 10_000
+
+
+def slurm_job_is_running(job: str) -> bool | None:
+    """Return whether processes of a SLURM job may exist; None if SLURM cannot be asked."""
+    try:
+        done = subprocess.run(
+            ["squeue", "--noheader", f"--jobs={job}", "--format=%T"], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if done.returncode != 0:
+        return False if "invalid job id" in done.stderr.lower() else None
+    return done.stdout.strip() not in ("", "PENDING")
+
+
+def end_with_launcher(environment: Mapping[str, str]) -> int | None:
+    """Make Linux send this rank SIGTERM when the torchrun that started it dies, even by SIGKILL.
+
+    Returns:
+        The process id of the launcher with which this process ends; None if it may outlive the one that started it.
+    """
+    linux, launcher = ctypes.CDLL(None), os.getppid()
+    if "TORCHELASTIC_RUN_ID" in environment:
+        linux.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != launcher:  # it died just before
+        os.kill(os.getpid(), signal.SIGTERM)
+    chosen = ctypes.c_int()
+    linux.prctl(_PR_GET_PDEATHSIG, ctypes.byref(chosen))  # `python -m launch` sets it for a single rank
+    return launcher if chosen.value else None
 
 
 def report_to_torchrun(text: str) -> None:

@@ -24,6 +24,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # SLURM may signal every process of a job, and torchrun and our launcher forward theirs: one request may arrive several
 # times.
 _REPEAT_SECONDS = 2.0
+_ORPHAN_SECONDS = 30.0  # for a rank to save and exit once its launcher is dead
 _EXIT_SECONDS = 5.0  # for the main thread to leave preparation; it cannot react inside a collective
 NOTHING_LOST = "stopped before the first step: nothing is lost; run the same command again to start"
 
@@ -41,14 +42,15 @@ class StopSignal:
 
     Args:
         deadline: Seconds from a signal to the forced exit; None for no limit.
-        folder: Run folder in which to record a stop before the first step; None if another rank records it.
+        launcher: Process id of the launcher with which this rank ends; None if it may outlive it.
     """
 
-    def __init__(self, *, deadline: float | None = None, folder: Path | None = None) -> None:
+    def __init__(self, *, deadline: float | None = None, launcher: int | None = None) -> None:
         self.name: str | None = None  # of the received signal
         self._received_at = 0.0  # on the monotonic clock
         self._deadline = deadline
-        self._folder = folder
+        self._launcher = launcher
+        self._folder: Path | None = None
         self._preparing = False
         self._saved = False
 
@@ -91,6 +93,10 @@ class StopSignal:
         finally:
             self._preparing = False
 
+    def record_in(self, folder: Path) -> None:
+        """Record a stop before the first step in this run folder, which this process has locked."""
+        self._folder = folder
+
     def mark_saved(self) -> None:
         """Record that the final checkpoint is on disk; later signals have no effect."""
         self._saved = True
@@ -117,8 +123,14 @@ class StopSignal:
         logger.warning("received %s%s", name, plan)
         if self._preparing:
             _run_after(_EXIT_SECONDS, self._leave_preparation)
-        if self._deadline is not None:
-            _run_after(self._deadline, lambda: self._force(f"no checkpoint within {self._deadline:g} s of {name}"))
+        self._exit_after(self._deadline, f"of {name}")
+        if self._launcher is not None and os.getppid() != self._launcher:
+            logger.warning("the launcher (process %d) has died: this rank ends too", self._launcher)
+            self._exit_after(_ORPHAN_SECONDS, "of the launcher's death")
+
+    def _exit_after(self, seconds: float | None, since: str) -> None:
+        if seconds is not None:
+            _run_after(seconds, lambda: self._force(f"no checkpoint within {seconds:g} s {since}"))
 
     def _leave_preparation(self) -> None:
         """Exit from this thread if the main thread is stuck, e.g. waiting for a rank that has already left."""

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from train.config.facts.run_layout import HEARTBEATS
+
 BEAT_SECONDS = 2.0
 
 State = Literal["running", "answering", "failed", "finished", "stopped"]  # stopped: by a signal, in preparation
@@ -52,12 +54,12 @@ class Answer:
 
 def path_of(folder: Path, rank: int) -> Path:
     """Return a rank's heartbeat file in the run folder."""
-    return folder / "heartbeat" / f"rank_{rank:05d}.json"
+    return folder / HEARTBEATS / f"rank_{rank:05d}.json"
 
 
 def answer_path(folder: Path, rank: int) -> Path:
     """Return the file of a rank's answer."""
-    return folder / "heartbeat" / f"rank_{rank:05d}.answer.json"
+    return folder / HEARTBEATS / f"rank_{rank:05d}.answer.json"
 
 
 def read(path: Path) -> Heartbeat | None:

@@ -15,6 +15,8 @@ STOPPED = "stopped.json"  # written by a run that stopped early, removed when it
 STACKS = "stacks.txt"  # after a hang: the stacks of every rank
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"  # in each checkpoint
+HEARTBEATS = "heartbeat"  # a file per rank
+LOCK = "lock"  # exists while the run trains; names the process that writes to the folder
 
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 

@@ -1,0 +1,301 @@
+"""Lock of a run folder (RUN/lock): only one training run writes there at a time.
+
+Rank 0 creates the file exclusively and deletes it at the end; the other ranks wait until it names their own world. A
+lock whose holder was killed is taken over: at once if its process can be asked about and is gone, else once the job is
+over or no heartbeat has changed for `SILENT_SECONDS`. Nothing here imports torch, so a second start is refused at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from train.config.errors import ConfigError
+from train.config.facts.run_layout import CONFIG, HEARTBEATS, LOCK
+from train.ranks.launcher_env import slurm_job_is_running
+from train.watchdog import heartbeat
+from train.watchdog.heartbeat import BEAT_SECONDS
+
+logger = logging.getLogger(__name__)
+
+SILENT_SECONDS = 120.0  # without a sign of life, after which a holder that cannot be asked counts as gone
+PEER_SECONDS = 300.0  # for all ranks of a world to start; launchers start them together
+_QUIET_SECONDS = 5 * BEAT_SECONDS  # without a sign of life, after which a process counts as not beating
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lock: rank 0 of a world."""
+
+    host: str
+    pid: int
+    started: int  # clock ticks after boot (/proc/PID/stat); 0 where unknown. Tells apart processes that share a pid
+    machine: str  # boot and pid namespace; processes can be looked up only within the same one
+    job: str  # SLURM job id; empty without SLURM
+    world: str  # identical on all ranks of a launch, and different for every launch
+    since: str
+
+    def __str__(self) -> str:
+        """Return "process 4711 on node7 (SLURM job 23)"."""
+        return f"process {self.pid} on {self.host}" + (f" (SLURM job {self.job})" if self.job else "")
+
+
+class RunInUseError(ConfigError):
+    """Another training run holds the lock."""
+
+
+class RunLock:
+    """The lock of a run folder, as seen by one rank.
+
+    Args:
+        folder: The run folder.
+        environment: Environment variables, with torchrun's or SLURM's for this rank.
+        query_job: Returns whether a SLURM job is running, or None if SLURM cannot be asked.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        query_job: Callable[[str], bool | None] = slurm_job_is_running,
+    ) -> None:
+        self._folder, self._path = folder, folder / LOCK
+        self._is_main = environment.get("RANK", "0") == "0"
+        self._rank = environment.get("RANK", "0")
+        self._query_job = query_job
+        self._me = _this_process(environment)
+        self._created: list[Path] = []  # folders, outermost first
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock within the context; `take` comes first.
+
+        If the run is refused before it has written its configuration, the folder is left as it was found.
+        """
+        try:
+            yield
+        finally:
+            if self._is_main:
+                self._release()
+
+    def take(self) -> None:
+        """Take the lock on rank 0; on other ranks, wait until rank 0 has taken it.
+
+        Raises:
+            RunInUseError: Another run holds it.
+            OSError: The run folder cannot be written.
+        """
+        if not self._is_main:
+            self._wait_for_rank_0()
+            return
+        self._make_folder()
+        while not self._create():
+            holder = self._read()
+            if holder is None:
+                self._wait_for_content()
+                continue
+            reason = self._why_gone(holder)
+            if self._remove(holder):
+                logger.warning("%s: took over the lock of %s, which %s", self._folder, holder, reason)
+
+    # --------------------------------------------------------------------------------------------------- the file
+
+    def _make_folder(self) -> None:
+        missing = [path for path in (self._folder, *self._folder.parents) if not path.exists()]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._created = missing[::-1]
+
+    def _create(self) -> bool:
+        """Create the lock; return False if there is one."""
+        try:
+            descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(asdict(self._me), file, indent=1)
+        except OSError:  # a full disk
+            self._path.unlink()
+            raise
+        return True
+
+    def _read(self) -> Holder | None:
+        """Return the holder; None if there is no lock, or none with readable content."""
+        try:
+            values = json.loads(self._path.read_text())
+            return Holder(**{key.name: values[key.name] for key in fields(Holder)})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _wait_for_content(self) -> None:
+        """Give the process that has just created the lock time to fill it; a kill in between leaves it empty."""
+        if _age(self._path) > _QUIET_SECONDS:
+            self._path.unlink(missing_ok=True)
+        time.sleep(_POLL_SECONDS)
+
+    def _remove(self, holder: Holder) -> bool:
+        """Remove the lock of a holder that is gone; return False if another start was faster.
+
+        Of several starts only one can rename the file. It may meanwhile be the lock of another start, which gets it
+        back.
+        """
+        aside = self._path.with_name(f"{LOCK}.{uuid.uuid4().hex}")
+        try:
+            self._path.rename(aside)
+        except FileNotFoundError:
+            return False
+        try:
+            removed = json.loads(aside.read_text())
+        except ValueError:
+            removed = None
+        if removed != asdict(holder):
+            with suppress(FileExistsError):
+                os.link(aside, self._path)
+        aside.unlink()
+        return removed == asdict(holder)
+
+    def _release(self) -> None:
+        if self._read() == self._me:
+            self._path.unlink(missing_ok=True)
+        if (self._folder / CONFIG).exists():
+            return
+        with suppress(OSError):  # not empty: it was there before
+            left = {path.name for path in self._folder.iterdir()}
+            if left <= {HEARTBEATS}:
+                shutil.rmtree(self._folder / HEARTBEATS, ignore_errors=True)
+            for path in reversed(self._created):
+                path.rmdir()
+
+    # ------------------------------------------------------------------------------------------------- the holder
+
+    def _why_gone(self, holder: Holder) -> str:
+        """Return how it is known that a holder is gone; may wait for signs of life.
+
+        Raises:
+            RunInUseError: It is alive.
+        """
+        if holder.host == self._me.host and holder.machine.split()[0] != self._me.machine.split()[0]:
+            return "ended when the machine was restarted"
+        if holder.machine == self._me.machine:
+            if _is_alive(holder):
+                raise self._in_use(holder)
+            self._await_silence(holder, 0)
+            return "has ended without releasing it"
+        same_job = bool(holder.job) and holder.job == self._me.job
+        is_running = self._query_job(holder.job) if holder.job and not same_job else None
+        if is_running:
+            raise self._in_use(holder)
+        if same_job or is_running is False:  # SLURM has ended the earlier start, but a lost node may not know yet
+            self._await_silence(holder, _QUIET_SECONDS)
+            return "belonged to an earlier start of this job" if same_job else "belonged to a job that is over"
+        self._await_silence(holder, SILENT_SECONDS)
+        return f"cannot be reached and has given no sign of life for {SILENT_SECONDS:g} s"
+
+    def _await_silence(self, holder: Holder, seconds: float) -> None:
+        """Wait until no rank of the holder's world has given a sign of life for so long.
+
+        Raises:
+            RunInUseError: One of them keeps doing so.
+        """
+        before, changed = self._signs(), 0
+        quiet_since = time.monotonic() - min(seconds, max(0.0, self._silence() - _QUIET_SECONDS))
+        while time.monotonic() - quiet_since < seconds or self._is_beating():
+            time.sleep(_POLL_SECONDS)
+            now = self._signs()
+            if now != before:
+                before, changed, quiet_since = now, changed + 1, time.monotonic()
+            if changed > _QUIET_SECONDS / BEAT_SECONDS:  # ranks that outlive rank 0 end sooner
+                raise self._in_use(holder)
+
+    def _beats(self) -> list[heartbeat.Heartbeat]:
+        found = (heartbeat.read(path) for path in sorted((self._folder / HEARTBEATS).glob("rank_?????.json")))
+        return [beat for beat in found if beat is not None and beat.state in ("running", "answering")]
+
+    def _signs(self) -> list[tuple[int, int, int]]:
+        """Return what changes as long as a rank is alive."""
+        return [(beat.rank, beat.pid, beat.beat) for beat in self._beats()]
+
+    def _is_beating(self) -> bool:
+        """Return whether a rank wrote its heartbeat just now and is not known to have ended since."""
+        alive = [b for b in self._beats() if not heartbeat.is_process_gone(b.host, b.pid, this_host=self._me.host)]
+        return any(_age(heartbeat.path_of(self._folder, beat.rank)) < _QUIET_SECONDS for beat in alive)
+
+    def _silence(self) -> float:
+        """Return the seconds since the last sign of life, by the clock of this machine."""
+        beats = [heartbeat.path_of(self._folder, beat.rank) for beat in self._beats()]
+        return min(_age(path) for path in (self._path, *beats))
+
+    def _wait_for_rank_0(self) -> None:
+        deadline = time.monotonic() + PEER_SECONDS
+        while (holder := self._read()) is None or holder.world != self._me.world:
+            if time.monotonic() > deadline:
+                if holder is not None:
+                    raise self._in_use(holder)
+                raise ConfigError([f"rank {self._rank}: rank 0 has not started within {PEER_SECONDS:g} s"])
+            time.sleep(_POLL_SECONDS)
+
+    def _in_use(self, holder: Holder) -> RunInUseError:
+        stop = f"scancel {holder.job}" if holder.job else f"kill {holder.pid}"
+        return RunInUseError(
+            [
+                f"{self._folder}: {holder} has been training this run since {holder.since}; wait for it, stop it ({stop} "
+                "saves a checkpoint first), or choose another name (name=...)"
+            ]
+        )
+
+
+def _this_process(environment: Mapping[str, str]) -> Holder:
+    job = environment.get("SLURM_JOB_ID", "")
+    launch = [environment.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")]
+    step = [environment.get(name, "") for name in ("SLURM_STEP_ID", "SLURM_RESTART_COUNT")]
+    alone = environment.get("WORLD_SIZE", "1") == "1"
+    return Holder(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started=_started(os.getpid()),
+        machine=_machine(),
+        job=job,
+        world=uuid.uuid4().hex if alone else " ".join([*launch, job, *step]),
+        since=heartbeat.now(),
+    )
+
+
+def _machine() -> str:
+    """Return the ids of this boot and of this process's pid namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # no /proc
+        return f"{socket.gethostname()} -"
+
+
+def _started(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _is_alive(holder: Holder) -> bool:
+    """Return whether a process of this machine still exists."""
+    if heartbeat.is_process_gone(holder.host, holder.pid, this_host=holder.host):
+        return False
+    return holder.started in (0, _started(holder.pid))
+
+
+def _age(path: Path) -> float:
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:
+        return float("inf")
