@@ -66,7 +66,6 @@ def train_rank(config: RunConfig, stop: StopSignal | None = None) -> int:
     size = distributed.world_size_from_environment()
     rank = int(os.environ["RANK"]) if size > 1 else 0
     with Watchdog(config.watchdog, config.folder, rank=rank, size=size) as watchdog:
-        watchdog.announce()
         with stop.preparing():
             run = assemble(config, stop, watchdog)
         is_finished = _fit(run)

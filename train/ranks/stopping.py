@@ -25,6 +25,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # times.
 _REPEAT_SECONDS = 2.0
 _ORPHAN_SECONDS = 30.0  # for a rank to save and exit once its launcher is dead
+_REPARENTED_SECONDS = 1.0  # the signal comes when one thread of the launcher dies, the other threads follow
 _EXIT_SECONDS = 5.0  # for the main thread to leave preparation; it cannot react inside a collective
 NOTHING_LOST = "stopped before the first step: nothing is lost; run the same command again to start"
 
@@ -124,6 +125,10 @@ class StopSignal:
         if self._preparing:
             _run_after(_EXIT_SECONDS, self._leave_preparation)
         self._exit_after(self._deadline, f"of {name}")
+        _run_after(_REPARENTED_SECONDS, self._end_with_launcher)
+
+    def _end_with_launcher(self) -> None:
+        """Limit the time to save if the signal was the kernel's, because the launcher has died."""
         if self._launcher is not None and os.getppid() != self._launcher:
             logger.warning("the launcher (process %d) has died: this rank ends too", self._launcher)
             self._exit_after(_ORPHAN_SECONDS, "of the launcher's death")

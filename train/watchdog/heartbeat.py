@@ -14,6 +14,7 @@ from typing import Any, Literal
 from train.config.facts.run_layout import HEARTBEATS
 
 BEAT_SECONDS = 2.0
+START_SECONDS = 300.0  # for all ranks to start: launchers start them together
 
 State = Literal["running", "answering", "failed", "finished", "stopped"]  # stopped: by a signal, in preparation
 

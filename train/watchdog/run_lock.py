@@ -11,43 +11,25 @@ import json
 import logging
 import os
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from train.config.errors import ConfigError
 from train.config.facts.run_layout import CONFIG, HEARTBEATS, LOCK
 from train.ranks.launcher_env import slurm_job_is_running
 from train.watchdog import heartbeat
-from train.watchdog.heartbeat import BEAT_SECONDS
+from train.watchdog.heartbeat import BEAT_SECONDS, START_SECONDS
+from train.watchdog.lock_holder import Holder, is_alive, this_process
 
 logger = logging.getLogger(__name__)
 
 SILENT_SECONDS = 120.0  # without a sign of life, after which a holder that cannot be asked counts as gone
-PEER_SECONDS = 300.0  # for all ranks of a world to start; launchers start them together
 _QUIET_SECONDS = 5 * BEAT_SECONDS  # without a sign of life, after which a process counts as not beating
 _POLL_SECONDS = 0.1
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The process that holds a lock: rank 0 of a world."""
-
-    host: str
-    pid: int
-    started: int  # clock ticks after boot (/proc/PID/stat); 0 where unknown. Tells apart processes that share a pid
-    machine: str  # boot and pid namespace; processes can be looked up only within the same one
-    job: str  # SLURM job id; empty without SLURM
-    world: str  # identical on all ranks of a launch, and different for every launch
-    since: str
-
-    def __str__(self) -> str:
-        """Return "process 4711 on node7 (SLURM job 23)"."""
-        return f"process {self.pid} on {self.host}" + (f" (SLURM job {self.job})" if self.job else "")
 
 
 class RunInUseError(ConfigError):
@@ -74,7 +56,7 @@ class RunLock:
         self._is_main = environment.get("RANK", "0") == "0"
         self._rank = environment.get("RANK", "0")
         self._query_job = query_job
-        self._me = _this_process(environment)
+        self._me = this_process(environment)
         self._created: list[Path] = []  # folders, outermost first
 
     @contextmanager
@@ -188,7 +170,7 @@ class RunLock:
         if holder.host == self._me.host and holder.machine.split()[0] != self._me.machine.split()[0]:
             return "ended when the machine was restarted"
         if holder.machine == self._me.machine:
-            if _is_alive(holder):
+            if is_alive(holder):
                 raise self._in_use(holder)
             self._await_silence(holder, 0)
             return "has ended without releasing it"
@@ -205,11 +187,13 @@ class RunLock:
     def _await_silence(self, holder: Holder, seconds: float) -> None:
         """Wait until no rank of the holder's world has given a sign of life for so long.
 
+        Silence from before counts too, but not alone: clocks differ, so the last seconds are observed here.
+
         Raises:
             RunInUseError: One of them keeps doing so.
         """
         before, changed = self._signs(), 0
-        quiet_since = time.monotonic() - min(seconds, max(0.0, self._silence() - _QUIET_SECONDS))
+        quiet_since = time.monotonic() - max(0.0, min(seconds, self._silence()) - _QUIET_SECONDS)
         while time.monotonic() - quiet_since < seconds or self._is_beating():
             time.sleep(_POLL_SECONDS)
             now = self._signs()
@@ -237,61 +221,22 @@ class RunLock:
         return min(_age(path) for path in (self._path, *beats))
 
     def _wait_for_rank_0(self) -> None:
-        deadline = time.monotonic() + PEER_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while (holder := self._read()) is None or holder.world != self._me.world:
             if time.monotonic() > deadline:
                 if holder is not None:
                     raise self._in_use(holder)
-                raise ConfigError([f"rank {self._rank}: rank 0 has not started within {PEER_SECONDS:g} s"])
+                raise ConfigError([f"rank {self._rank}: rank 0 has not started within {START_SECONDS:g} s"])
             time.sleep(_POLL_SECONDS)
 
     def _in_use(self, holder: Holder) -> RunInUseError:
         stop = f"scancel {holder.job}" if holder.job else f"kill {holder.pid}"
         return RunInUseError(
             [
-                f"{self._folder}: {holder} has been training this run since {holder.since}; wait for it, stop it ({stop} "
-                "saves a checkpoint first), or choose another name (name=...)"
+                f"{self._folder}: {holder} has been training this run since {holder.since}; wait for it, stop it "
+                f"({stop} saves a checkpoint first), or choose another name (name=...)"
             ]
         )
-
-
-def _this_process(environment: Mapping[str, str]) -> Holder:
-    job = environment.get("SLURM_JOB_ID", "")
-    launch = [environment.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")]
-    step = [environment.get(name, "") for name in ("SLURM_STEP_ID", "SLURM_RESTART_COUNT")]
-    alone = environment.get("WORLD_SIZE", "1") == "1"
-    return Holder(
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        started=_started(os.getpid()),
-        machine=_machine(),
-        job=job,
-        world=uuid.uuid4().hex if alone else " ".join([*launch, job, *step]),
-        since=heartbeat.now(),
-    )
-
-
-def _machine() -> str:
-    """Return the ids of this boot and of this process's pid namespace."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:  # no /proc
-        return f"{socket.gethostname()} -"
-
-
-def _started(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-def _is_alive(holder: Holder) -> bool:
-    """Return whether a process of this machine still exists."""
-    if heartbeat.is_process_gone(holder.host, holder.pid, this_host=holder.host):
-        return False
-    return holder.started in (0, _started(holder.pid))
 
 
 def _age(path: Path) -> float:

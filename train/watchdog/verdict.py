@@ -130,7 +130,7 @@ def _failed(peers: Sequence[Peer]) -> Verdict | None:
 
 def _absent(peers: Sequence[Peer]) -> Verdict | None:
     texts = {
-        "never": "never started, or is still reading its data",
+        "never": "never started",
         "gone": "died in {where}; its last collective was {last}",
         "silent": "stopped responding in {where} (suspended, or its machine is down); its last collective was {last}",
     }

@@ -108,15 +108,12 @@ class Watchdog:
         self._phase = Phase(name, step, time.monotonic(), getattr(self._config, name))
         self._collectives.note(name, step)
 
-    def announce(self) -> None:
-        """Start writing heartbeats; faults reported earlier leave no run folder behind."""
-        with contextlib.suppress(OSError):
-            heartbeat.answer_path(self._folder, self._rank).unlink(missing_ok=True)
-        self._writer.start()
-
     def __enter__(self) -> Watchdog:
         self._collectives.install()
         self._collectives.note(self._phase.name, self._phase.step)
+        with contextlib.suppress(OSError):
+            heartbeat.answer_path(self._folder, self._rank).unlink(missing_ok=True)
+        self._writer.start()
         self._watcher.start()
         return self
 
@@ -151,6 +148,7 @@ class Watchdog:
             if now - beat > heartbeat.BEAT_SECONDS:
                 beat = now
                 self._arm(None if longest is None else longest + _STUCK_SECONDS)
+                self._require_all_ranks(self._phase)
             if self._is_overdue():
                 self._look_around(self._phase)
                 tick = time.monotonic()
@@ -167,6 +165,14 @@ class Watchdog:
         phase = self._phase
         return phase.deadline is not None and self._seconds(phase) >= phase.deadline
 
+    def _require_all_ranks(self, phase: Phase) -> None:
+        """End the run on rank 0 if other ranks have never started: the process group would wait for them for long."""
+        if self._rank or phase.name != "preparation" or self._seconds(phase) < heartbeat.START_SECONDS:
+            return
+        peers = Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
+        if any(peer.condition == "never" for peer in peers.look()):
+            self._end(peers, f"not all ranks have started within {heartbeat.START_SECONDS:g} s")
+
     def _arm(self, seconds: float | None) -> None:
         """Let faulthandler end the process after this time, unless re-armed."""
         if seconds is None:
@@ -176,8 +182,6 @@ class Watchdog:
 
     def _look_around(self, phase: Phase) -> None:
         """End the run unless this rank makes progress; wait for ranks that are within their own deadlines."""
-        if not self._writer.is_running:
-            self.announce()
         peers = Peers(self._folder, self._size, rank=self._rank, host=self._host, began=self._began)
         while self._phase is phase and not self._done.is_set():
             self._arm(_STUCK_SECONDS)

@@ -230,7 +230,7 @@ def test_of_ranks_on_gpus_the_one_with_fewer_calls_is_named() -> None:
 
 def test_ranks_that_never_came_are_named_together() -> None:
     peers = [peer(0), Peer(1, "never"), Peer(2, "never")]
-    assert judge(peers).text == "rank 1 and 1 more (ranks 2) never started, or is still reading its data"
+    assert judge(peers).text == "rank 1 and 1 more (ranks 2) never started"
 
 
 def test_nobody_is_blamed_without_evidence() -> None:
@@ -289,6 +289,21 @@ def test_an_error_of_its_own_is_no_lost_contact() -> None:
     assert not is_lost_contact(RuntimeError("shapes do not match"))
 
 
+def test_rank_0_does_not_wait_for_ranks_that_never_start(tmp_path: Path) -> None:
+    """What a rank does that was started by hand, or whose node never came up; the process group would wait an hour."""
+    program = (
+        "import sys, time; from pathlib import Path; from train.config.run import WatchdogConfig\n"
+        "from train.watchdog import heartbeat; from train.watchdog.watchdog import Watchdog\n"
+        "heartbeat.START_SECONDS = 3.0\n"
+        "with Watchdog(WatchdogConfig(), Path(sys.argv[1]), rank=0, size=3): time.sleep(600)\n"
+    )
+    write_beat(tmp_path, 1, 1)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "not all ranks have started within 3 s" in done.stderr
+    assert done.stderr.splitlines()[-1] == "rank 2 never started"
+
+
 # ------------------------------------------------------------------------------------------------------ settings
 
 
@@ -302,7 +317,6 @@ def test_the_process_group_waits_longer_than_any_deadline(tmp_path: Path) -> Non
 
 def test_a_heartbeat_tells_the_phase_and_an_orderly_end(tmp_path: Path) -> None:
     with Watchdog(WatchdogConfig(), tmp_path, rank=0, size=1) as watchdog:
-        watchdog.announce()
         watchdog.enter("step", 1)
         watchdog.enter("step", 2)
         watchdog.enter("evaluation", 2)
@@ -313,7 +327,6 @@ def test_a_heartbeat_tells_the_phase_and_an_orderly_end(tmp_path: Path) -> None:
 
 def test_an_error_is_told_and_passed_on(tmp_path: Path) -> None:
     watchdog = Watchdog(WatchdogConfig(), tmp_path, rank=0, size=1)
-    watchdog.announce()
     with pytest.raises(ValueError, match="wrong"), watchdog:
         raise ValueError("wrong")
     beat = json.loads((tmp_path / "heartbeat/rank_00000.json").read_text())
@@ -323,7 +336,6 @@ def test_an_error_is_told_and_passed_on(tmp_path: Path) -> None:
 def test_contact_lost_to_a_rank_that_was_stopped_in_preparation_is_no_fault(tmp_path: Path) -> None:
     write_beat(tmp_path, 1, 1, state="stopped", phase="preparation")
     watchdog = Watchdog(WatchdogConfig(), tmp_path, rank=0, size=2)
-    watchdog.announce()
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(StoppedInPreparationError, match="another rank"), watchdog:
