@@ -177,8 +177,7 @@ def train(config: RunConfig) -> int:
 
 def _train_locked(config: RunConfig, stop: StopSignal, *, is_main: bool) -> int:
     """Train this rank while rank 0 holds the lock of the run folder; return the exit code."""
-    lock = RunLock(config.folder)
-    with lock.held():
+    with RunLock(config.folder) as lock:
         with stop.preparing():
             _take(lock, config)
             if is_main:

@@ -13,8 +13,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class RunInUseError(ConfigError):
 
 
 class RunLock:
-    """The lock of a run folder, as seen by one rank.
+    """The lock of a run folder, as seen by one rank; a context manager that releases what `take` has taken.
 
     Args:
         folder: The run folder.
@@ -59,17 +59,13 @@ class RunLock:
         self._me = this_process(environment)
         self._created: list[Path] = []  # folders, outermost first
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the lock within the context; `take` comes first.
+    def __enter__(self) -> RunLock:
+        return self
 
-        If the run is refused before it has written its configuration, the folder is left as it was found.
-        """
-        try:
-            yield
-        finally:
-            if self._is_main:
-                self._release()
+    def __exit__(self, *_: object) -> None:
+        """Release the lock, on rank 0; a run that was refused before it wrote its configuration leaves no folder."""
+        if self._is_main:
+            self._release()
 
     def take(self) -> None:
         """Take the lock on rank 0; on other ranks, wait until rank 0 has taken it.

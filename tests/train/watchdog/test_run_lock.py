@@ -29,7 +29,7 @@ from train.watchdog.run_lock import RunInUseError, RunLock
 ROOT = Path(__file__).parents[3]
 HOLD = (
     "import sys, time; from pathlib import Path; from train.watchdog.run_lock import RunLock\n"
-    "lock = RunLock(Path(sys.argv[1]))\nwith lock.held():\n    lock.take(); print('taken', flush=True); time.sleep(600)"
+    "with RunLock(Path(sys.argv[1])) as lock:\n    lock.take(); print('taken', flush=True); time.sleep(600)"
 )
 ELSEWHERE = Holder(
     host="elsewhere", pid=1, started=0, machine="other boot", job="", world="w", since="2026-01-01T00:00:00+00:00"
@@ -108,7 +108,7 @@ def test_a_killed_holder_is_taken_over_at_once_and_that_is_said(
         lock = take(tmp_path / "run")
     assert time.monotonic() - began < 5
     assert f"took over the lock of process {process.pid} on" in caplog.text
-    with lock.held():
+    with lock:
         pass
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
@@ -235,24 +235,24 @@ def test_other_ranks_wait_until_rank_0_of_their_own_launch_has_the_lock(
     with pytest.raises(RunInUseError):
         take(tmp_path, environment=_rank(1, port="2"))
     second = take(tmp_path, environment=_rank(1))
-    with second.held():
+    with second:
         pass
     assert (tmp_path / "lock").exists()  # it is rank 0 that lets go of it
-    with first.held():
+    with first:
         pass
     assert not (tmp_path / "lock").exists()
 
 
 def test_a_refused_run_leaves_no_folder_behind(tmp_path: Path) -> None:
     lock = take(tmp_path / "runs/x")
-    with lock.held():
+    with lock:
         beat(tmp_path / "runs/x", 1)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_lock_of_another_is_not_released(tmp_path: Path) -> None:
     lock = take(tmp_path)
-    with lock.held():
+    with lock:
         locked_by(tmp_path, ELSEWHERE)
     assert (tmp_path / "lock").exists()
 
