@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.checkpoint.checkpoint import CheckpointError, Progress, Saver
+from train.checkpoint.checkpoint import CheckpointError, NonFiniteStateError, Progress, Saver
 from train.config.run import RunConfig
 from train.data.order import SampleOrder, combined_hash, content_hashes, rank_share
 from train.engine.engine import Engine, StepResult
@@ -24,7 +24,7 @@ from train.observe.probes import Probes
 from train.observe.run_log import RunLog
 from train.observe.spikes import SpikeWatch
 from train.observe.throughput import Stopwatch, speed
-from train.ranks.distributed import SideChannel, World, gather_over_ranks, sum_over_ranks
+from train.ranks.distributed import SideChannel, World, all_agree, gather_over_ranks, sum_over_ranks
 from train.ranks.garbage import collect_when_due
 from train.ranks.stopping import StopSignal
 from train.tasks.task import Batch, SampleCost, Task
@@ -80,7 +80,7 @@ def fit(run: Run) -> bool:
     Raises:
         TooManySkippedStepsError: `optim.stop_after_skipped_steps` consecutive steps were skipped.
         CheckpointError: The final checkpoint could not be written, or any checkpoint if `checkpoint.when_not_saved` is
-            "stop".
+            "stop" or the state to save is not finite.
     """
     config, task, engine, world, log, probes = run.config, run.task, run.engine, run.world, run.log, run.probes
     cost = task.cost(engine.module)
@@ -222,10 +222,11 @@ def advance(run: Run, step: int, result: StepResult, micro_batches: list[MicroBa
         samples = f"; samples {bad}" if bad else ""
         logger.warning("step %d skipped: %s is not finite%s (events.jsonl lists all samples)", step, reason, samples)
     if in_a_row >= run.config.optim.stop_after_skipped_steps:
+        harmless = all_agree(run.engine.weights_are_finite())
         raise TooManySkippedStepsError(
             f"{in_a_row} consecutive steps were skipped, up to step {step}: loss or gradient is not finite. "
-            "The weights are unaffected; events.jsonl lists the samples. Lower optim.lr, or raise "
-            "optim.stop_after_skipped_steps"
+            f"The weights {'are all finite' if harmless else 'are NOT finite, unlike those in the checkpoints'}; "
+            "events.jsonl lists the samples. Lower optim.lr, or raise optim.stop_after_skipped_steps"
         )
     return replace(run.progress, step=step, updates=run.engine.updates, skipped_in_a_row=in_a_row)
 
@@ -234,14 +235,20 @@ def stop_requested(run: Run) -> bool:
     """Return whether any rank has received a signal; collective, with the same result on all ranks.
 
     Raises:
-        CheckpointError: The last checkpoint could not be written, and the run is configured to stop in that case.
+        CheckpointError: The last checkpoint could not be written, and the run ends for that reason.
     """
-    gives_up = run.config.checkpoint.when_not_saved == "stop" and run.saver.has_failed
+    failure = run.saver.failure
+    gives_up = failure is not None and ends_the_run(failure, run.config)
     answer = run.channel.largest(2 if gives_up else int(run.stop.name is not None))
     if answer == 2:
         run.watchdog.enter("save", run.progress.step)
         run.saver.finish()
     return answer == 1
+
+
+def ends_the_run(failure: CheckpointError, config: RunConfig) -> bool:
+    """Return whether training must not continue after a checkpoint could not be written."""
+    return config.checkpoint.when_not_saved == "stop" or isinstance(failure, NonFiniteStateError)
 
 
 def evaluate_when_due(run: Run) -> None:
@@ -275,7 +282,7 @@ def save(run: Run) -> None:
     """Start writing a checkpoint, followed by a weights folder if one is due.
 
     Raises:
-        CheckpointError: The previous one could not be written, and the run is configured to stop in that case.
+        CheckpointError: The previous one could not be written, and the run ends for that reason.
     """
     log_spikes(run)  # the checkpoint must account for all steps before it
     progress = run.progress
@@ -289,7 +296,7 @@ def save(run: Run) -> None:
     try:
         run.saver.finish()
     except CheckpointError as error:
-        if run.config.checkpoint.when_not_saved == "stop":
+        if ends_the_run(error, run.config):
             raise
         run.log.event("not_saved", step=progress.step, reason=str(error))
         if run.world.is_main:

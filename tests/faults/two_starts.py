@@ -26,7 +26,7 @@ LAUNCHERS = {
 }
 STEPS = 500  # so many that the first start still trains when the second one arrives
 SETTINGS = [f"steps={STEPS}", "checkpoint.every=50", "checkpoint.keep=1", "evaluate_every=250", "log_every=1"]
-SETTINGS += ["probes.activations_every=null", "probes.gradients_every=null"]
+SETTINGS += ["probes.activations_every=null", "probes.gradients_every=null", "engine.threads=1"]
 
 
 class Pair(NamedTuple):

@@ -291,6 +291,49 @@ def always_poisoned(config_file: str) -> str:
 def test_too_many_skipped_steps_stop_the_run(ranks: Ranks, tmp_path: Path) -> None:
     message = ranks(2, always_poisoned, str(tiny_file(tmp_path)))[0]
     assert message.startswith("3 consecutive steps were skipped, up to step 3")
+    assert "The weights are all finite;" in message
+
+
+def broken_weights(config_file: str, overrides: list[str], before: int) -> str:
+    """Make one weight infinite before the update of a step, as no update can; return how the run ends."""
+    from train.checkpoint.checkpoint import CheckpointError
+    from train.engine.engine import Engine
+    from train.loop import TooManySkippedStepsError
+
+    original = Engine.step
+
+    def step(self: Engine, lr: float) -> Any:
+        if self.updates == before - 1:
+            for fragment in self.owned_fragments():
+                fragment.tensors["weight"][:1] = float("inf")
+                break
+        return original(self, lr)
+
+    Engine.step = step  # type: ignore[method-assign]
+    try:
+        train_rank(load(config_file, overrides))
+    except (CheckpointError, TooManySkippedStepsError) as error:
+        return str(error)
+    finally:
+        Engine.step = original  # type: ignore[method-assign]
+    return ""
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_weights_that_are_not_finite_are_never_saved(ranks: Ranks, tmp_path: Path, stage: int) -> None:
+    settings = [f"engine.zero_stage={stage}"]
+    message = ranks(2, broken_weights, str(tiny_file(tmp_path)), settings, 6)[0]
+    assert message.startswith("checkpoint step_000006: is not written (")
+    assert message.endswith("; the last complete checkpoint, step_000003, is intact")
+    assert [p.name for p in (tmp_path / "runs/tiny/checkpoints").iterdir()] == ["step_000003"]
+    assert max(row["step"] for row in rows(tmp_path)) < 9
+
+
+def test_weights_are_called_unharmed_only_where_they_are(ranks: Ranks, tmp_path: Path) -> None:
+    settings = ["optim.stop_after_skipped_steps=2", "checkpoint.every=100"]
+    message = ranks(2, broken_weights, str(tiny_file(tmp_path)), settings, 2)[0]
+    assert message.startswith("2 consecutive steps were skipped, up to step 4")
+    assert "The weights are NOT finite" in message
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,7 @@ from train.checkpoint.host_copy import copies_in_host_memory
 from train.checkpoint.tensor_file import WrittenFile, is_intact, write_safetensors
 from train.config.errors import ConfigError
 from train.config.facts.run_layout import MANIFEST, complete_steps, step_name
-from train.engine.engine import Engine
+from train.engine.engine import Engine, is_finite
 from train.ranks.distributed import SideChannel, World, all_agree, gather_floats, sum_over_ranks
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ FORMAT = 1
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read."""
+
+
+class NonFiniteStateError(CheckpointError):
+    """A weight or optimizer state is NaN or infinite; it is not saved, so that checkpoints stay usable."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +115,11 @@ class Saver:
             pending.result()
 
     @property
-    def has_failed(self) -> bool:
-        """Whether `finish` would raise; does not wait."""
+    def failure(self) -> CheckpointError | None:
+        """What `finish` would raise, as far as is known yet; does not wait."""
         pending = self._pending
-        return pending is not None and pending.done() and pending.exception() is not None
+        error = pending.exception() if pending is not None and pending.done() else None
+        return cast("CheckpointError | None", error)
 
     def close(self) -> None:
         """Wait for the writer and stop it; errors have been logged."""
@@ -123,6 +128,7 @@ class Saver:
     def _write(self, step: int, manifest: Mapping[str, Any], state: Snapshot, then: Callable[[Path], None]) -> None:
         partial, final = self.folder / f"{step_name(step)}.partial", self.folder / step_name(step)
         is_main, rank = self._world.is_main, self._world.rank
+        self._together(lambda: _require_finite(state), "is not written", partial, NonFiniteStateError)
         self._together(lambda: _make_empty(partial) if is_main else None, "could not be started", partial)
         self._together(lambda: _write_rank(partial, state, rank), "could not be written", partial)
         self._together(
@@ -132,7 +138,9 @@ class Saver:
             _retire(self.folder, self._keep)
         self._together(lambda: then(final), "saved, but post-save work failed", partial)
 
-    def _together(self, work: Callable[[], None], failure: str, partial: Path) -> None:
+    def _together(
+        self, work: Callable[[], None], failure: str, partial: Path, error_type: type[CheckpointError] = CheckpointError
+    ) -> None:
         """Run a part of the work on every rank; if it fails on any rank, raise on all."""
         fault: Exception | None = None
         try:
@@ -149,7 +157,7 @@ class Saver:
             f"the last complete checkpoint, {step_name(steps[-1])}, is intact" if steps else "there is no earlier one"
         )
         reason = fault or "another rank logs the reason"
-        raise CheckpointError(f"checkpoint {partial.stem}: {failure} ({reason}); {last}") from fault
+        raise error_type(f"checkpoint {partial.stem}: {failure} ({reason}); {last}") from fault
 
 
 def _make_empty(folder: Path) -> None:
@@ -162,6 +170,18 @@ class Snapshot(NamedTuple):
 
     tensors: dict[str, Tensor]  # by key
     places: dict[str, list[int]]  # by fragment key: [start, numel] in the flattened parameter
+
+
+def _require_finite(state: Snapshot) -> None:
+    """Look at all weights and optimizer state.
+
+    Raises:
+        ValueError: A value is NaN or infinite.
+    """
+    bad = [key for key in state.places if not is_finite(state.tensors[key])]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(f"{bad[0]}{more} is not finite")
 
 
 def _write_rank(partial: Path, state: Snapshot, rank: int) -> None:

@@ -244,6 +244,10 @@ class Engine:
         self._layout.refresh_weights()
         self.updates = updates
 
+    def weights_are_finite(self) -> bool:
+        """Look at every weight that this rank owns, and return whether all of them are finite."""
+        return all(is_finite(fragment.tensors["weight"]) for fragment in self.owned_fragments())
+
     def held_bytes(self) -> dict[str, int]:
         """Return the bytes of parameters, gradients and optimizer state currently held on this rank."""
         return self._layout.held_bytes()
@@ -251,6 +255,11 @@ class Engine:
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
         self.model.destroy()
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether no value is NaN or infinite, in one pass without a copy."""
+    return tensor.numel() == 0 or all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor))
 
 
 class ModelReader:

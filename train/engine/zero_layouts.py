@@ -6,6 +6,7 @@ if a new release changes them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from train.config.facts.optimizers import LARGEST_GRADIENT_NORM
 from train.engine.optimizers import Optimizer
 from train.tasks.task import ParameterGroup
 
@@ -278,6 +280,18 @@ class BF16OptimizerLayout(PartitionedOptimizerLayout):
 
 class PartitionedParameterLayout(ParameterLayout):
     """Stage 3: each parameter is split across the ranks; the last piece may be padded."""
+
+    def __init__(self, wrapped: Any, groups: Sequence[ParameterGroup], optimizer: Optimizer):
+        super().__init__(wrapped, groups, optimizer)
+        self._norms = self.optimizer._get_norm_groups
+        self.optimizer._get_norm_groups = self._norms_in_fp32_range
+
+    def _norms_in_fp32_range(self) -> list[Tensor]:
+        """Return the gradient norms by group, infinite beyond the range of the other stages.
+
+        DeepSpeed computes them in fp64 here and applies a gradient whose squares are infinite in Adam's second moment.
+        """
+        return [torch.where(norm <= LARGEST_GRADIENT_NORM, norm, math.inf) for norm in self._norms()]
 
     @property
     @override

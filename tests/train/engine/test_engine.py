@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,7 +50,9 @@ def start_engine(settings: dict[str, Any], accumulation: int, optim: OptimConfig
     return wrap(model, groups, engine=EngineConfig(**settings), optim=optim, world=world, plan=plan)
 
 
-def take_step(engine: Engine, step: int, accumulation: int, *, poison: bool = False) -> dict[str, Any]:
+def take_step(
+    engine: Engine, step: int, accumulation: int, *, poison: bool = False, factor: float = 1.0
+) -> dict[str, Any]:
     world = here()
     inputs, weights = global_batch(step)
     if poison:
@@ -62,7 +65,7 @@ def take_step(engine: Engine, step: int, accumulation: int, *, poison: bool = Fa
     dtype = next(engine.module.parameters()).dtype
     chunks = zip(inputs[mine].chunk(accumulation), weights[mine].chunk(accumulation), strict=True)
     for chunk, weight in chunks:
-        loss_sum = (engine.model(chunk.to(dtype)).float().square().mean(dim=1) * weight).sum()
+        loss_sum = (engine.model(chunk.to(dtype)).float().square().mean(dim=1) * weight).sum() * factor
         engine.backward(loss_sum, total_weight=total)
         loss += loss_sum.detach()
     torch.distributed.all_reduce(loss)
@@ -151,26 +154,41 @@ def test_masters_start_as_the_unrounded_initial_weights(ranks: Ranks, stage: int
         assert all(ranks(size, masters_at_start, settings))
 
 
-def skipped_step(settings: dict[str, Any]) -> list[Any]:
-    engine = start_engine(settings, 2)
+# An input that is infinite; a gradient of about 1e26, finite, but with squares beyond fp32 in Adam's second moment.
+FAULTS: dict[str, dict[str, Any]] = {"non-finite": {"poison": True}, "squares": {"factor": 1e27}}
+
+
+def skipped_step(settings: dict[str, Any], fault: str, clipping: float | None) -> list[Any]:
+    engine = start_engine(settings, 2, replace(OPTIM, gradient_clipping=clipping))
     take_step(engine, 1, 2)
     before = {f.name: f.tensors["weight"].clone() for f in engine.owned_fragments()}
-    row = take_step(engine, 2, 2, poison=True)
+    row = take_step(engine, 2, 2, **FAULTS[fault])
     after = {f.name: f.tensors["weight"].clone() for f in engine.owned_fragments()}
     unchanged = all(torch.equal(before[name], after[name]) for name in before)
     following = take_step(engine, 3, 2)
     updates = engine.updates
     engine.close()
-    return [row["applied"], unchanged, following["applied"], math.isfinite(following["loss"]), updates]
+    return [
+        row["applied"],
+        row["grad_norm"],
+        unchanged,
+        following["applied"],
+        math.isfinite(following["loss"]),
+        updates,
+    ]
 
 
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(("stage", "precision"), CASES)
-def test_a_non_finite_gradient_never_reaches_the_weights(ranks: Ranks, stage: int, precision: str) -> None:
+def test_a_non_finite_gradient_never_reaches_the_weights(ranks: Ranks, stage: int, precision: str, fault: str) -> None:
     settings = {"zero_stage": stage, "precision": precision}
     if (stage, precision) == (0, "bf16"):
         settings["gradient_dtype"] = "bf16"
     for size in (1, 2):
-        assert ranks(size, skipped_step, settings) == [[False, True, True, True, 2]] * size
+        clipping = None if fault == "squares" else 1.0
+        found = ranks(size, skipped_step, settings, fault, clipping)
+        assert [[row[0], *row[2:]] for row in found] == [[False, True, True, True, 2]] * size
+        assert not any(math.isfinite(row[1]) for row in found)
 
 
 def infinite_loss_with_finite_gradient(settings: dict[str, Any]) -> bool:

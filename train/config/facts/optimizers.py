@@ -5,8 +5,10 @@ The torch implementation of each is in train/engine/optimizers.py, under the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+LARGEST_GRADIENT_NORM = 1.8446743e19  # whose square is finite in fp32; a step with a larger one is skipped
 _FLOAT = 4  # bytes
 
 
@@ -18,6 +20,7 @@ class OptimizerFacts:
     state: tuple[str, ...]  # fp32 tensors shaped like the weight, under torch's names; checkpoints use the same names
     state_in_words: str
     source: str
+    largest_update: Callable[[float, float, float], float]  # of one weight, from lr, largest gradient norm, and eps
 
     @property
     def state_bytes(self) -> int:
@@ -38,6 +41,8 @@ OPTIMIZERS = {
             state=("exp_avg", "exp_avg_sq"),
             state_in_words="two moments",
             source="Loshchilov and Hutter, Decoupled weight decay regularization, arXiv 1711.05101",
+            # m^ is an average of clipped gradients, none of which exceeds the norm; the denominator is at least eps.
+            largest_update=lambda lr, norm, eps: lr * norm / eps,
         ),
     )
 }
