@@ -2,7 +2,7 @@
 
 Every arm is a process of its own: of the language model it trains on the same windows of real text with the same
 shapes, batch and threads; of the image filters it filters, or trains on, the same image; `preparation` tokenizes text;
-`start-up` times the commands' `--help`. The rounds alternate, and what counts are ratios within a round. `--record`
+`start-up` times `--help` and the first step. The rounds alternate, and what counts are ratios within a round. `--record`
 appends to docs/experiments.md.
 """
 
