@@ -2,8 +2,8 @@
 
 Every arm is a process of its own: of the language model it trains on the same windows of real text with the same
 shapes, batch and threads; of the image filters it filters, or trains on, the same image; `preparation` tokenizes text;
-`start-up` times `--help` and the first step. The rounds alternate, and what counts are ratios within a round. `--record`
-appends to docs/experiments.md.
+`start-up` times `--help` and the first step. The rounds alternate, and what counts are ratios within a round.
+`--record` appends to docs/experiments.md.
 """
 
 from __future__ import annotations

@@ -10,10 +10,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from train.config.facts.optimizers import LARGEST_GRADIENT_NORM, OPTIMIZERS
 from train.config.run import DEFAULT_DECAY, EngineConfig, ProbesConfig, as_steps
 from train.config.setting import default_of
 from train.config.tasks.kinds import TASK_RULES
 from train.config.values import AbsentError, Rule, Values
+
+_LARGEST_WEIGHT = 1e37  # fp32 ends at 3.4e38
 
 
 def broken_rules(leaves: Mapping[str, Any]) -> Iterator[str]:
@@ -115,6 +118,27 @@ def _stage_3_is_not_compiled(values: Values) -> Iterator[str]:
         )
 
 
+def _updates_stay_finite(values: Values) -> Iterator[str]:
+    """Refuse settings with which an optimizer could make a weight infinite; no update needs to be checked then."""
+    lr, eps, clipping = values["optim.lr"], values["optim.eps"], values["optim.gradient_clipping"]
+    norm = LARGEST_GRADIENT_NORM if clipping is None else min(clipping, LARGEST_GRADIENT_NORM)
+    per_update = OPTIMIZERS[values["optim.optimizer"]].largest_update
+    largest = values["steps"] * per_update(lr, norm, eps)
+    if largest > _LARGEST_WEIGHT:
+        enough = values["steps"] * per_update(lr, norm, 1.0) / _LARGEST_WEIGHT
+        yield (
+            f"optim.eps: {eps:g} lets updates add up to {largest:.1e} in {values['steps']} steps (each is at most "
+            f"optim.lr times the clipped gradient over eps), beyond fp32; write {enough:.1e} or more, or lower optim.lr"
+        )
+    for key in ("weight_decay", "embedding_weight_decay", "output_norm_weight_decay"):
+        decay = values[f"optim.{key}"]
+        if decay is not None and lr * decay >= 1:
+            yield (
+                f"optim.{key}: {decay:g} times optim.lr {lr:g} is 1 or more, which turns a weight's sign instead of "
+                f"shrinking it; write less than {1 / lr:g}"
+            )
+
+
 RULES: tuple[Rule, ...] = (
     _name_is_a_folder_name,
     _batches_fit,
@@ -125,4 +149,5 @@ RULES: tuple[Rule, ...] = (
     _stage_0_partitions_nothing,
     _spikes_have_a_window,
     _stage_3_is_not_compiled,
+    _updates_stay_finite,
 )

@@ -58,6 +58,8 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "no samples": (["global_batch_size=0"], ["global_batch_size", "0"]),
     "no learning rate": (["optim.lr=0"], ["optim.lr"]),
     "beta of one": (["optim.betas=[0.9, 1.0]"], ["betas", "1.0"]),
+    "an eps with which updates overflow": (["optim.eps=1e-36", "optim.lr=2"], ["optim.eps", "beyond fp32", "or more"]),
+    "a decay that turns weights": (["optim.weight_decay=200"], ["optim.weight_decay", "less than 100"]),
     "three betas": (["optim.betas=[0.9, 0.95, 0.99]"], ["betas"]),
     "warm-up longer than the run": (["optim.warmup=100"], ["warmup", "100", "8"]),
     "fraction above one": (["optim.warmup=1.5"], ["warmup", "1.5"]),

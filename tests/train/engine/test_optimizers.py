@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_run
+from train.config.facts.optimizers import LARGEST_GRADIENT_NORM
 from train.config.facts.optimizers import OPTIMIZERS as FACTS
 from train.config.run import OptimConfig
 from train.engine.optimizers import OPTIMIZERS, build_optimizer
@@ -49,6 +50,32 @@ def test_the_update_follows_from_the_state_after_the_step(name: str) -> None:
         squared = OPTIMIZERS[name].squared_update(state, lr=0.01, weight_decay=0.1, updates=updates, optim=optim)
         expected = (weight.detach() - before).square().sum()
         assert squared.item() == pytest.approx(expected.item(), rel=1e-9)  # measured: 5e-15
+
+
+@pytest.mark.parametrize("norm", [1.0, LARGEST_GRADIENT_NORM])
+@pytest.mark.parametrize("betas", [(0.0, 0.0), (0.9, 0.95), (0.999999, 0.0), (0.0, 0.999999), (0.999999, 0.999999)])
+@pytest.mark.parametrize("name", FACTS)
+def test_no_sequence_of_gradients_exceeds_the_largest_update(
+    name: str, betas: tuple[float, float], norm: float
+) -> None:
+    """The bound by which configurations are refused; without decay, at a small eps, with gradients that come and go."""
+    generator = torch.Generator().manual_seed(0)
+    lr, eps, steps, size = 1e-3, 1e-12, 60, 4000
+    weight = torch.nn.Parameter(torch.zeros(size))
+    optim = OptimConfig(lr=lr, optimizer=name, betas=betas, eps=eps)  # type: ignore[arg-type]
+    optimizer = build_optimizer([ParameterGroup("matrix", {"w": weight}, 0.0)], optim=optim)
+    scales = torch.tensor([0.0, 1e-45, 1e-38, 1e-30, 1e-22, 1e-10, 1.0])  # of single gradients; small squares vanish
+    largest, bound = 0.0, FACTS[name].largest_update(lr, norm, eps)
+    for _ in range(steps):
+        before = weight.detach().clone()
+        draws = torch.randint(len(scales), (size,), generator=generator)
+        weight.grad = scales[draws] * norm * (2 * torch.rand(size, generator=generator) - 1).sign()
+        optimizer.step()
+        assert torch.isfinite(weight).all()
+        largest = max(largest, float((weight.detach() - before).abs().max()))
+    assert largest <= bound * 1.001  # fp32 rounding
+    if betas == (0.999999, 0.0):  # a first moment that stays while the second one vanishes
+        assert largest > 1e-6 * bound
 
 
 def test_every_parameter_is_in_one_group_with_its_own_decay(tmp_path: Path) -> None:
