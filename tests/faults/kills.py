@@ -23,8 +23,10 @@ from tests.faults.processes import (
     HANG_SECONDS,
     descendants,
     losses,
+    parent,
     rank_processes,
     rows,
+    still_there,
     training,
     validations,
     wait_until,
@@ -33,7 +35,6 @@ from tests.tiny import tiny_file
 
 KILLS_PER_RUN = 4
 VICTIMS = ("rank", "torchrun", "launcher", "preparation")  # preparation: any process, while the data are prepared
-LEFT_SECONDS = 60.0  # in which every process must have ended, having saved what it could
 # Wide enough that writing a checkpoint takes a while, small enough that a step does not.
 SETTINGS = [
     "steps=240",
@@ -57,7 +58,7 @@ class Kill(NamedTuple):
     newest_before: int  # complete checkpoint at the time of the kill; 0: none
     newest_after: int
     resumed_at: int
-    left: int  # processes still there after LEFT_SECONDS
+    left: int  # processes still there after a minute
 
 
 class KilledRun(NamedTuple):
@@ -136,11 +137,13 @@ def kill_once(
             _wait_for_a_moment(checkpoints, process, chance)
         complete = [int(folder.name[5:]) for folder in checkpoints.glob("step_*") if not folder.suffix]
         everyone = [process.pid, *descendants(process.pid)]
-        target = _target(victim, process.pid, pids, everyone, chance)
+        torchrun = parent(pids[0])
+        named = {"rank": chance.choice(list(pids.values())), "torchrun": torchrun, "launcher": process.pid}
+        target = named.get(victim) or chance.choice(everyone)
         os.kill(target, signal.SIGKILL)
-        left = _still_there(everyone)
+        left = len(still_there(everyone))
         _, said = process.communicate(timeout=HANG_SECONDS)
-    expected = {process.pid: (-signal.SIGKILL,), _parent(pids[0]): (1, 75)}.get(target, (1,))
+    expected = {process.pid: (-signal.SIGKILL,), torchrun: (1, 75)}.get(target, (1,))
     assert process.returncode in expected, (victim, process.returncode, said)
     steps = intact_steps(checkpoints)
     assert set(complete) <= set(steps), (complete, steps)
@@ -162,35 +165,6 @@ def _wait_for_a_moment(checkpoints: Path, process: subprocess.Popen[str], chance
     if chance.random() < 0.5:
         wait_until(lambda: list(checkpoints.glob("*.partial")) or process.poll() is not None, pause=0.0005)
         time.sleep(chance.uniform(0.0, 0.02))
-
-
-def _target(victim: str, launcher: int, ranks: dict[int, int], everyone: list[int], chance: random.Random) -> int:
-    torchrun = _parent(ranks[0])
-    own = {"rank": chance.choice(list(ranks.values())), "torchrun": torchrun, "launcher": launcher}
-    return own[victim] if victim in own else chance.choice(everyone)
-
-
-def _parent(pid: int) -> int:
-    return _parents.setdefault(pid, int(_stat(pid)[1]))
-
-
-_parents: dict[int, int] = {}  # remembered from while the process was alive
-
-
-def _stat(pid: int) -> list[str]:
-    """Return state, parent and further fields of a process; those of one that has ended if there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ["X", "0"]
-
-
-def _still_there(pids: list[int]) -> int:
-    """Return how many processes are left once all should have ended."""
-    until = time.monotonic() + LEFT_SECONDS
-    while (left := [pid for pid in pids if _stat(pid)[0] not in "XZ"]) and time.monotonic() < until:
-        time.sleep(0.05)
-    return len(left)
 
 
 def _is_training(run: Path) -> bool:

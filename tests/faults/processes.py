@@ -117,3 +117,24 @@ def losses(run: Path) -> dict[int, float]:
 def validations(run: Path) -> dict[int, float]:
     """Validation loss by step."""
     return {row["step"]: row["validation_loss"] for row in rows(run) if "validation_loss" in row}
+
+
+def parent(pid: int) -> int:
+    """Parent of a process; 0 if it has ended."""
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and further fields of a process; those of one that has ended if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ["X", "0"]
+
+
+def still_there(pids: list[int], *, seconds: float = 60.0) -> list[int]:
+    """Those processes that have not ended after a time in which all should have."""
+    until = time.monotonic() + seconds
+    while (left := [pid for pid in pids if _stat(pid)[0] not in "XZ"]) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
