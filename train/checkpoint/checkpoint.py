@@ -36,6 +36,7 @@ from train.ranks.distributed import SideChannel, World
 
 logger = logging.getLogger(__name__)
 
+
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read."""
 

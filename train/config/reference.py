@@ -23,9 +23,10 @@ _MARKDOWN_HEAD = """# Settings
 Every setting of a run, as printed by `python -m train --settings [PATTERN]`. This page is generated from the fields in
 `train/config/` (`make settings`); a test keeps the two in sync.
 
-*required* means that a setting has no default. **resume** marks settings that may change when a run resumes; changing
-any other makes it a different run. The paths of data may change if the data are the same. **evaluation** marks settings that `python -m train.evaluate` may override. For
-lists of sections, such as `task.data.sources`, the settings of an entry are listed under `.0`.
+*required* means that a setting has no default. **resume** marks settings that may change when a run resumes (paths of
+data, if the data are the same); changing any other makes it a different run. **evaluation** marks settings that
+`python -m train.evaluate` may override. For lists of sections, such as `task.data.sources`, the settings of an entry
+are listed under `.0`.
 """
 
 

@@ -90,9 +90,7 @@ def cut_after_step(path: Path, step: int | None) -> None:
     if damaged:
         logger.warning("%s: %d damaged lines were dropped, the first of them line %d", path, len(damaged), damaged[0])
     kept = [
-        line
-        for line, row in zip(lines, rows, strict=True)
-        if row is not None and (step is None or row["step"] <= step)
+        line for line, row in zip(lines, rows, strict=True) if row is not None and (step is None or row["step"] <= step)
     ]
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(b"".join(kept))

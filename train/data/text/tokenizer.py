@@ -101,7 +101,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
         if path.is_dir() and not (path / "tokenizer.json").exists() and (path / "merges.txt").exists():
             return GPT2Tokenizer.from_pretrained(path)
-        loaded = AutoTokenizer.from_pretrained(path if path.is_dir() else name)
+        loaded = AutoTokenizer.from_pretrained(path if path.is_dir() else name, trust_remote_code=False)
     except Exception as error:  # the library passes on any error of its readers and the network
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ConfigError(
