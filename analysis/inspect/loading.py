@@ -103,7 +103,8 @@ def _is_ours(name: str) -> bool:
         modules = [str(place).rpartition(".")[0] for place in config.get("auto_map", {}).values()]
     except (OSError, ValueError, AttributeError):
         return False
-    is_named_here = all((_OUR_CODE / f"{module}.py").is_file() for module in modules)  # REPOSITORY--module is not
+    # REPOSITORY--module and ../module are not names of files here
+    is_named_here = all(module.isidentifier() and (_OUR_CODE / f"{module}.py").is_file() for module in modules)
     return config.get("model_type") == "periln" and is_named_here and not _foreign_code(Path(name))
 
 

@@ -66,11 +66,11 @@ def _changes(old: RunConfig | Mapping[str, Any], new: RunConfig) -> Iterator[_Ch
     tree = asdict(old) if isinstance(old, RunConfig) else old
     before = settings_by_path(tree) | settings_by_path(check(RunConfig, tree).leaves)
     after = settings_by_path(asdict(new))
-    at_resume = {path: setting.resume for path, setting in settings_in(new)}
+    at_resume: dict[str, AtResume | None] = {path: setting.resume for path, setting in settings_in(new)}
     for path in dict.fromkeys([*after, *before]):
         if before.get(path) == after.get(path):
             continue
-        may = nearest(path, at_resume)
+        may: AtResume | None = nearest(path, at_resume)
         if may == "by_fingerprint" and not (path in before and path in after):
             may = "fixed"  # another number of sources is another set of data
         yield _Change(f"{path}: {_format(before, path)} -> {_format(after, path)}", may)

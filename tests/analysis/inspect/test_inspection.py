@@ -27,8 +27,8 @@ from analysis.inspect.models import kept_steps, named
 from analysis.inspect.windows import Text, Windows, cut
 from analysis.measure.scales import effective_scale
 from analysis.runs import InputError
-from tests.checkpoints import write_checkpoint
 from tests.analysis.inspect import test_architecture
+from tests.checkpoints import write_checkpoint
 from tests.tiny import tiny_file
 
 REPOSITORY = Path(__file__).parents[3]

@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -78,7 +79,7 @@ def damage(checkpoint: Path) -> list[str]:
     except DamagedFileError as error:
         return [str(error)]
     with ThreadPoolExecutor(max_workers=min(len(files), os.cpu_count() or 1)) as threads:
-        intact = list(threads.map(lambda file: is_intact(checkpoint, file), files))
+        intact = list(threads.map(partial(is_intact, checkpoint), files))
     return [mismatch(file) for file, good in zip(files, intact, strict=True) if not good]
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 SEAL = "sha256"
 
@@ -40,9 +40,13 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise DamagedFileError(f"{path.name} is not JSON") from None
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path.name} holds {type(content).__name__} instead of an object")
+    return _without_seal(cast("dict[str, Any]", content), path.name)
+
+
+def _without_seal(content: dict[str, Any], name: str) -> dict[str, Any]:
     seal = content.pop(SEAL, None)
     if seal is not None and seal != _checksum(content):
-        raise DamagedFileError(f"{path.name} does not match its own checksum")
+        raise DamagedFileError(f"{name} does not match its own checksum")
     return content
 
 
