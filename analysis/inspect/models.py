@@ -95,7 +95,7 @@ def kept_steps(run: Path) -> dict[int, Path]:
     for kind in ("weights", "checkpoints"):  # a checkpoint has all digits, so it counts where both are
         for folder in (run / kind).glob("step_*"):
             step = step_of(folder.name)
-            if step is not None and ((folder / "manifest.json").is_file() or (folder / "config.json").is_file()):
+            if step is not None and (kind == "checkpoints" or (folder / "config.json").is_file()):
                 folders[step] = folder
     return dict(sorted(folders.items()))
 

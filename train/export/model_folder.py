@@ -105,8 +105,7 @@ def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
     metrics = last_metrics(run, step)
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value:,.6g} |" for name, value in metrics.items())
     optim, environment = config.optim, read_json(run / "environment.json") or {}
-    facts = environment.get("data")
-    data = "".join(f"- {line.strip()}\n" for line in summary.lines(facts if isinstance(facts, dict) else {}))
+    data = "".join(f"- {line.strip()}\n" for line in _lines_of_data(environment.get("data", {})))
     lines = "\n".join([*head, f"tags: [{', '.join(card.tags)}]"])
     trained = f"{step:,} of {config.steps:,} steps of {config.global_batch_size} samples"
     return f"""---
@@ -128,6 +127,15 @@ def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
 Data: {card.data}. Peak learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}, seed {config.seed}.
 
 {data}"""
+
+
+def _lines_of_data(facts: Any) -> list[str]:
+    """Return what the data are, a line each; nothing if environment.json does not hold what a task records."""
+    try:
+        return list(summary.lines(facts))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        logger.warning("environment.json is damaged: the model card has no facts about the data")
+        return []
 
 
 def _amount(metrics: Mapping[str, float], environment: Mapping[str, Any]) -> str:
