@@ -1,4 +1,4 @@
-"""What is damaged on the disk is found before it is believed: files of a run and its data x the commands that read them.
+"""What is damaged on the disk is found before it is believed: files of a run and its data x commands that read them.
 
 Each row damages one thing in a copy of a finished run (steps 3, 6 and 8 are saved).
 """
@@ -157,15 +157,13 @@ def test_a_run_without_an_intact_checkpoint_is_refused_with_every_reason(workpla
 
 # ---------------------------------------------------------------------------------------------------------- text files
 
-JUNK = (
-    b'3\n{}\n[]\n"x"\n\x80\xff\n{"step": "five"}\n{"step": true}\n{"step": -1}\n' + b"[" * 50_000 + b'\n{"step": 5, "l'
-)
+JUNK = b'3\n{}\n[]\n"x"\n\x80\xff\n{"step": "five"}\n{"step": true}\n{"step": -1}\n' + b"[" * 50_000 + b"\n"
 
 
 def with_junk(content: bytes) -> bytes:
     """Damaged lines between the first and the second, and half of one at the end."""
     first, rest = content.split(b"\n", 1)
-    return first + b"\n" + JUNK.replace(b'\n{"step": 5, "l', b"\n") + rest + JUNK.splitlines()[-1]
+    return first + b"\n" + JUNK + rest + b'{"step": 5, "l'
 
 
 TABLES = ("metrics.jsonl", "events.jsonl", "activations.jsonl", "gradients.jsonl")
@@ -222,14 +220,16 @@ def test_damaged_facts_about_a_run_are_left_out(ranks: Ranks, workplace: Workpla
     assert (outcome.code, "is already finished" in outcome.said) == (0, True)
 
 
-@pytest.mark.parametrize("facts", ['{"data": 3}', '{"data": {"sources": [1]}}', '{"data": {"sources": {"a": 1}}}'])
+@pytest.mark.parametrize(
+    "facts", [slow('{"data": 3}'), slow('{"data": {"sources": [1]}}'), '{"data": {"sources": {"a": 1}}}']
+)
 def test_facts_of_another_form_are_left_out(workplace: Workplace, facts: str) -> None:
     (workplace.run / "environment.json").write_text(facts)
     assert reported(workplace).code == 0
     assert exported(workplace).code == 0
 
 
-@pytest.mark.parametrize("name", HARMS)
+@pytest.mark.parametrize("name", [name for name in HARMS if name != "nested"])
 def test_a_damaged_configuration_is_refused(ranks: Ranks, workplace: Workplace, name: str) -> None:
     harmed(workplace.run / "config.yaml", HARMS[name])
     readers = [exported(workplace), evaluated(workplace), reported(workplace)]
