@@ -75,9 +75,14 @@ def files_of(manifest: Mapping[str, Any]) -> list[WrittenFile]:
 def damage(checkpoint: Path) -> list[str]:
     """Return the faults of a checkpoint, reading every byte of it; none if it is intact."""
     try:
-        files = files_of(read_manifest(checkpoint))
+        return damaged_files(checkpoint, read_manifest(checkpoint))
     except DamagedFileError as error:
         return [str(error)]
+
+
+def damaged_files(checkpoint: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the faults of a checkpoint's files, reading every byte of them, several at once."""
+    files = files_of(manifest)
     with ThreadPoolExecutor(max_workers=min(len(files), os.cpu_count() or 1)) as threads:
         intact = list(threads.map(partial(is_intact, checkpoint), files))
     return [mismatch(file) for file, good in zip(files, intact, strict=True) if not good]

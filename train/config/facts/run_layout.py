@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from train.config.facts.manifest import damage, read_manifest, step_name
+from train.config.facts.manifest import damaged_files, read_manifest, step_name
+from train.config.facts.sealed import DamagedFileError
 
 CONFIG = "config.yaml"  # the configuration with defaults filled in
 SETTINGS = "settings.json"  # the properties of settings that reports need (`train.config.setting`)
@@ -33,9 +34,13 @@ def is_finished(run: Path, steps: int) -> bool:
     damaged is not finished, and resumes from an older checkpoint. If it does not exist, nothing is read.
     """
     checkpoint = run / CHECKPOINTS / step_name(steps)
-    if not checkpoint.is_dir() or damage(checkpoint):
+    try:
+        manifest = read_manifest(checkpoint)
+    except DamagedFileError:
         return False
-    return read_manifest(checkpoint).get("evaluated", steps) == steps or _ended_at(run / EVENTS, steps)
+    if damaged_files(checkpoint, manifest):
+        return False
+    return manifest.get("evaluated", steps) == steps or _ended_at(run / EVENTS, steps)
 
 
 def read_json(path: Path) -> Mapping[str, Any] | None:
