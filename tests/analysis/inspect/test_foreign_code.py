@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported folder: weights, our code, a tokenizer."""
     folder = tmp_path_factory.mktemp("exported") / "ours"
     torch.manual_seed(0)
-    shape = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    shape: dict[str, Any] = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     PeriLNForCausalLM(PeriLNConfig(**shape, num_attention_heads=2, num_key_value_heads=1)).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder

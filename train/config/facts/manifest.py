@@ -8,8 +8,8 @@ What is read when:
 | a run whose last checkpoint exists ("is it finished?"), also asked by `launch` | every byte of that checkpoint |
 | export, evaluation, `checkpoint.start_from` | every byte of the checkpoint that they use |
 
-A processor hashes 1 to 2 GB/s and files are hashed in parallel, so that 38 GB take as long as their disk: seconds to a
-minute, once per start of a program that would otherwise read the same files or do nothing at all.
+A core hashes about 0.5 GB/s, 2 GB/s with SHA instructions, and files are hashed in parallel. 38 GB in 64 files take 16
+cores 2 to 5 seconds, or as long as the disk; a program pays it once per start, before it reads the same files or ends.
 """
 
 from __future__ import annotations
