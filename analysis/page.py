@@ -10,7 +10,6 @@ import base64
 import html
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -115,7 +114,7 @@ def write_page(
     """
     check_out(out, kind=kind)
     files = files or {}
-    temporary = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")
+    temporary = out.absolute().with_name(f".{out.absolute().name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         (temporary / "figures").mkdir(parents=True)
@@ -156,7 +155,8 @@ def _written_before(index: Path, kind: str) -> set[str] | None:
 
 
 def _replace(temporary: Path, out: Path) -> None:
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
     temporary.rename(out)

@@ -115,8 +115,17 @@ def _cells(values: Sequence[Any], name: str) -> np.ndarray:
         return np.array(values, dtype=bool)
     if name in _WORDS:
         return np.array([None if value is None else str(value) for value in values], dtype=object)
-    is_number = [isinstance(value, int | float) and not isinstance(value, bool) for value in values]
-    return np.array([value if good else math.nan for value, good in zip(values, is_number, strict=True)], dtype=float)
+    return np.array([_number(value) for value in values], dtype=float)
+
+
+def _number(value: Any) -> float:
+    """Return a number of any size as a float, NaN for anything else."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def column(frame: pd.DataFrame, name: str) -> np.ndarray:
@@ -160,11 +169,11 @@ def step_of(folder_name: str) -> int | None:
 def placement_of(config: Mapping[str, Any]) -> str:
     """Return the placement in a configuration: "mixed" if layers differ, "unknown" if it has none."""
     value = setting(config, "task.model.norm_placement")
-    names = set(value) if isinstance(value, list) else {value}
+    names = {str(name) for name in (value if isinstance(value, list) else [value])}
     if len(names) > 1:
         return "mixed"
     name = next(iter(names), None)
-    return name if name in PLACEMENTS else "unknown"
+    return name if name is not None and name in PLACEMENTS else "unknown"
 
 
 def read_run(folder: str | Path) -> Record:
@@ -174,7 +183,7 @@ def read_run(folder: str | Path) -> Record:
         InputError: It is not a run folder, or its config.yaml cannot be read.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     notes: list[str] = []
     setting_facts = read_setting_facts(folder)
     if setting_facts is None:
@@ -267,7 +276,12 @@ def _expand(arguments: Sequence[str]) -> tuple[list[Path], list[str], list[str]]
     return list(folders.values()), notes, faults
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a run.
+
+    Raises:
+        InputError: The folder is not a run folder, or its config.yaml cannot be read.
+    """
     path = folder / "config.yaml"
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
@@ -278,7 +292,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: not a run folder: it has no config.yaml, which python -m train writes{hint}")
     try:
         config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds {type(config).__name__} instead of a run's settings")
@@ -291,10 +305,22 @@ def _read_environment(path: Path, notes: list[str]) -> dict[str, Any]:
     except FileNotFoundError:
         notes.append("no environment.json: code version and machine are unknown.")
         return {}
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
+        environment = None
+    if not isinstance(environment, dict) or not _are_facts(environment.get("data")):
         notes.append("environment.json cannot be read: code version and machine are unknown.")
         return {}
-    return environment if isinstance(environment, dict) else {}
+    return environment
+
+
+def _are_facts(data: Any) -> bool:
+    """Return whether facts about data have the form that training writes, as far as it is relied on."""
+    if data is None:
+        return True
+    if not isinstance(data, dict) or not isinstance(data.get("tokens_by_source", {}), dict):
+        return False
+    sources = data.get("sources", {})
+    return isinstance(sources, dict) and all(isinstance(source, dict) for source in sources.values())
 
 
 def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -321,9 +347,10 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**53 else None
 
 
 def _state_notes(record: Record) -> list[str]:

@@ -41,8 +41,9 @@ def read_setting_facts(folder: Path) -> SettingFacts | None:
     """Return the facts in a run folder; None where it has none, as those of older versions."""
     try:
         facts: dict[str, Any] = json.loads((folder / "settings.json").read_text())
-        return SettingFacts(dict(facts["report"]), tuple(facts["judged_by"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        report = {str(path): str(role) for path, role in facts["report"].items()}
+        return SettingFacts(report, tuple(map(str, facts["judged_by"])))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -22,7 +22,7 @@ from train.config.facts.exit_codes import REFUSED, STOPPED_EARLY
 from train.config.facts.run_layout import is_finished
 from train.config.load import load
 from train.config.reference import as_text
-from train.config.resume import refuse_another_run
+from train.config.resume import moved_data, refuse_another_run
 from train.config.run import RunConfig
 from train.data.damage import DamagedDataError
 from train.ranks import launcher_env
@@ -202,6 +202,8 @@ def _is_finished(config: RunConfig) -> bool:
         return False
     if os.environ.get("RANK", "0") == "0":
         print(f"{config.folder} is already finished: step {config.steps} of {config.steps} is saved")
+        for change in moved_data(config.folder, config):
+            print(f"  not compared: {change}")
     return True
 
 

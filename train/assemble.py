@@ -10,19 +10,14 @@ from pathlib import Path
 
 import torch
 
-from train.checkpoint.checkpoint import (
-    CheckpointReader,
-    Progress,
-    Saver,
-    damage,
-    load_folder,
-    newest_intact,
-    restore,
-)
+from train.checkpoint.checkpoint import CheckpointReader, Progress, Saver, restore
+from train.checkpoint.published import damage_seen_by_all, newest_intact
+from train.checkpoint.weights_folder import load_folder
 from train.config.batch import micro_batches
 from train.config.errors import ConfigError
-from train.config.facts.run_layout import CHECKPOINTS, complete_steps, step_name
+from train.config.facts.run_layout import CHECKPOINTS, CONFIG, complete_steps, step_name
 from train.config.load import to_dict
+from train.config.resume import moved_data
 from train.config.run import RunConfig
 from train.data import summary
 from train.data.budget import Budget
@@ -113,7 +108,7 @@ def _resume(config: RunConfig, folder: Path, engine: Engine, task: Task, world: 
         logger.warning("%s", note)
     start = config.checkpoint.start_from
     if checkpoint is not None:
-        _require_same_data(checkpoint, task)
+        _require_same_data(config, checkpoint, task)
     elif start is not None and "@" in start:
         checkpoint = _checkpoint_of_another_run(config, start, world)
     if checkpoint is None:
@@ -121,15 +116,25 @@ def _resume(config: RunConfig, folder: Path, engine: Engine, task: Task, world: 
     return restore(checkpoint, engine, world=world), notes
 
 
-def _require_same_data(checkpoint: Path, task: Task) -> None:
-    saved = CheckpointReader(checkpoint).manifest["data_fingerprint"]
+def _require_same_data(config: RunConfig, checkpoint: Path, task: Task) -> None:
+    """Compare the data with those that a checkpoint was trained on, wherever they lie.
+
+    Raises:
+        ConfigError: They are others.
+    """
+    saved, moved = CheckpointReader(checkpoint).manifest["data_fingerprint"], moved_data(config.folder, config)
     if saved != task.data_fingerprint:
         raise ConfigError(
             [
                 f"task.data: the data has changed since {checkpoint} was saved (fingerprint was {saved}, is now "
-                f"{task.data_fingerprint}); restore the data, or start a new run (name=...)"
+                f"{task.data_fingerprint}); restore the data, or start a new run (name=...)",
+                *moved,
             ]
         )
+    if moved:
+        logger.info("the data lie elsewhere and are the same (fingerprint %s): %s", saved, "; ".join(moved))
+    if not (config.folder / CONFIG).exists():
+        logger.warning("%s has no %s: its settings could not be compared with these", config.folder, CONFIG)
 
 
 def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> Path:
@@ -142,7 +147,7 @@ def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> P
     if int(step) >= config.steps:
         raise ConfigError([f"checkpoint.start_from: step {step} leaves nothing to train; raise steps ({config.steps})"])
     checkpoint = folder / CHECKPOINTS / step_name(int(step))
-    faults = damage(checkpoint, world=world)
+    faults = damage_seen_by_all(checkpoint, world=world)
     if faults:
         raise ConfigError([f"checkpoint.start_from: {checkpoint} is damaged: {'; '.join(faults)}"])
     return checkpoint

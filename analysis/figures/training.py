@@ -38,7 +38,7 @@ _BASELINES = "Horizontal lines: baselines without training, on the same validati
 def spikes(record: Record) -> list[Mapping]:
     """Return the spikes of a run, each (step, quantity) once: a step repeated after a resume may be logged twice."""
     events = [event for event in record.events if event.get("event") == "spike"]
-    return list({(event["step"], event.get("quantity")): event for event in events}.values())
+    return list({(event["step"], str(event.get("quantity"))): event for event in events}.values())
 
 
 def skipped_steps(record: Record) -> list[int]:

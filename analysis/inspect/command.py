@@ -62,5 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tokenizer", help="folder or hub name, for a model without its own")
     parser.add_argument("--no-gradients", dest="gradients", action="store_false", help="run forward passes only")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code from a model's folder")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code of a model's folder that is not this checkout's"
+    )
     return parser

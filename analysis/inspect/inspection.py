@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,8 @@ def inspect(names: Sequence[str], *, out: Path, text: Path | None = None, settin
     passage = Text(text)
     subjects = models.named(names)
     for subject in subjects:
+        for note in subject.notes:
+            print(f"{subject.label}: {note}", file=sys.stderr)
         if not subject.steps:  # a run of ours is a causal language model
             check(subject.name, trust=settings.trust_remote_code)
     inspected = [_inspected(subject, passage, settings) for subject in subjects]
@@ -220,7 +223,8 @@ def _notes(inspected: Sequence[Inspected]) -> list[str]:
     if len({item.snapshots[0].facts["sequence_length"] for item in inspected}) > 1:
         notes.append("The windows differ in length, since some models have fewer positions (see --sequence-length).")
     for item in inspected:
-        remarks = dict.fromkeys(note for snapshot in item.snapshots for note in snapshot.notes)
+        of_steps = (note for snapshot in item.snapshots for note in snapshot.notes)
+        remarks = dict.fromkeys([*item.subject.notes, *of_steps])
         notes += [f"{item.subject.label}: {note}" for note in remarks]
     if any(item.subject.steps for item in inspected):
         notes.append("Step N of a run (RUN@N) is the model with the weights after N updates.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from analysis.inspect.settings import DTYPES
 from analysis.runs import InputError
 
+_OUR_CODE = Path(__file__).parents[2] / "modeling" / "decoder"  # compared with, not imported
 _ROOM = 0.7  # of a GPU's free memory that the weights may take; the rest is for activations and the gradients' start
 
 
@@ -65,7 +67,7 @@ def load(
         device: auto, cpu, cuda, cuda:1 ...; auto spreads a model over devices, and offloads, where one is too small.
         dtype: A key of DTYPES; None: fp32 on the CPU, as saved on a GPU.
         tokenizer: Folder or hub name of another tokenizer.
-        trust: Run the code of the model's folder. Folders with our model_type "periln" run theirs always.
+        trust: Run the code of the model's folder. Folders whose code is that of this checkout run it always.
         name: What messages call it; default: the folder.
 
     Raises:
@@ -86,7 +88,7 @@ def load(
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return LoadedModel(
         model=model.eval(),
-        tokenizer=_tokenizer(tokenizer or folder, trust or _is_ours(tokenizer or folder), name=tokenizer or name),
+        tokenizer=_tokenizer(tokenizer or folder, trust, name=tokenizer or name),
         device=" + ".join(sorted(places)) if places else str(chosen),
         dtype=_dtype(model),
         is_offloaded=bool(places & {"cpu", "disk"}),
@@ -95,11 +97,29 @@ def load(
 
 
 def _is_ours(name: str) -> bool:
-    path = Path(name) / "config.json"
+    """Return whether a folder is an export of our decoder, and all the code in it, or that it names, is ours."""
     try:
-        return json.loads(path.read_text()).get("model_type") == "periln"
+        config = json.loads((Path(name) / "config.json").read_bytes())
+        modules = [str(place).rpartition(".")[0] for place in config.get("auto_map", {}).values()]
     except (OSError, ValueError, AttributeError):
         return False
+    # REPOSITORY--module and ../module are not names of files here
+    is_named_here = all(module.isidentifier() and (_OUR_CODE / f"{module}.py").is_file() for module in modules)
+    return config.get("model_type") == "periln" and is_named_here and not _foreign_code(Path(name))
+
+
+def _foreign_code(folder: Path) -> list[str]:
+    """Return what may hold code other than this checkout's: .py files that differ, and links to folders."""
+    foreign: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        is_other = path.suffix == ".py" and not (path.is_file() and _is_equal(path, _OUR_CODE / path.name))
+        if is_other or (path.is_symlink() and path.is_dir()):
+            foreign.append(str(path.relative_to(folder)))
+    return foreign
+
+
+def _is_equal(path: Path, ours: Path) -> bool:
+    return ours.is_file() and path.read_bytes() == ours.read_bytes()
 
 
 def _config(folder: str, trust: bool, *, name: str) -> Any:
@@ -107,8 +127,8 @@ def _config(folder: str, trust: bool, *, name: str) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(_why_unreadable(name, error)) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(_why_unreadable(folder, error, name=name)) from error
     classes = [str(found) for found in getattr(config, "architectures", None) or ()]
     mapped: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     expected = [mapped.__name__] if mapped is not None else []
@@ -125,10 +145,14 @@ def _config(folder: str, trust: bool, *, name: str) -> Any:
     return config
 
 
-def _why_unreadable(name: str, error: Exception) -> str:
+def _why_unreadable(folder: str, error: Exception, *, name: str) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):
-        return f"{name}: its folder contains code; review it, and if you trust it, pass --trust-remote-code"
+        foreign = ", ".join(_foreign_code(Path(folder))) or "named in its configuration"
+        return (
+            f"{name}: it comes with code that is not this checkout's ({foreign}) and was not run; review it, and if "
+            "you trust it, pass --trust-remote-code"
+        )
     if Path(name).is_dir():
         return f"{name}/config.json: transformers cannot read it: {first}"
     return (
@@ -140,7 +164,7 @@ def _why_unreadable(name: str, error: Exception) -> str:
 def _weights(folder: str, settings: dict[str, Any], *, name: str) -> Any:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{name}: its weights cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
@@ -155,6 +179,8 @@ def _tokenizer(folder: str, trust: bool, *, name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except Exception as error:  # each tokenizer class fails in its own way
+        if "trust_remote_code" in str(error):
+            raise InputError(_why_unreadable(folder, error, name=name)) from error
         raise InputError(
             f"{name}: has no loadable tokenizer; pass --tokenizer with a folder that has tokenizer.json, or a hub name"
         ) from error

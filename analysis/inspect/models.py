@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
-from analysis.runs import InputError, step_of
+from analysis.checkpoints import damage
+from analysis.runs import InputError, read_config, step_of
 
 _REPOSITORY = Path(__file__).parents[2]  # where `python -m train.export` runs
 
@@ -29,11 +28,13 @@ class Subject:
         label: Name for people, distinct within an inspection.
         name: Folder or hub name.
         steps: Kept steps of a run, ascending; empty for a model that is no run.
+        notes: Remarks for the reader, such as a newer step that is damaged.
     """
 
     label: str
     name: str
     steps: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def named(given: Sequence[str]) -> list[Subject]:
@@ -60,9 +61,9 @@ def _subject(given: str) -> Subject:
         path, asked = given, ""
     folder = Path(path)
     if (folder / "config.yaml").is_file():
-        name = (yaml.safe_load((folder / "config.yaml").read_text()) or {}).get("name") or folder.resolve().name
-        steps = _chosen_steps(folder, asked)
-        return Subject(f"{name}@{steps[0]}" if len(steps) == 1 else str(name), path, steps)
+        name = read_config(folder).get("name") or folder.resolve().name
+        steps, notes = _chosen_steps(folder, asked)
+        return Subject(f"{name}@{steps[0]}" if len(steps) == 1 else str(name), path, steps, notes)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(
             f"{given}: has neither config.json (a Hugging Face model) nor config.yaml (a run); give a folder with one"
@@ -94,26 +95,37 @@ def kept_steps(run: Path) -> dict[int, Path]:
     for kind in ("weights", "checkpoints"):  # a checkpoint has all digits, so it counts where both are
         for folder in (run / kind).glob("step_*"):
             step = step_of(folder.name)
-            if step is not None and ((folder / "manifest.json").is_file() or (folder / "config.json").is_file()):
+            if step is not None and (kind == "checkpoints" or (folder / "config.json").is_file()):
                 folders[step] = folder
     return dict(sorted(folders.items()))
 
 
-def _chosen_steps(run: Path, asked: str) -> tuple[int, ...]:
+def _chosen_steps(run: Path, asked: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return the steps that were asked for, or the newest that is intact with a note on each newer one."""
     saved_steps = tuple(kept_steps(run))
     if not saved_steps:
         raise InputError(f"{run}: this run has saved no weights yet (see checkpoint.every, checkpoint.weights_every)")
     if asked == "all":
-        return saved_steps
+        return saved_steps, ()
     if not asked:
-        return saved_steps[-1:]
+        return _newest_intact(run)
     listed = ", ".join(map(str, saved_steps))
     if not re.fullmatch(r"\d+(,\d+)*", asked):
         raise InputError(f"{run}@{asked}: write @STEP, @STEP,STEP or @all; this run has saved steps {listed}")
     steps = tuple(sorted({int(step) for step in asked.split(",")}))
     if missing := [str(step) for step in steps if step not in saved_steps]:
         raise InputError(f"{run}@{asked}: step {', '.join(missing)} was not saved; this run has saved steps {listed}")
-    return steps
+    return steps, ()
+
+
+def _newest_intact(run: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    damaged: list[str] = []
+    for step, folder in reversed(kept_steps(run).items()):
+        fault = damage(folder) if folder.parent.name == "checkpoints" else None
+        if fault is None:
+            return (step,), tuple(f"{note}; step {step} is shown instead." for note in damaged)
+        damaged.append(f"{folder} is damaged: {fault}")
+    raise InputError(f"{run}: has no intact step: {'; '.join(damaged)}")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Each rank writes the fragments it owns to one safetensors file, checksummed whil
 pickle. The folder is written under a name ending in `.partial` and renamed once its manifest is on disk:
 
     checkpoints/step_000500/
-        manifest.json               step, updates, shapes, data fingerprint; size and sha256 of every file
+        manifest.json               step, updates, shapes, data fingerprint; size and sha256 of every file; its own
         rank_00000.safetensors      weight/NAME, exp_avg/NAME, ... (1-D fp32), rng/*; rank 0 also buffer/NAME
 """
 
@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from safetensors import safe_open
+from torch import Tensor
 
 from train.checkpoint.host_copy import copies_in_host_memory
-from train.checkpoint.tensor_file import WrittenFile, is_intact, write_safetensors
+from train.checkpoint.tensor_file import write_safetensors
 from train.config.errors import ConfigError
-from train.config.facts.run_layout import MANIFEST, complete_steps, step_name
+from train.config.facts.manifest import FORMAT, MANIFEST, files_of, rank_file, read_manifest
+from train.config.facts.run_layout import complete_steps, step_name
+from train.config.facts.sealed import DamagedFileError, sealed
 from train.engine.engine import Engine, is_finite
-from train.ranks.distributed import SideChannel, World, all_agree, gather_floats, sum_over_ranks
+from train.ranks.distributed import SideChannel, World
 
 logger = logging.getLogger(__name__)
-
-FORMAT = 1
 
 
 class CheckpointError(RuntimeError):
@@ -185,10 +185,9 @@ def _require_finite(state: Snapshot) -> None:
 
 
 def _write_rank(partial: Path, state: Snapshot, rank: int) -> None:
-    name = f"rank_{rank:05d}"
-    places = {"fragments": json.dumps(state.places)}
-    written = write_safetensors(partial / f"{name}.safetensors", state.tensors, places)
-    (partial / f"{name}.json").write_text(json.dumps(written._asdict()))
+    path = partial / rank_file(rank)
+    written = write_safetensors(path, state.tensors, {"fragments": json.dumps(state.places)})
+    path.with_suffix(".json").write_text(json.dumps(written._asdict()))
 
 
 def snapshot(engine: Engine, world: World) -> Snapshot:
@@ -215,7 +214,7 @@ def _publish(partial: Path, final: Path, manifest: Mapping[str, Any]) -> None:
         files.append(json.loads(note.read_text()))
         note.unlink()
     with (partial / MANIFEST).open("w") as file:
-        json.dump({**manifest, "files": files}, file, indent=1)
+        json.dump(sealed({**manifest, "files": files}), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     _sync_folder(partial)
@@ -245,68 +244,24 @@ def _retire(folder: Path, keep: int | None) -> None:
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-def newest_intact(folder: Path, *, world: World) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint whose checksums match; the ranks divide the reading and agree on the result.
-
-    Damaged checkpoints are renamed to `step_*.damaged` and ignored.
-
-    Returns:
-        The checkpoint or None, and a message for each ignored checkpoint.
-    """
-    ignored: list[str] = []
-    # Rank 0's view of the folder decides, as a network file system may show each rank a different one.
-    steps = complete_steps(folder) if world.is_main else []
-    for index in range(int(gather_floats(len(steps))[0])):
-        step = int(gather_floats(steps[-1 - index] if world.is_main else 0)[0])
-        checkpoint = folder / step_name(step)
-        faults = damage(checkpoint, world=world)
-        if not faults:
-            return checkpoint, ignored
-        ignored.append(f"{step_name(step)} is damaged and was ignored: {'; '.join(faults)}")
-        if world.is_main:
-            _set_aside(checkpoint)
-    return None, ignored
-
-
-def damage(checkpoint: Path, *, world: World) -> list[str]:
-    """Return the faults of a checkpoint's files; the ranks divide the reading."""
-    manifest = _read_manifest(checkpoint)
-    if not all_agree(manifest is not None):
-        return [f"{MANIFEST} is missing or unreadable"]
-    assert manifest is not None
-    files = [WrittenFile(**entry) for entry in manifest["files"]]
-    broken = torch.zeros(len(files))
-    for index in range(world.rank, len(files), world.size):
-        broken[index] = not is_intact(checkpoint, files[index])
-    sum_over_ranks(broken)
-    return [f"{file.name} does not match its checksum" for file, bad in zip(files, broken, strict=True) if bad]
-
-
-def _read_manifest(checkpoint: Path) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and "files" in manifest else None
-
-
-def _set_aside(checkpoint: Path) -> None:
-    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    checkpoint.rename(aside)
-
-
 class CheckpointReader:
-    """Random access to the tensors of a checkpoint, independent of the stage and number of ranks that wrote it."""
+    """Random access to the tensors of a checkpoint, independent of the stage and number of ranks that wrote it.
+
+    The checkpoint is one that has been verified (`train.checkpoint.published`) or just written.
+
+    Raises:
+        CheckpointError: Its manifest is damaged.
+    """
 
     def __init__(self, checkpoint: Path):
-        manifest = _read_manifest(checkpoint)
-        if manifest is None:
-            raise CheckpointError(f"{checkpoint}: no readable {MANIFEST}")
+        try:
+            manifest = read_manifest(checkpoint)
+        except DamagedFileError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from None
         self.folder = checkpoint
         self.manifest = manifest
         self.progress = Progress(**{key.name: manifest[key.name] for key in fields(Progress) if key.name in manifest})
-        self._files = [safe_open(checkpoint / file["name"], framework="pt") for file in manifest["files"]]
+        self._files = [safe_open(checkpoint / file.name, framework="pt") for file in files_of(manifest)]
         self._places: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
         for file in self._files:
             for key, (start, numel) in json.loads(file.metadata()["fragments"]).items():
@@ -354,7 +309,7 @@ def restore(checkpoint: Path, engine: Engine, *, world: World) -> Progress:
         ConfigError: The checkpoint belongs to a model with other shapes.
     """
     reader = CheckpointReader(checkpoint)
-    _require_same_shapes(reader.manifest["parameters"], engine.parameter_shapes(), checkpoint)
+    require_same_shapes(reader.manifest["parameters"], engine.parameter_shapes(), checkpoint)
     engine.load(reader, updates=reader.progress.updates)
     engine.running_statistics.restore(reader.buffers())
     states = reader.random_state(world.rank)
@@ -365,7 +320,12 @@ def restore(checkpoint: Path, engine: Engine, *, world: World) -> Progress:
     return reader.progress
 
 
-def _require_same_shapes(saved: Mapping[str, Any], wanted: Mapping[str, Any], source: Path) -> None:
+def require_same_shapes(saved: Mapping[str, Any], wanted: Mapping[str, Any], source: Path) -> None:
+    """Compare shapes by parameter.
+
+    Raises:
+        ConfigError: With the parameters that differ.
+    """
     faults = [
         f"task.model: {name} is {list(wanted.get(name, [])) or 'absent'} here and "
         f"{list(saved.get(name, [])) or 'absent'} in {source}"
@@ -374,30 +334,3 @@ def _require_same_shapes(saved: Mapping[str, Any], wanted: Mapping[str, Any], so
     ]
     if faults:
         raise ConfigError(faults[:8] + [f"... and {len(faults) - 8} more"] * (len(faults) > 8))
-
-
-def load_folder(model: nn.Module, folder: Path) -> None:
-    """Copy the weights of a Hugging Face folder into a model.
-
-    Raises:
-        ConfigError: There are no safetensors, or they belong to a model with other shapes.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ConfigError(
-            [f"checkpoint.start_from: {folder} contains no .safetensors file; pass a Hugging Face folder"]
-        )
-    weights: dict[str, Tensor] = {}
-    try:
-        for path in files:
-            with safe_open(path, framework="pt") as file:
-                weights |= {key: file.get_tensor(key) for key in list(file.keys())}
-    except SafetensorError as error:
-        raise ConfigError([f"checkpoint.start_from: {folder} cannot be read: {error}"]) from None
-    state = model.state_dict()
-    tied = {tensor.data_ptr() for name, tensor in state.items() if name in weights}
-    wanted = {name: t.shape for name, t in state.items() if name in weights or t.data_ptr() not in tied}
-    _require_same_shapes(
-        {name: list(t.shape) for name, t in weights.items()}, {n: list(s) for n, s in wanted.items()}, folder
-    )
-    model.load_state_dict(weights, strict=False)

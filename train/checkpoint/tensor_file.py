@@ -1,4 +1,4 @@
-"""Safetensors files with checksums, computed while writing and verified before reading."""
+"""Safetensors files with checksums that are computed while writing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from train.config.facts.manifest import WrittenFile
 
 _DTYPES = {
     torch.float32: "F32",
@@ -22,14 +24,6 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-
-
-class WrittenFile(NamedTuple):
-    """Name, size and checksum of a written file."""
-
-    name: str
-    bytes: int
-    sha256: str
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> WrittenFile:
@@ -61,15 +55,3 @@ def _parts(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | mem
     yield header
     for tensor in tensors.values():
         yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def is_intact(folder: Path, file: WrittenFile) -> bool:
-    """Return whether a file exists in the folder and matches its size and checksum."""
-    path = folder / file.name
-    try:
-        if path.stat().st_size != file.bytes:
-            return False
-        with path.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
-    except OSError:
-        return False

@@ -23,9 +23,10 @@ _MARKDOWN_HEAD = """# Settings
 Every setting of a run, as printed by `python -m train --settings [PATTERN]`. This page is generated from the fields in
 `train/config/` (`make settings`); a test keeps the two in sync.
 
-*required* means that a setting has no default. **resume** marks settings that may change when a run resumes; changing
-any other makes it a different run. **evaluation** marks settings that `python -m train.evaluate` may override. For
-lists of sections, such as `task.data.sources`, the settings of an entry are listed under `.0`.
+*required* means that a setting has no default. **resume** marks settings that may change when a run resumes (paths of
+data, if the data are the same); changing any other makes it a different run. **evaluation** marks settings that
+`python -m train.evaluate` may override. For lists of sections, such as `task.data.sources`, the settings of an entry
+are listed under `.0`.
 """
 
 
@@ -111,7 +112,8 @@ def _meaning(entry: Entry) -> str:
     text = setting.meaning + (f", in {setting.unit}" if setting.unit else "") + "."
     if setting.null:
         text += f" null: {setting.null}."
-    marks = [name for name, on in (("resume", setting.resume == "free"), ("evaluation", setting.evaluation)) if on]
+    may_resume = setting.resume in ("free", "by_fingerprint")
+    marks = [name for name, on in (("resume", may_resume), ("evaluation", setting.evaluation)) if on]
     return f"{text} [{', '.join(marks)}]" if marks else text
 
 

@@ -29,7 +29,7 @@ from typing import (
 
 T = TypeVar("T")
 
-AtResume = Literal["fixed", "free"]
+AtResume = Literal["fixed", "free", "by_fingerprint"]
 InReport = Literal["distinguishes", "seed", "ignored"]
 
 
@@ -42,7 +42,8 @@ class Setting:
         unit: The unit of a numeric value.
         null: The meaning of null, if allowed, phrased to follow "null for ...": "no clipping".
         at_least: Smallest allowed value, or smallest allowed entry of a list; likewise `above`, `at_most`, `below`.
-        resume: Whether it may change when a run resumes. None inherits from the section, as for the next two.
+        resume: Whether it may change when a run resumes; "by_fingerprint": if the data are the same. None inherits from
+            the section, as for the next two.
         report: Whether runs that differ in it are separate lines in a report, seeds of one line, or equal.
         evaluation: Whether `python -m train.evaluate` may override it.
         judges: Whether a difference makes validation metrics incomparable.

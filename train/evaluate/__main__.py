@@ -30,15 +30,14 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, step: int | None = Non
     Args:
         run: A run folder.
         overrides: Evaluation settings of the task, as on the command line.
-        step: Step of the checkpoint; None for the newest.
+        step: Step of the checkpoint; None for the newest that is intact.
 
     Returns:
         The checkpoint's step and the `validation_*` metrics.
 
     Raises:
-        ConfigError: RUN is not a run folder or has no such checkpoint; an override is invalid, changes the model, or
-            would be ignored; or the data does not exist.
-        CheckpointError: The checkpoint is damaged.
+        ConfigError: RUN is not a run folder, has no such checkpoint or no intact one; an override is invalid, changes
+            the model, or would be ignored; or the data does not exist.
     """
     evaluation = _evaluate(evaluation_config(run, overrides), run, step)
     return evaluation.step, evaluation.metrics
@@ -142,7 +141,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="key=value",
         help="evaluation settings, for example task.data.validation_sources=...",
     )
-    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest intact one)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
     return parser.parse_intermixed_args(arguments)
 

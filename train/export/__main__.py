@@ -27,7 +27,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, help="run folder, for example runs/NAME")
     parser.add_argument("out", type=Path, help="folder to write; must be empty or not exist")
-    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest intact one)")
     parser.add_argument(
         "--dtype", choices=("bf16", "fp32"), default="fp32", help="type of the exported weights (default: fp32)"
     )
@@ -46,13 +46,14 @@ def _export(options: argparse.Namespace) -> int:
     from transformers.utils import logging as transformers_logging
 
     from train.checkpoint.checkpoint import CheckpointError
+    from train.data.damage import DamagedDataError
     from train.export import model_folder
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         step = model_folder.export(options.run, options.out, step=options.step, dtype=options.dtype)
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, DamagedDataError, OSError) as error:
         print(f"export failed: {error}", file=sys.stderr)
         return 1
     print(f"step {step} of {options.run} -> {options.out}")

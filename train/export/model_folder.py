@@ -7,7 +7,6 @@ generation config and a model card with the run's metrics.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -18,8 +17,9 @@ import torch
 from transformers import PreTrainedModel
 
 from train.checkpoint.checkpoint import CheckpointReader
+from train.checkpoint.published import intact_checkpoint
 from train.config.errors import ConfigError
-from train.config.facts.run_layout import CHECKPOINTS, complete_steps, step_name
+from train.config.facts.run_layout import read_json, row_of
 from train.config.load import read_run
 from train.config.run import RunConfig
 from train.data import summary
@@ -39,7 +39,7 @@ def write_model_folder(
     Args:
         task: The task, which builds the model and saves its assets.
         source: The checkpoint folder.
-        out: The folder to write; must be empty or not exist.
+        out: The folder to write; an earlier one is replaced.
         dtype: Type of the weights on disk.
         card: Text of README.md.
 
@@ -55,10 +55,21 @@ def write_model_folder(
     task.save_assets(partial)
     if card is not None:
         (partial / "README.md").write_text(card)
-    if out.exists():
-        out.rmdir()
+    _follow_umask(partial)
+    shutil.rmtree(out, ignore_errors=True)  # empty, or weights of a step that is repeated
     partial.rename(out)
     return model
+
+
+def _follow_umask(folder: Path) -> None:
+    """Give every file the mode of a new one: libraries write private temporary files, or copy the mode of a source."""
+    new = folder / ".new"
+    new.touch()
+    mode = new.stat().st_mode
+    new.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def load_model(task: Task, source: Path) -> PreTrainedModel:
@@ -76,20 +87,15 @@ def load_model(task: Task, source: Path) -> PreTrainedModel:
 
 
 def chosen_checkpoint(run: Path, step: int | None) -> Path:
-    """Return the folder of a run's checkpoint for a step, the newest by default.
+    """Return the folder of a run's checkpoint for a step, by default the newest intact one; log what is damaged.
 
     Raises:
-        ConfigError: There is no such checkpoint.
+        ConfigError: There is no such checkpoint, or it is damaged.
     """
-    folder = run / CHECKPOINTS
-    steps = complete_steps(folder)
-    if not steps:
-        raise ConfigError([f"{run}: has no complete checkpoint"])
-    if step is not None and step not in steps:
-        raise ConfigError(
-            [f"--step {step}: {run} has no such checkpoint; available steps: {', '.join(map(str, steps))}"]
-        )
-    return folder / step_name(steps[-1] if step is None else step)
+    checkpoint, damaged = intact_checkpoint(run, step)
+    for message in damaged:
+        logger.warning("%s", message)
+    return checkpoint
 
 
 def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
@@ -98,8 +104,8 @@ def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
     head = ["library_name: transformers", *([f"pipeline_tag: {card.pipeline_tag}"] if card.pipeline_tag else [])]
     metrics = last_metrics(run, step)
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value:,.6g} |" for name, value in metrics.items())
-    optim, environment = config.optim, _environment(run)
-    data = "".join(f"- {line.strip()}\n" for line in summary.lines(environment.get("data", {})))
+    optim, environment = config.optim, read_json(run / "environment.json") or {}
+    data = "".join(f"- {line.strip()}\n" for line in _lines_of_data(environment.get("data", {})))
     lines = "\n".join([*head, f"tags: [{', '.join(card.tags)}]"])
     trained = f"{step:,} of {config.steps:,} steps of {config.global_batch_size} samples"
     return f"""---
@@ -123,37 +129,41 @@ Data: {card.data}. Peak learning rate {optim.lr:g}, weight decay {optim.weight_d
 {data}"""
 
 
-def _environment(run: Path) -> dict[str, Any]:
-    """Return the contents of environment.json, empty if there is none."""
-    path = run / "environment.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+def _lines_of_data(facts: Any) -> list[str]:
+    """Return what the data are, a line each; nothing if environment.json does not hold what a task records."""
+    try:
+        return list(summary.lines(facts))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        logger.warning("environment.json is damaged: the model card has no facts about the data")
+        return []
 
 
 def _amount(metrics: Mapping[str, float], environment: Mapping[str, Any]) -> str:
     """Return the epochs so far and the tokens per parameter in words, as far as they are known."""
     words = [number_of_epochs(metrics["epoch"])] if "epoch" in metrics else []
-    if "tokens" in metrics and environment.get("parameters"):
-        words.append(f"{metrics['tokens'] / environment['parameters']:.3g} tokens per parameter")
+    parameters = environment.get("parameters")
+    if "tokens" in metrics and isinstance(parameters, int) and parameters:
+        words.append(f"{metrics['tokens'] / parameters:.3g} tokens per parameter")
     return f" ({', '.join(words)})" if words else ""
 
 
 def last_metrics(run: Path, step: int) -> dict[str, float]:
-    """Return the last training and validation metrics of a run, up to a step."""
+    """Return the last training and validation metrics of a run, up to a step; damaged lines are skipped."""
     metrics: dict[str, Any] = {}
     path = run / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
-        row: Mapping[str, Any] = json.loads(line)
-        if row["step"] <= step:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        row = row_of(line)
+        if row is not None and row["step"] <= step:
             metrics |= row
     names = ["step", "tokens", "epoch", "loss", *(name for name in metrics if name.startswith("validation_"))]
-    return {name: metrics[name] for name in names if metrics.get(name) is not None}
+    return {name: metrics[name] for name in names if isinstance(metrics.get(name), int | float)}
 
 
 def continuation(folder: Path, prompt: str, *, tokens: int = 80) -> str:
-    """Load an exported folder as any user would and return its continuation of a prompt."""
+    """Load a folder that was just exported, as any user would, and return its continuation of a prompt."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     torch.manual_seed(0)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
@@ -165,8 +175,7 @@ def export(run: Path, out: Path, *, step: int | None = None, dtype: str = "fp32"
     """Export a run's checkpoint and return its step.
 
     Raises:
-        ConfigError: RUN is not a run folder, has no such checkpoint, or OUT is in use.
-        CheckpointError: The checkpoint is damaged.
+        ConfigError: RUN is not a run folder, has no such checkpoint or no intact one, or OUT is in use.
     """
     from train.tasks import build_task
 

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from typing_extensions import override
 
+from train.config.facts.run_layout import row_of
 from train.observe.sink import Sink, Table
 
 logger = logging.getLogger(__name__)
@@ -80,21 +81,20 @@ class LineFile:
 
 
 def cut_after_step(path: Path, step: int | None) -> None:
-    """Drop an incomplete last line and every row after `step`, which the resumed run writes again."""
+    """Drop damaged lines, such as an incomplete last one, and every row after `step`, which is written again."""
     if not path.exists():
         return
-    kept = [line for line in path.read_bytes().splitlines(keepends=True) if _is_kept(line, step)]
+    lines = path.read_bytes().splitlines(keepends=True)
+    rows = [row_of(line) if line.endswith(b"\n") else None for line in lines]
+    damaged = [number for number, row in enumerate(rows, start=1) if row is None]
+    if damaged:
+        logger.warning("%s: %d damaged lines were dropped, the first of them line %d", path, len(damaged), damaged[0])
+    kept = [
+        line for line, row in zip(lines, rows, strict=True) if row is not None and (step is None or row["step"] <= step)
+    ]
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(b"".join(kept))
     temporary.replace(path)
-
-
-def _is_kept(line: bytes, step: int | None) -> bool:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return False
-    return line.endswith(b"\n") and (step is None or row["step"] <= step)
 
 
 def strict(value: Any) -> Any:

@@ -28,6 +28,7 @@ from analysis.inspect.windows import Text, Windows, cut
 from analysis.measure.scales import effective_scale
 from analysis.runs import InputError
 from tests.analysis.inspect import test_architecture
+from tests.checkpoints import write_checkpoint
 from tests.tiny import tiny_file
 
 REPOSITORY = Path(__file__).parents[3]
@@ -409,8 +410,7 @@ def fake_run(folder: Path, *, checkpoints: tuple[int, ...], weights: tuple[int, 
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text("name: fake\n")
     for step in checkpoints:
-        (folder / f"checkpoints/step_{step:06d}").mkdir()
-        (folder / f"checkpoints/step_{step:06d}/manifest.json").write_text("{}")
+        write_checkpoint(folder, step)
     for step in weights:
         (folder / f"weights/step_{step:06d}").mkdir(parents=True)
         (folder / f"weights/step_{step:06d}/config.json").write_text("{}")

@@ -14,6 +14,7 @@ import pytest
 from launch import __main__ as entry
 from launch.slurm import slurm
 from launch.slurm.cluster import ClusterConfig
+from tests.checkpoints import write_checkpoint
 from tests.tiny import tiny_file, tiny_run
 from train.config.load import load
 
@@ -116,13 +117,11 @@ def test_another_run_s_folder_is_refused(tmp_path: Path, played: Path, capsys: p
 
 
 def test_a_finished_run_is_not_submitted(tmp_path: Path, played: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    last = tmp_path / "runs/tiny/checkpoints/step_000008"
-    last.mkdir(parents=True)
-    (last / "manifest.json").write_text('{"step": 8, "evaluated": 8}')
+    write_checkpoint(tmp_path / "runs/tiny", 8, evaluated=8)
     assert entry.main(given(tmp_path)) == 0
     assert "is finished: the checkpoint of step 8 of 8 is saved" in capsys.readouterr().out
     assert not (played / "sbatch.given").exists()
-    (last / "manifest.json").write_text('{"step": 8, "evaluated": 4}')  # a signal came in the last evaluation
+    write_checkpoint(tmp_path / "runs/tiny", 8, evaluated=4)  # a signal came in the last evaluation
     assert entry.main(given(tmp_path)) == 0
     assert (played / "sbatch.given").exists()
 

@@ -10,6 +10,7 @@ import yaml
 
 from launch import __main__ as entry
 from launch.sweep.members import members, read_sweep
+from tests.checkpoints import write_checkpoint
 from tests.launch.slurm.test_slurm import CLUSTER, played
 from tests.tiny import tiny_file
 
@@ -28,9 +29,7 @@ def test_what_is_not_finished_becomes_one_array(
 ) -> None:
     words = sweep(tmp_path, "--parallel", "2")
     first, done, last = members(read_sweep(words[1]))
-    manifest = done.folder / "checkpoints/step_000008/manifest.json"
-    manifest.parent.mkdir(parents=True)
-    manifest.write_text("{}")
+    write_checkpoint(done.folder, 8)
     assert entry.main(words) == 0
     folder = tmp_path / "runs/lr"
     script = (folder / "submitted/001/job.sh").read_text()

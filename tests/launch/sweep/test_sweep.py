@@ -17,6 +17,7 @@ import yaml
 from launch.__main__ import main
 from launch.sweep import sweep as sweeping
 from launch.sweep.members import Member, members, read_sweep
+from tests.checkpoints import write_checkpoint
 from tests.faults.processes import HANG_SECONDS
 from tests.tiny import tiny_file
 from train.config.errors import ConfigError
@@ -29,6 +30,7 @@ GRID = {"task.model.norm_placement": ["pre", "peri"], "optim.lr": [1e-3, 3e-2], 
 # A member that needs no torch: its first argument says which run; what it does stands in a file beside the runs.
 ACT = """
 import json, os, pathlib, signal, sys, time
+from tests.checkpoints import write_checkpoint
 folder, script = pathlib.Path(sys.argv[1]), json.loads(pathlib.Path(sys.argv[2]).read_text())
 deed = script.get(folder.name, "finish")
 print("cores", sorted(os.sched_getaffinity(0)), flush=True)
@@ -41,9 +43,7 @@ if deed == "wait":
 if deed == "fail":
     print("the reason why")
     sys.exit(1)
-last = folder / "checkpoints" / "step_000008"
-last.mkdir(parents=True)
-(last / "manifest.json").write_text("{}")
+write_checkpoint(folder, 8)
 """
 
 
@@ -132,9 +132,7 @@ def test_finished_means_what_training_means_by_it(tmp_path: Path) -> None:
         (8, {}, True),
         (8, {"evaluated": 8}, True),
     ):
-        manifest = member.folder / f"checkpoints/step_{step:06d}/manifest.json"
-        manifest.parent.mkdir(parents=True, exist_ok=True)
-        manifest.write_text(json.dumps(saved))
+        write_checkpoint(member.folder, step, **saved)
         assert member.is_finished == finished
 
 

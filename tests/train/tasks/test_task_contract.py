@@ -14,6 +14,7 @@ from tests.ranks import Ranks
 from tests.tiny import tiny_file
 from tests.tiny_filter import tiny_filter_file
 from tests.train.test_resume import losses, rows, train
+from train.config.facts.sealed import read_sealed, sealed
 from train.config.load import load
 from train.config.tasks.kinds import TaskConfig
 from train.evaluate.__main__ import evaluate
@@ -179,7 +180,7 @@ def test_an_evaluation_can_come_before_the_first_step(ranks: Ranks, tmp_path: Pa
 def forget_the_last_evaluation(run: Path) -> None:
     """Put a finished run back to where its last step is saved and not yet evaluated."""
     manifest = run / "checkpoints/step_000006/manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "evaluated": 3}))
+    manifest.write_text(json.dumps(sealed({**read_sealed(manifest), "evaluated": 3})))
     for file, is_later in (("events", lambda row: row["event"] == "finish"), ("metrics", is_the_last_validation)):
         lines = (run / f"{file}.jsonl").read_text().splitlines(keepends=True)
         (run / f"{file}.jsonl").write_text("".join(line for line in lines if not is_later(json.loads(line))))

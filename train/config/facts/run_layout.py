@@ -6,7 +6,10 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from train.config.facts.manifest import damaged_files, read_manifest, step_name
+from train.config.facts.sealed import DamagedFileError
 
 CONFIG = "config.yaml"  # the configuration with defaults filled in
 SETTINGS = "settings.json"  # the properties of settings that reports need (`train.config.setting`)
@@ -14,16 +17,10 @@ EVENTS = "events.jsonl"
 STOPPED = "stopped.json"  # written by a run that stopped early, removed when it resumes
 STACKS = "stacks.txt"  # after a hang: the stacks of every rank
 CHECKPOINTS = "checkpoints"
-MANIFEST = "manifest.json"  # in each checkpoint
 HEARTBEATS = "heartbeat"  # a file per rank
 LOCK = "lock"  # exists while the run trains; names the process that writes to the folder
 
 _STEP_NAME = re.compile(r"step_(\d{6,})")
-
-
-def step_name(step: int) -> str:
-    """Return the name of a step's folder in checkpoints/, weights/ and images/."""
-    return f"step_{step:06d}"
 
 
 def complete_steps(checkpoints: Path) -> list[int]:
@@ -33,25 +30,47 @@ def complete_steps(checkpoints: Path) -> list[int]:
 
 
 def is_finished(run: Path, steps: int) -> bool:
-    """Return whether a run's last step is both saved and evaluated: a signal may arrive between the two."""
-    manifest = read_json(run / CHECKPOINTS / step_name(steps) / MANIFEST)
-    if manifest is None:
+    """Return whether a run's last step is both saved and evaluated: a signal may arrive between the two.
+
+    If the last checkpoint exists, every byte of it is verified (`train.config.facts.manifest`): a run whose result is
+    damaged is not finished, and resumes from an older checkpoint. If it does not exist, nothing is read.
+    """
+    checkpoint = run / CHECKPOINTS / step_name(steps)
+    try:
+        manifest = read_manifest(checkpoint)
+    except DamagedFileError:
+        return False
+    if damaged_files(checkpoint, manifest):
         return False
     return manifest.get("evaluated", steps) == steps or _ended_at(run / EVENTS, steps)
 
 
 def read_json(path: Path) -> Mapping[str, Any] | None:
-    """Return the contents of a JSON file; None if it is missing or unreadable."""
+    """Return the contents of a JSON object in a file; None if it is missing or is not one."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
+    return cast("dict[str, Any]", content) if isinstance(content, dict) else None
+
+
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """Return the row that a line of a .jsonl file holds; None if the line is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    step = cast("dict[str, Any]", row).get("step")
+    return cast("dict[str, Any]", row) if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
 
 
 def _ended_at(events: Path, steps: int) -> bool:
     """Return whether the last event marks the end of the run."""
     try:
-        last = json.loads(events.read_text().splitlines()[-1])
-    except (OSError, ValueError, IndexError):
+        lines = events.read_bytes().splitlines()
+    except OSError:
         return False
-    return last["event"] == "finish" and last["step"] == steps
+    last = row_of(lines[-1]) if lines else None
+    return last is not None and last.get("event") == "finish" and last["step"] == steps

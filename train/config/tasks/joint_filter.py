@@ -36,7 +36,8 @@ class PairSourceConfig:
     shorthand: ClassVar[str] = "path"
 
     path: str = setting(
-        "procedural-scenes, procedural-textures, a folder of pairs, a folder of NYU's .npy arrays, or its labeled .mat"
+        "procedural-scenes, procedural-textures, a folder of pairs, a folder of NYU's .npy arrays, or its labeled .mat",
+        resume="by_fingerprint",
     )
     guidance: str | None = setting(
         "Guidance files, as a pattern below a folder of pairs (RGB/*.png)", default=None, null="detected by name"

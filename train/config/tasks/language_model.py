@@ -68,7 +68,8 @@ class SourceConfig:
 
     path: str = setting(
         f"{EMBEDDED_CORPUS} (embedded); a file, glob or folder of text, JSON Lines, Parquet, CSV or saved `datasets`; "
-        "or a `datasets` name"
+        "or a `datasets` name",
+        resume="by_fingerprint",
     )
     name: str | None = setting("Configuration of a `datasets` name", default=None, null="its default")
     split: str | None = setting("Split of a `datasets` name or saved folder", default=None, null="train")
@@ -105,7 +106,9 @@ class TextDataConfig:
 
     sources: tuple[SourceConfig, ...] = setting("Text to train on", evaluation=True)
     tokenizer: str = setting(
-        "byte-bpe (trained on the sources, vocab_size tokens), a folder, a tokenizer.json or a hub name", judges=True
+        "byte-bpe (trained on the sources, vocab_size tokens), a folder, a tokenizer.json or a hub name",
+        resume="by_fingerprint",
+        judges=True,
     )
     sequence_length: int = setting("Length of a sample", unit="tokens", at_least=1, evaluation=True)
     validation_fraction: float | None = setting(

@@ -17,11 +17,13 @@ from filelock import FileLock
 
 from train.config.errors import ConfigError
 from train.config.tasks.language_model import SourceConfig, TextDataConfig
+from train.data.damage import DamagedDataError
 from train.data.split import SPLITS, Split
 from train.data.text import corpus
 from train.data.text.documents import files
 from train.data.text.preparation import build_store
-from train.data.text.store import TextData, TokenStore
+from train.data.text.store import TextData
+from train.data.text.token_store import TokenStore
 from train.data.text.tokenizer import BYTE_BPE
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ PREPARE_FIRST_BYTES = 1_000_000_000
 
 
 def prepare(config: TextDataConfig, *, vocab_size: int, may_tokenize: bool = False) -> TextData:
-    """Return the prepared data, preparing it first if it is not cached.
+    """Return the prepared data, preparing it first if it is not cached; what is damaged is prepared again.
 
     Several processes may call this concurrently; one does the work and the others wait for it.
 
@@ -42,20 +44,27 @@ def prepare(config: TextDataConfig, *, vocab_size: int, may_tokenize: bool = Fal
 
     Raises:
         ConfigError: Sources or tokenizer are invalid, or the corpus must be prepared first.
-        DamagedDataError: The store is not what was prepared.
+        DamagedDataError: What was just written is damaged.
         OSError: The cache cannot be written.
     """
     folder = Path(config.cache_dir).expanduser() / f"text-{_key(config, vocab_size)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        if not (folder / "store.json").exists():
-            _require_small(config, may_tokenize)
-            _tell_of_older_form(folder.parent)
-            build_store(config, folder, vocab_size=vocab_size)
-        store = TokenStore(folder)
-        for split in SPLITS:
-            require_window(store.facts[f"{split}_tokens"], split, config)
-        return TextData(store, length=config.sequence_length, validation_windows=config.validation_windows)
+        if (folder / "store.json").exists():
+            try:
+                return _opened(TokenStore(folder), config)
+            except DamagedDataError as error:
+                logger.warning("the prepared data are damaged, and are prepared again where they are: %s", error)
+        _require_small(config, may_tokenize)
+        _tell_of_older_form(folder.parent)
+        build_store(config, folder, vocab_size=vocab_size)
+        return _opened(TokenStore(folder, is_verified=True), config)
+
+
+def _opened(store: TokenStore, config: TextDataConfig) -> TextData:
+    for split in SPLITS:
+        require_window(store.facts[f"{split}_tokens"], split, config)
+    return TextData(store, length=config.sequence_length, validation_windows=config.validation_windows)
 
 
 def _key(config: TextDataConfig, vocab_size: int) -> str:

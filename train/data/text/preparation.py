@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.config.errors import ConfigError
+from train.config.facts.sealed import DamagedFileError, sealed
 from train.config.tasks.language_model import TextDataConfig
 from train.data.split import SPLITS
 from train.data.text import corpus
@@ -27,7 +28,15 @@ from train.data.text.documents import files
 from train.data.text.progress import Progress
 from train.data.text.shard_writer import Encoder, Job, ShardWriter
 from train.data.text.shards import ShardRecord, shard_folder
-from train.data.text.tokenizer import BYTE_BPE, end_of_text_id, load, train_byte_bpe
+from train.data.text.tokenizer import (
+    BYTE_BPE,
+    TOKENIZER,
+    end_of_text_id,
+    load,
+    publish_tokenizer,
+    published_sample,
+    train_byte_bpe,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -58,7 +67,7 @@ def build_store(config: TextDataConfig, folder: Path, *, vocab_size: int) -> Non
     split_of = corpus.splitter(config, readers)
     tokenizer, sample = _tokenizer(config, folder, readers, split_of, vocab_size)
     encoder = Encoder(
-        tokenizer=str(folder / "tokenizer" / "tokenizer.json"),
+        tokenizer=str(folder / TOKENIZER / "tokenizer.json"),
         end=end_of_text_id(tokenizer, config.tokenizer),
         dtype="uint16" if len(tokenizer) <= 2**16 else "uint32",
     )
@@ -73,7 +82,8 @@ def build_store(config: TextDataConfig, folder: Path, *, vocab_size: int) -> Non
         facts["tokenizer_sample"] = sample
     facts |= {"eos_token_id": encoder.end, "tokenizer_size": len(tokenizer)}
     facts |= {"dtype": encoder.dtype, "shards": len(records)}
-    (folder / "store.json.partial").write_text(json.dumps(facts, indent=1))
+    _discard_leftovers(folder)
+    (folder / "store.json.partial").write_text(json.dumps(sealed(facts), indent=1))
     (folder / "store.json.partial").rename(folder / "store.json")
 
 
@@ -87,25 +97,25 @@ def _tokenizer(
     split_of: Splitter,
     vocab_size: int,
 ) -> tuple[PreTrainedTokenizerFast, dict[str, Any]]:
-    """Return the tokenizer, from the store if it is there already, and what it was trained on."""
+    """Return the tokenizer, from the store if it is there intact, and what it was trained on.
+
+    With another one, the shards are written again.
+    """
     from transformers import PreTrainedTokenizerFast
 
-    place, note = folder / "tokenizer", folder / "tokenizer_sample.json"
-    if place.exists():
-        loaded = PreTrainedTokenizerFast.from_pretrained(place)
-        return loaded, json.loads(note.read_text()) if note.exists() else {}
+    try:
+        sample = published_sample(folder)
+        return PreTrainedTokenizerFast.from_pretrained(folder / TOKENIZER), sample
+    except DamagedFileError:
+        shutil.rmtree(folder / "shards", ignore_errors=True)
     sample: dict[str, Any] = {}
     if config.tokenizer == BYTE_BPE:
         texts, sample = corpus.training_sample(readers, split_of)
         tokenizer = train_byte_bpe(texts, vocab_size=vocab_size)
-        note.write_text(json.dumps(sample))
     else:
         tokenizer = load(config.tokenizer, vocab_size=vocab_size)
         end_of_text_id(tokenizer, config.tokenizer)  # may set it
-    partial = folder / "tokenizer.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    tokenizer.save_pretrained(partial)
-    partial.rename(place)
+    publish_tokenizer(folder, tokenizer, sample)
     return tokenizer, sample
 
 
@@ -200,6 +210,15 @@ def _discard_from(folder: Path, number: int) -> None:
     while (place := shard_folder(folder, number)).exists():
         shutil.rmtree(place)
         number += 1
+
+
+def _discard_leftovers(folder: Path) -> None:
+    """Remove what a killed preparation began."""
+    for path in [*folder.glob("*.partial"), *(folder / "shards").glob("*.partial")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _token_facts(readers: Sequence[NamedReader], records: Sequence[ShardRecord]) -> dict[str, Any]:

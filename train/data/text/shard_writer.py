@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from train.data.split import SPLITS, Split
-from train.data.text.shards import Encoded, ShardRecord, shard_folder, write_shard
+from train.data.text.shards import Encoded, ShardRecord, damaged_file, shard_folder, write_shard
 from train.data.text.tokenizer import DOCUMENTS_AT_A_TIME, encode
 
 
@@ -124,7 +124,7 @@ class ShardWriter:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def add(self, job: Job) -> None:
-        """Begin a shard, unless it is there already.
+        """Begin a shard, unless it is there already, and every byte of it is what was written.
 
         Raises:
             OSError: As in `finished`.
@@ -132,7 +132,7 @@ class ShardWriter:
         place = shard_folder(self._folder, self._number)
         self._number += 1
         record = ShardRecord.read(place)
-        if record is not None and job.is_in(record):
+        if record is not None and job.is_in(record) and damaged_file(place, record) is None:
             self._begun.append((job, _done(record)))
         elif self._workers == 1:
             self._begun.append((job, _done(self._encoder.write(job, place))))

@@ -1,7 +1,7 @@
 """A token store on disk: shards of documents as tokens, written once each and read as one long sequence.
 
     shards/000007/                       renamed into place when complete
-        shard.json                       what it holds: documents, tokens, size and checksum of every file
+        shard.json                       documents, tokens, size and checksum of every file and of itself
         training.tokens  validation.tokens    token ids, uint16 or uint32, each document ended by end-of-text
         training.ends    validation.ends      uint64: number of tokens up to the end of each document
         validation.bytes                      uint32: bytes of text per token
@@ -22,8 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from train.config.facts.sealed import DamagedFileError, read_sealed, sealed
 from train.data.split import SPLITS, Split
 
+FILES = (*(f"{split}.{kind}" for split in SPLITS for kind in ("tokens", "ends")), "validation.bytes")
 _RECORD = "shard.json"
 
 
@@ -69,13 +71,17 @@ class ShardRecord:
 
     @staticmethod
     def read(folder: Path) -> ShardRecord | None:
-        """Return the record of a complete shard, None if there is none."""
+        """Return the record of a complete shard, None if there is none or it is damaged."""
         try:
-            record = json.loads((folder / _RECORD).read_text())
-        except (OSError, ValueError):
+            record = read_sealed(folder / _RECORD)
+            for name in ("split_documents", "tokens", "text_bytes"):
+                record[name] = {split: int(record[name][split]) for split in SPLITS}
+            record["files"] = {
+                name: StoredFile(int(record["files"][name][0]), str(record["files"][name][1])) for name in FILES
+            }
+            return ShardRecord(**record)
+        except (DamagedFileError, LookupError, TypeError, ValueError):
             return None
-        files = {name: StoredFile(*entry) for name, entry in record.pop("files").items()}
-        return ShardRecord(**record, files=files)
 
 
 def shard_folder(store: Path, number: int) -> Path:
@@ -134,10 +140,23 @@ def write_shard(
         text_bytes=text_bytes,
         files={name: sink.close() for name, sink in sinks.items()},
     )
-    (partial / _RECORD).write_text(json.dumps(asdict(record) | {"files": record.files}, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)  # one without a readable record
+    (partial / _RECORD).write_text(json.dumps(sealed(asdict(record) | {"files": record.files}), indent=1))
+    shutil.rmtree(folder, ignore_errors=True)  # one that is damaged or holds other documents
     partial.rename(folder)
     return record
+
+
+def damaged_file(folder: Path, record: ShardRecord) -> str | None:
+    """Return the name of a file that is not what was written, None if there is none; reads every byte of a shard."""
+    for name, file in record.files.items():
+        try:
+            with (folder / name).open("rb") as content:
+                digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        except OSError:
+            return name
+        if digest != file.blake2b:
+            return name
+    return None
 
 
 class _Sink:

@@ -1,8 +1,18 @@
-"""Tokenizers: loaded, or trained on the documents; text as token ids."""
+"""Tokenizers: loaded, or trained on the documents; text as token ids.
+
+That of a prepared corpus is published with checksums of its files, and compared with them:
+
+    cache_dir/text-KEY/
+        tokenizer/               tokenizer.json, tokenizer_config.json
+        tokenizer_files.json     the checksum of each, and what the tokenizer was trained on; written first
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from train.config.errors import ConfigError
+from train.config.facts.sealed import DamagedFileError, read_sealed, sealed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -18,6 +29,8 @@ BYTE_BPE = "byte-bpe"
 END_OF_TEXT = "<|endoftext|>"
 _OTHER_ENDS = ("</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
 DOCUMENTS_AT_A_TIME = 256
+TOKENIZER = "tokenizer"  # folder in a prepared corpus
+_STORED = "tokenizer_files.json"
 
 
 def encode(texts: list[str], tokenizer: Tokenizer, *, counts_bytes: bool) -> dict[str, list[Any]]:
@@ -101,7 +114,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
         if path.is_dir() and not (path / "tokenizer.json").exists() and (path / "merges.txt").exists():
             return GPT2Tokenizer.from_pretrained(path)
-        loaded = AutoTokenizer.from_pretrained(path if path.is_dir() else name)
+        loaded = AutoTokenizer.from_pretrained(path if path.is_dir() else name, trust_remote_code=False)
     except Exception as error:  # the library passes on any error of its readers and the network
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ConfigError(
@@ -131,3 +144,53 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
     raise ConfigError(
         [f"task.data.tokenizer: {name!r} has no end-of-text token; set eos_token and save the tokenizer again"]
     )
+
+
+# ------------------------------------------------------------------------------------------- that of a prepared corpus
+
+
+def publish_tokenizer(store: Path, tokenizer: PreTrainedTokenizerFast, sample: Mapping[str, Any]) -> None:
+    """Write a tokenizer and what it was trained on; an earlier one is replaced."""
+    partial = store / f"{TOKENIZER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    tokenizer.save_pretrained(partial)
+    (store / _STORED).write_text(json.dumps(sealed({"files": _checksums(partial), "sample": sample}), indent=1))
+    shutil.rmtree(store / TOKENIZER, ignore_errors=True)
+    partial.rename(store / TOKENIZER)
+
+
+def published_sample(store: Path) -> dict[str, Any]:
+    """Return what the tokenizer of a store was trained on; empty if it was loaded.
+
+    Raises:
+        DamagedFileError: There is no tokenizer, or it is damaged.
+    """
+    if fault := damage_of_tokenizer(store):
+        raise DamagedFileError(fault)
+    return read_sealed(store / _STORED)["sample"]
+
+
+def damage_of_tokenizer(store: Path) -> str | None:
+    """Return what is wrong with the tokenizer of a store, None if it is intact.
+
+    A store of an older version has no checksums: its tokenizer.json is to be JSON.
+    """
+    folder = store / TOKENIZER
+    if not (folder / "tokenizer.json").is_file():
+        return "its tokenizer is missing"
+    try:
+        if not (store / _STORED).exists():
+            read_sealed(folder / "tokenizer.json")
+            return None
+        written = read_sealed(store / _STORED)["files"]
+    except (DamagedFileError, KeyError) as error:
+        return f"its tokenizer cannot be verified ({error})"
+    return None if written == _checksums(folder) else "its tokenizer is not what was written"
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }

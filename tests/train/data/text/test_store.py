@@ -27,7 +27,8 @@ from train.data.damage import DamagedDataError
 from train.data.text import cache, preparation, shard_writer
 from train.data.text.shard_writer import Encoder, Job, ShardWriter
 from train.data.text.shards import Encoded, ShardRecord, TokenSequence, shard_folder, write_shard
-from train.data.text.store import TextData, Windows, _hashed
+from train.data.text.store import TextData
+from train.data.text.windows import Windows, _hashed
 from train.loop import Run
 from train.rank import train_rank
 from train.tasks import build_task
@@ -92,7 +93,7 @@ def first_form(documents: list[np.ndarray], length: int, together: int) -> bytes
 def test_the_fingerprint_is_that_of_the_first_form(
     tmp_path: Path, shards: list[list[int]], together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.data.text.store._TOGETHER", together)
+    monkeypatch.setattr("train.data.text.windows._TOGETHER", together)
     sequence, stream = sequence_of(tmp_path, shards)
     documents = np.split(stream, sequence.document_ends()[:-1])
     hashes, _, digest = _hashed(Windows(sequence, 4), counts_bytes=False)
@@ -263,17 +264,6 @@ def test_a_run_ends_before_it_trains_on_flipped_bits(ranks: Ranks, tmp_path: Pat
     assert "training window" in message
     assert "--prepare" in message
     assert all(step <= flipped_at + 1 for step in steps)  # the batch of the next step had been read already
-
-
-def test_a_shard_that_was_cut_or_lost_is_named(folder: Path) -> None:
-    cache.prepare(settings(folder), vocab_size=VOCAB)
-    tokens = shard_folder(store_in(folder / "cache"), 1) / "training.tokens"
-    os.truncate(tokens, tokens.stat().st_size - 2)
-    with pytest.raises(DamagedDataError, match="000001"):
-        cache.prepare(settings(folder), vocab_size=VOCAB)
-    (tokens.parent / "shard.json").unlink()
-    with pytest.raises(DamagedDataError, match="000001"):
-        cache.prepare(settings(folder), vocab_size=VOCAB)
 
 
 def test_a_disk_that_is_clearly_too_small_is_refused_before_anything_is_tokenized(
