@@ -96,8 +96,10 @@ def _exhausted(run_folder: Path, job: str, starts: Sequence[Start], limits: Limi
 
 def _without_progress(starts: Sequence[Start], newest: int) -> int:
     """Return how many of the latest restarts, the next one included, come without a newer checkpoint."""
-    best, idle = starts[0]["step"], 0
-    for start, step in zip(starts, [*(start["step"] for start in starts[1:]), newest], strict=True):
+    steps = [*(start["step"] for start in starts), newest]
+    best, idle = steps[0], 0
+    for number, start in enumerate(starts):
+        step = steps[number + 1]
         if step > best:
             best, idle = step, 0
         elif start["ended"] not in _NOT_COUNTED:

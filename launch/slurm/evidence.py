@@ -30,7 +30,7 @@ class Stop(NamedTuple):
     time: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Evidence:
     """What a start of a job has left behind, apart from the state of its nodes."""
 

@@ -74,15 +74,18 @@ def lost_nodes(nodes: Sequence[str], *, here: str, responds: Callable[[str], boo
         responds: Whether a node responds; by default, asks SLURM.
     """
     ask = responds or _responds
-    others = [node for node in nodes if node != here]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        lost = [node for node, answer in zip(others, pool.map(ask, others), strict=True) if not answer]
+        answers = {node: pool.submit(ask, node) for node in nodes if node != here}
+    lost = [node for node, answer in answers.items() if not answer.result()]
     return lost if lost and ask(here) else []
 
 
 def _responds(node: str) -> bool:
-    """Start a step on a node. `--export=NONE` leaves the step no PATH: its command is a builtin of /bin/sh
-    (not `:`, at which srun splits its command line)."""
+    """Start a step on a node.
+
+    `--export=NONE` leaves the step no PATH, so its command is a builtin of /bin/sh; not `:`, at which srun splits its
+    command line.
+    """
     step = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--mem=0", "/bin/sh", "-c", "true"]
     return any(_succeeds(step) for _ in range(_TRIES))
 

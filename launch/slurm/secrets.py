@@ -47,7 +47,8 @@ _SHAPE = re.compile(
 _DIGEST = re.compile(r"(?:sha256:|@)[0-9a-f]{40,64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # images, UUIDs
 _RUN = re.compile(r"[A-Za-z0-9]{24,}")
 _WHOLE = re.compile(r"[A-Za-z0-9+=_.-][A-Za-z0-9+/=_.-]{31,}")  # not a path, which begins with /
-_RUN_BITS, _WHOLE_BITS = 3.2, 4.2  # per character; 32 random hexadecimal digits have 3.65, English has about 4
+# Entropy in bits per character: 40 random hexadecimal digits have about 3.7, 40 random letters and digits 4.7.
+_RUN_BITS, _WHOLE_BITS = 3.2, 4.2
 
 
 def find(name: str, value: object) -> str | None:
@@ -62,13 +63,13 @@ def find_in(text: str) -> str | None:
     """Return why a text looks like, or contains, a secret; None if it does not."""
     if _SHAPE.search(text):
         return "its value has the shape of a secret"
-    pairs = re.findall(r"([A-Za-z_]\w*)=([^\s,]+)", text)
-    if any(_NAME.search(name) and not _LOCATION.search(name) for name, _ in pairs):
+    if any(_NAME.search(name) and not _LOCATION.search(name) for name in re.findall(r"([A-Za-z_]\w*)=", text)):
         return "it sets a variable with the name of a secret"
     plain = _DIGEST.sub("", text)
-    if any(_is_random(run, _RUN_BITS) for run in _RUN.findall(plain)):
+    if any(_is_random(run) for run in _RUN.findall(plain)):
         return "it contains a long random string"
-    if _WHOLE.fullmatch(plain) and plain.lower() != plain and _is_random(plain, _WHOLE_BITS):
+    mixed = sum(map(str.isdigit, plain)) >= 2 and any(map(str.isupper, plain)) and any(map(str.islower, plain))
+    if mixed and _WHOLE.fullmatch(plain) and _bits(plain) >= _WHOLE_BITS:
         return "it is a long random string"
     return None
 
@@ -78,14 +79,16 @@ def redact(text: str, variables: Mapping[object, object]) -> str:
     for name, value in variables.items():
         if len(str(value)) > 3 and find(str(name), value):
             text = text.replace(str(value), "***")
-    text = _RUN.sub(lambda run: "***" if _is_random(run[0], _RUN_BITS) else run[0], text)
+    text = _RUN.sub(lambda run: "***" if _is_random(run[0]) else run[0], text)
     return _SHAPE.sub("***", text)
 
 
-def _is_random(text: str, least_bits: float) -> bool:
-    """Return whether letters and digits are mixed, with at least this entropy (bits per character)."""
-    digits = sum(character.isdigit() for character in text)
-    if not 3 <= digits <= len(text) - 3:
-        return False
+def _is_random(run: str) -> bool:
+    """Return whether letters and digits are mixed as in a random string."""
+    return 3 <= sum(map(str.isdigit, run)) <= len(run) - 3 and _bits(run) >= _RUN_BITS
+
+
+def _bits(text: str) -> float:
+    """Return the entropy of the characters in bits per character."""
     shares = [count / len(text) for count in Counter(text).values()]
-    return -sum(share * math.log2(share) for share in shares) >= least_bits
+    return -sum(share * math.log2(share) for share in shares)

@@ -6,6 +6,8 @@ import json
 import os
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from launch.slurm import job, restart
 from launch.slurm.evidence import note_node
 from tests.launch.slurm.test_slurm import write_command
 
+ROOT = Path(__file__).parents[3]
 JOB = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[0-1]", "SLURMD_NODENAME": "n0"}
 TASK = {**JOB, "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2"}
 RUNNING = "JobId=77 JobState=RUNNING Reason=None Restarts=0 TimeLimit=01:00:00 PreemptTime=None"
@@ -182,3 +185,9 @@ def test_a_failing_requeue_says_what_to_do(tmp_path: Path, played: Path, capsys:
 
 def test_an_unknown_state_is_that_of_an_undisturbed_job() -> None:
     assert job.parse_state("slurm_load_jobs error: Unable to contact slurm controller") == job.JobState()
+
+
+def test_the_batch_script_needs_the_standard_library_only() -> None:
+    """It runs outside of the container, with whatever python3 the node has."""
+    command = [sys.executable, "-S", "-m", "launch.slurm.restart", "--help"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
