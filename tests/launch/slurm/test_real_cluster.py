@@ -19,8 +19,6 @@ from launch.slurm import slurm
 from tests.launch.slurm.slurm_cluster import NODES, SlurmCluster
 from tests.tiny import tiny_file, tiny_run
 
-pytestmark = pytest.mark.slow
-
 TWO_NODES = "nodes: 2\ntime: 10\nsignal_seconds: 60\n"
 LONG = ("steps=120", "evaluate_every=60", "checkpoint.every=1000")
 
@@ -65,6 +63,7 @@ def log(run: Path) -> str:
     return "\n".join(path.read_text() for path in sorted((run / "logs").glob("slurm-*.log")))
 
 
+@pytest.mark.slow
 def test_a_job_trains_on_two_nodes(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
     job, run = submit(), tmp_path / "runs/tiny"
     again = launch(slurm_cluster, tmp_path)
@@ -79,6 +78,7 @@ def test_a_job_trains_on_two_nodes(slurm_cluster: SlurmCluster, submit, tmp_path
     assert "is finished" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_signal_queues_the_job_again_and_the_losses_are_those_of_an_unbroken_run(
     slurm_cluster: SlurmCluster, submit, tmp_path: Path
 ) -> None:
@@ -97,6 +97,7 @@ def test_a_signal_queues_the_job_again_and_the_losses_are_those_of_an_unbroken_r
     assert "is requeued" in log(broken)
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_beyond_its_time_limit(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
     """SLURM looks at time limits twice a minute: the signal comes 60 to 90 seconds after the start."""
     unbroken, limited = tmp_path / "runs/unbroken", tmp_path / "runs/limited"
@@ -113,6 +114,7 @@ def test_a_job_goes_on_beyond_its_time_limit(slurm_cluster: SlurmCluster, submit
     assert losses(limited) == losses(unbroken)
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_saves_and_stays_cancelled(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
     job, run = submit(*LONG), tmp_path / "runs/tiny"
     slurm_cluster.wait_for(lambda: max(losses(run), default=0) > 20)
@@ -125,13 +127,15 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm_cluster: SlurmCluster, 
     assert "is requeued" not in log(run)
 
 
-def test_a_lost_node_queues_the_job_again(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
+@pytest.mark.parametrize("node", [pytest.param(1, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.nightly)])
+def test_a_lost_node_queues_the_job_again(slurm_cluster: SlurmCluster, submit, tmp_path: Path, node: int) -> None:
+    """With the first node goes the batch script: SLURM itself notices and requeues the job."""
     unbroken, robbed = tmp_path / "runs/unbroken", tmp_path / "runs/robbed"
     settings = ("steps=150", "evaluate_every=150", "checkpoint.every=10")
     assert slurm_cluster.wait_until_over(submit("name=unbroken", *settings)) == "COMPLETED", log(unbroken)
     job = submit("name=robbed", *settings)
     slurm_cluster.wait_for(lambda: len(events(robbed, "save")) >= 2)
-    lost = list(NODES)[1]
+    lost = list(NODES)[node]
     slurm_cluster.lose_node(lost)
     try:
         slurm_cluster.wait_for(lambda: len(events(robbed, "resume")) == 1)
@@ -142,10 +146,12 @@ def test_a_lost_node_queues_the_job_again(slurm_cluster: SlurmCluster, submit, t
         slurm_cluster.wait_for(lambda: slurm_cluster.run("sinfo", "-h", "-o", "%T").split() == ["idle"])
     resumed = [event["step"] for event in events(robbed, "resume")]
     assert len(resumed) == 1
+    assert ("does not respond" in log(robbed)) == (node == 1)
     assert resumed[0] >= 20
     assert losses(robbed) == losses(unbroken)
 
 
+@pytest.mark.slow
 def test_an_array_trains_every_member(
     slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +200,7 @@ def exit_codes(run: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("phase", ["step", "preparation"])
+@pytest.mark.slow
 def test_a_run_that_ends_itself_on_one_of_two_nodes_is_not_requeued(
     slurm_cluster: SlurmCluster, submit, tmp_path: Path, phase: str
 ) -> None:
@@ -209,6 +216,7 @@ def test_a_run_that_ends_itself_on_one_of_two_nodes_is_not_requeued(
     assert "does not respond" not in log(run)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_on_a_node_that_lives_is_not_requeued(
     slurm_cluster: SlurmCluster, submit, tmp_path: Path
 ) -> None:
@@ -229,7 +237,10 @@ def preempt(cluster: SlurmCluster) -> None:
     assert cluster.wait_until_over(job) == "COMPLETED"
 
 
-@pytest.mark.parametrize("partition", ["graceful", pytest.param("graceless", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "partition",
+    [pytest.param("graceful", marks=pytest.mark.slow), pytest.param("graceless", marks=pytest.mark.nightly)],
+)
 def test_a_preempted_job_is_requeued_and_not_charged(
     slurm_cluster: SlurmCluster, submit, tmp_path: Path, partition: str
 ) -> None:
@@ -257,6 +268,7 @@ def test_a_time_limit_that_comes_before_the_signal_has_worked_is_requeued(
     assert slurm_cluster.restarts(job) == 1, log(run)
 
 
+@pytest.mark.slow
 def test_the_limit_on_restarts_ends_a_job_that_stops_again_and_again(
     slurm_cluster: SlurmCluster, submit, tmp_path: Path
 ) -> None:
@@ -270,6 +282,7 @@ def test_the_limit_on_restarts_ends_a_job_that_stops_again_and_again(
     assert "restarted 1 times, the limit set by `restarts`" in log(run)
 
 
+@pytest.mark.slow
 def test_an_array_task_that_ends_itself_stays_ended_while_another_is_requeued(
     slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +305,7 @@ def test_an_array_task_that_ends_itself_stays_ended_while_another_is_requeued(
     assert [sorted(losses(tmp_path / f"runs/member-{n}"))[-1:] for n in range(3)] == [[], [120], [120]]
 
 
+@pytest.mark.slow
 def test_ranks_of_a_bare_srun_find_each_other_and_a_batch_script_is_alone(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
