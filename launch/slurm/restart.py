@@ -2,7 +2,7 @@
 
 `start` records the start; exit code 1 if the job must not start again. `end --code N` decides by the evidence whether
 a restart can mend what ended the ranks, requeues the job if so, and returns the exit code of the job: 75 if it will
-resume, else the code given. Runs on the node of the batch script, outside of any container: standard library only.
+resume, else that of the node that failed first. Runs on the node of the batch script, outside of any container: standard library only.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ def end(run: Path, code: int, *, job: str, limits: Limits, environment: Mapping[
     decision = decision_of(run, code, environment=environment)
     if decision.ending is None:
         _print(decision.reason)
-        return code
+        return decision.code
     exhausted = note_ending(run, job=job, ending=decision.ending, limits=limits)
     if exhausted is not None:
         _print(f"{decision.reason}; not requeued: {exhausted}")
-        return code
+        return decision.code
     _print(f"{decision.reason}; job {job} is requeued and will resume")
     if not slurm.requeue(job):
         _print("requeueing failed: submit the job by hand")

@@ -90,6 +90,10 @@ class SlurmCluster:
         shown = self.run("scontrol", "show", "job", job)
         return " ".join(re.search(rf"{key}=(\S*)", shown)[1] for key in ("JobState", "Reason"))  # type: ignore[index]
 
+    def exit_code(self, job: str) -> int:
+        """Return the exit code of a job, or of a task of an array."""
+        return int(re.search(r"ExitCode=(\d+):", self.run("scontrol", "show", "job", job))[1])  # type: ignore[index]
+
     def restarts(self, job: str) -> int:
         """Return how often SLURM has restarted a job, or a task of an array."""
         shown = self.run("scontrol", "show", "job", job)

@@ -44,6 +44,15 @@ def test_ranks_that_stop_in_preparation_because_another_node_failed_do_not_hide_
     assert ending(75, 75, 75, stop=Stop(0, time=102.0)) == "stopped early"
 
 
+def test_a_job_that_ended_itself_returns_the_code_of_the_node_that_failed_first() -> None:
+    """Not the highest, 75: that is for runs which resume."""
+    decision = decide(Evidence(code=75, stop=Stop(0, time=102.0), nodes=nodes(75, 1)))
+    assert (decision.ending, decision.code) == (None, 1)
+    assert decide(Evidence(code=143, nodes=nodes(143, 1))).code == 143
+    assert decide(Evidence(code=143, nodes=nodes(None, 2))).code == 2
+    assert decide(Evidence(code=137, nodes={})).code == 137
+
+
 def test_a_stop_with_a_checkpoint_counts_whatever_follows_it() -> None:
     assert ending(75, 75, 75, stop=Stop(8, time=99.0)) == "stopped early"
     assert ending(1, 1, 75, stop=Stop(8, time=103.0)) == "stopped early"

@@ -211,6 +211,7 @@ def test_a_run_that_ends_itself_on_one_of_two_nodes_is_not_requeued(
     assert slurm_cluster.wait_until_over(job) == "FAILED"
     assert slurm_cluster.restarts(job) == 0, log(run)
     assert 1 in exit_codes(run)
+    assert slurm_cluster.exit_code(job) == 1, exit_codes(run)
     assert "the run ended itself" in log(run)
     assert "ValueError: bad data" in log(run)
     assert "does not respond" not in log(run)
@@ -227,7 +228,7 @@ def test_a_rank_that_is_killed_on_a_node_that_lives_is_not_requeued(
         os.kill(pid, signal.SIGKILL)
     assert slurm_cluster.wait_until_over(job) == "FAILED", log(run)
     assert slurm_cluster.restarts(job) == 0, log(run)
-    assert 1 in exit_codes(run)
+    assert slurm_cluster.exit_code(job) == 1, exit_codes(run)
 
 
 def preempt(cluster: SlurmCluster) -> None:

@@ -80,7 +80,7 @@ def test_a_run_that_ends_itself_on_two_nodes_is_not_requeued(
     (tmp_path / "heartbeat").mkdir()
     beat = {"rank": 1, "host": "n1", "step": 3, "state": "failed", "error": "ValueError: bad data"}
     (tmp_path / "heartbeat/rank_00001.json").write_text(json.dumps(beat))
-    assert ended(tmp_path, 143) == 143
+    assert ended(tmp_path, 143) == 1  # of the node that failed first
     assert requeued(played) == []
     said = capsys.readouterr().err
     assert "the run ended itself" in said
