@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 _ANSWER_SECONDS = 60  # for SLURM's commands; a step on a node that is down fails after about half of that
 _TRIES = 2
+_RUNNING = ("RUNNING", "SIGNALING")
 _AT_ONCE = 16
 
 
@@ -51,7 +52,7 @@ def parse_state(shown: str) -> JobState:
     """Parse a line of `scontrol show job`. Its JobState is COMPLETING however SLURM has ended the job."""
     values = dict(re.findall(r"(\w+)=(\S*)", shown))
     return JobState(
-        is_ending=values.get("JobState", "RUNNING") != "RUNNING",
+        is_ending=values.get("JobState", "RUNNING") not in _RUNNING,
         restarts=int(values.get("Restarts", 0)),
         is_preempted=values.get("PreemptTime", "None")[:1].isdigit(),
         is_out_of_time=values.get("Reason") == "TimeLimit",

@@ -1,8 +1,9 @@
 """Start and end of a job's ranks, as seen by its batch script: `python -m launch.slurm.restart start|end RUN ...`.
 
 `start` records the start; exit code 1 if the job must not start again. `end --code N` decides by the evidence whether
-a restart can mend what ended the ranks, requeues the job if so, and returns the exit code of the job: 75 if it will
-resume, else that of the node that failed first. Runs on the node of the batch script, outside of any container: standard library only.
+a restart can mend what ended the ranks and requeues the job if so. It returns the exit code of the job: 75 if it will
+resume, else that of the node that failed first. Both run on the node of the batch script, outside of any container,
+and use the standard library only.
 """
 
 from __future__ import annotations

@@ -202,6 +202,7 @@ class SlurmCluster:
             "AuthType=auth/munge",
             # cred_expire is also how long a requeued job waits: two minutes by itself
             f"AuthInfo=socket={self.folder}/munge/socket,cred_expire=5",
+            "SchedulerParameters=bf_interval=3,sched_interval=5",  # else a requeued job waits for up to 30 s more
             "ProctrackType=proctrack/linuxproc",
             "TaskPlugin=task/none",
             "SelectType=select/cons_tres",

@@ -217,7 +217,7 @@ def test_a_run_that_ends_itself_on_one_of_two_nodes_is_not_requeued(
     assert "does not respond" not in log(run)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_rank_that_is_killed_on_a_node_that_lives_is_not_requeued(
     slurm_cluster: SlurmCluster, submit, tmp_path: Path
 ) -> None:
