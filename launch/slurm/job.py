@@ -26,8 +26,7 @@ class JobState(NamedTuple):
 def job_id(environment: Mapping[str, str]) -> str:
     """Return the id of this job, in an array that of this task alone.
 
-    The number in SLURM_JOB_ID does not do for an array: the last task has that of the array, and requeueing it would
-    restart every task, those that are over included; those of the other tasks are refused as invalid.
+    SLURM_JOB_ID of the last task of an array is that of the array: requeueing it ends and restarts the other tasks too.
     """
     array = environment.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]

@@ -287,7 +287,7 @@ def test_the_limit_on_restarts_ends_a_job_that_stops_again_and_again(
 def test_an_array_task_that_ends_itself_stays_ended_while_another_is_requeued(
     slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last task has the job id of the whole array: requeueing that would restart every task."""
+    """The last task has the job id of the whole array: requeueing that would restart the others too."""
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, slurm_cluster.environment[name])
     configs = [tiny_run(tmp_path, f"name=member-{number}", *LONG) for number in range(3)]
