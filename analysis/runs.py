@@ -296,6 +296,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds {type(config).__name__} instead of a run's settings")
+    missing = [name for name in ("steps", "task", "optim") if not config.get(name)]  # what every run has
+    if missing:
+        raise InputError(f"{path}: lacks {missing[0]}: it is cut off or was changed; restore it")
     return config
 
 

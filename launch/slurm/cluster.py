@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.slurm import secrets
+from launch.slurm.times import time_limit_seconds
 from train.config import yaml_text
 from train.config.errors import ConfigError
 from train.config.schema import check
@@ -15,9 +17,8 @@ from train.config.schema import check
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+-]*")
 _MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+/-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 _MEMORY = re.compile(r"[0-9]+[KMGT]?")
-_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_KEPT_TEXT = ("sbatch", "container", "container_mounts", "venv", "modules")  # written into the script as they are
 # sbatch options that have their own key, and options that the job depends on.
 _OWN_OPTIONS = {
     "partition": "partition",
@@ -38,7 +39,7 @@ _RESERVED = (
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """Resources that a job requests from SLURM. A null key is left to the cluster's default."""
+    """Resources that a job requests from SLURM, and its restarts. A null key is left to the cluster's default."""
 
     partition: str | None = None
     account: str | None = None
@@ -56,7 +57,10 @@ class ClusterConfig:
     container_runtime: Literal["apptainer", "pyxis"] | None = None  # null: apptainer
     container_mounts: tuple[str, ...] = ()  # in addition to the run's own folders, e.g. /scratch:/scratch
     environment: dict[str, Any] = field(default_factory=dict[str, Any])  # name: value; no secrets, the script is kept
+    allow_in_script: tuple[str, ...] = ()  # variables or keys that look like secrets and are not
     sbatch: tuple[str, ...] = ()  # additional options, e.g. --constraint=h100
+    restarts: int | None = 100  # of one job, for whatever reason; null: no limit
+    restarts_without_progress: int | None = 3  # in a row, each without a newer complete checkpoint; null: no limit
 
     @property
     def ranks(self) -> int:
@@ -81,26 +85,9 @@ def load(path: str | Path) -> ClusterConfig:
     cluster, leaves, faults = check(ClusterConfig, text.tree)
     faults = [*text.faults, *(f"{path}: {fault}" for fault in [*faults, *_broken_rules(leaves)])]
     if cluster is None or faults:
-        raise ConfigError(faults)
+        variables: dict[object, object] = leaves.get("environment") or {}
+        raise ConfigError([secrets.redact(fault, variables) for fault in faults])
     return cluster
-
-
-def time_limit_seconds(text: str) -> int:
-    """Convert a time limit in sbatch's notation to seconds: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
-
-    Raises:
-        ValueError: The text is not in this notation.
-    """
-    match = _TIME.fullmatch(text)
-    if match is None:
-        raise ValueError(text)
-    days, *rest = match.groups()
-    parts = [int(part) for part in rest if part is not None]
-    if days is not None:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + seconds
-    hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
-    return (hours * 60 + minutes) * 60 + seconds
 
 
 def _broken_rules(leaves: dict[str, Any]) -> Iterator[str]:
@@ -109,13 +96,15 @@ def _broken_rules(leaves: dict[str, Any]) -> Iterator[str]:
     yield from _time(leaves)
     yield from _names(leaves)
     yield from _environment(leaves.get("environment") or {})
+    yield from _secrets(leaves)
     yield from _python(leaves)
     for number, line in enumerate(leaves.get("sbatch") or ()):
         yield from _sbatch_line(f"sbatch.{number}", line)
 
 
 def _numbers(leaves: dict[str, Any]) -> Iterator[str]:
-    for key, least in {"nodes": 1, "gpus_per_node": 0, "ranks_per_node": 1, "cpus_per_task": 1}.items():
+    at_least = {"nodes": 1, "gpus_per_node": 0, "ranks_per_node": 1, "cpus_per_task": 1}
+    for key, least in {**at_least, "restarts": 0, "restarts_without_progress": 0}.items():
         value = leaves.get(key)
         if value is not None and value < least:
             yield f"{key}: {value} is too small; write {least} or more"
@@ -152,19 +141,45 @@ def _names(leaves: dict[str, Any]) -> Iterator[str]:
             yield f"container_mounts.{number}: {mount!r} is not a mount; write /outside:/inside"
 
 
-def _environment(variables: dict[str, Any]) -> Iterator[str]:
+def _environment(variables: dict[Any, Any]) -> Iterator[str]:
     for name, value in variables.items():
         path = f"environment.{name}"
-        if not _VARIABLE.fullmatch(str(name)):
-            yield f"{path}: not a valid variable name; use letters, digits and _ only"
-        elif _SECRET.search(name):
-            yield f"{path}: looks like a secret, and the script is kept in the run folder; set it in ~/.bash_profile"
+        if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
+            yield f"environment.{yaml_text.show(name)}: not a valid variable name; use letters, digits and _ only"
         elif name in ("PYTHONPATH", "PYTHONSAFEPATH", "RANK", "WORLD_SIZE") or name.startswith("SLURM_"):
             yield f"{path}: the job sets this itself; leave it out"
         elif not isinstance(value, str | int | float):
             yield f"{path}: {yaml_text.show(value)} is not text or a number; write {name}: value"
         elif "\n" in str(value):
             yield f"{path}: the value spans several lines; write a single line"
+
+
+def _secrets(leaves: dict[str, Any]) -> Iterator[str]:
+    """Yield what looks like a secret, except for the names in `allow_in_script`; never the value itself."""
+    allowed: tuple[str, ...] = leaves.get("allow_in_script") or ()
+    suspects = list(_suspects(leaves))
+    for name, path, why in suspects:
+        if name not in allowed:
+            yield (
+                f"{path}: looks like a secret ({why}), and the script is kept in the run folder; set it in "
+                f"~/.bash_profile, which the job reads, or write allow_in_script: [{name}] if it is none"
+            )
+    for number, name in enumerate(allowed):
+        if name not in (suspect for suspect, _, _ in suspects):
+            yield f"allow_in_script.{number}: {name!r} is nothing here that looks like a secret; leave it out"
+
+
+def _suspects(leaves: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the name of each variable or key that looks like a secret, with its path and the reason."""
+    variables: dict[Any, Any] = leaves.get("environment") or {}
+    for name, value in variables.items():
+        if why := secrets.find(str(name), value):
+            yield str(name), f"environment.{name}", why
+    for key in _KEPT_TEXT:
+        value: str | tuple[str, ...] = leaves.get(key) or ()
+        for number, line in enumerate((value,) if isinstance(value, str) else value):
+            if why := secrets.find_in(line):
+                yield key, key if isinstance(value, str) else f"{key}.{number}", why
 
 
 def _python(leaves: dict[str, Any]) -> Iterator[str]:

@@ -12,13 +12,15 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from launch import ranks
+from launch.slurm.evidence import note_node
+from launch.slurm.job import restart_count, start_id
 from train.config.batch import check_world_size
 from train.config.errors import ConfigError
 from train.config.load import load
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
-    """Run this node's ranks; return their exit code."""
+    """Run this node's ranks; return their exit code, which is also recorded in the run folder."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.slurm.node", description="Train on one node of a SLURM job."
     )
@@ -34,7 +36,9 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
         print(error, file=sys.stderr)
         return 2
     command = ranks.training_command([options.config], ranks=options.ranks, nodes=nodes)
-    return ranks.run(command, run_folder=config.folder)
+    code = ranks.run(command, run_folder=config.folder)
+    note_node(config.folder, environment["SLURMD_NODENAME"], start=start_id(environment), code=code)
+    return code
 
 
 def job_nodes(head: str, environment: Mapping[str, str]) -> ranks.Nodes | None:
@@ -49,7 +53,7 @@ def job_nodes(head: str, environment: Mapping[str, str]) -> ranks.Nodes | None:
     """
     try:
         nodes, tasks = int(environment["SLURM_STEP_NUM_NODES"]), int(environment["SLURM_STEP_NUM_TASKS"])
-        job, restart = environment["SLURM_JOB_ID"], environment.get("SLURM_RESTART_COUNT", "0")
+        job = environment["SLURM_JOB_ID"]
     except (KeyError, ValueError):
         raise ConfigError(["launch.slurm.node: not in a step of a SLURM job; use `python -m launch slurm`"]) from None
     if nodes != tasks or not head:
@@ -62,7 +66,7 @@ def job_nodes(head: str, environment: Mapping[str, str]) -> ranks.Nodes | None:
         size=nodes,
         head=head,
         port=meeting_port(int(job)),
-        job=f"{job}-{restart}",
+        job=f"{job}-{restart_count(environment)}",
         is_head=environment.get("SLURM_NODEID") == "0",
     )
 

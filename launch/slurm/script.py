@@ -9,7 +9,6 @@ from pathlib import Path
 
 from launch.slurm.cluster import ClusterConfig
 from train.config.errors import ConfigError
-from train.config.facts.exit_codes import STOPPED_EARLY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +59,10 @@ def script(batch: Batch, cluster: ClusterConfig, *, python: str) -> str:
         f"cd {_quoted(batch.work)} || exit 1",
         *_environment(batch, cluster, python),
         "",
-        *_before(),
+        *_before(cluster),
         "",
         *_ranks(batch, cluster),
-        "code=$?",
-        "",
-        *_after(cluster),
+        *_after(),
     ]
     return "\n".join(lines) + "\n"
 
@@ -133,13 +130,14 @@ def _environment(batch: Batch, cluster: ClusterConfig, python: str) -> Iterator[
     yield f"python={_quoted('python3' if cluster.container else 'python' if cluster.venv else python)}"
 
 
-def _before() -> Iterator[str]:
+def _before(cluster: ClusterConfig) -> Iterator[str]:
     yield 'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
     yield '[ -n "$head" ] || { echo "SLURM did not name the nodes of the job" >&2; exit 1; }'
-    yield "# stops a job that keeps restarting without a new checkpoint"
-    yield '"$python" -m launch.progress "$run" || exit 1'
-    yield 'rm -f "$run/stopped.json"'
-    yield "ended=; trap 'ended=yes' TERM    # scancel or preemption: SLURM decides whether to requeue, not this script"
+    limits = {"restarts": cluster.restarts, "restarts-without-progress": cluster.restarts_without_progress}
+    options = (f"--{name}={limit}" for name, limit in limits.items() if limit is not None)
+    yield f"limits=({' '.join(options)})"
+    yield '"$python" -m launch.slurm.restart start "$run" "${limits[@]}" || exit 1'
+    yield "trap : TERM    # cancelled, preempted or out of time: the ranks save, then the last line asks SLURM which"
 
 
 def _ranks(batch: Batch, cluster: ClusterConfig) -> Iterator[str]:
@@ -165,22 +163,9 @@ def _container(batch: Batch, cluster: ClusterConfig) -> list[str]:
     return ["apptainer", "exec", *gpus, "--bind", ",".join(mounts), "--pwd", str(batch.work), cluster.container]
 
 
-def _after(cluster: ClusterConfig) -> Iterator[str]:
-    yield "requeue() {"
-    yield '    [ -z "$ended" ] || return 0    # cancelled, preempted or requeued by SLURM itself'
-    yield '    echo "$1; job $SLURM_JOB_ID is requeued and will resume"'
-    yield '    scontrol requeue "$SLURM_JOB_ID" || echo "requeueing failed: submit the job by hand" >&2'
-    yield "}"
-    yield "# The ranks write stopped.json once they have saved; srun only returns the worst exit code of all nodes."
-    yield f'if [ $code -eq {STOPPED_EARLY} ] || {{ [ $code -ne 0 ] && [ -e "$run/stopped.json" ]; }}; then'
-    yield f"    code={STOPPED_EARLY}"
-    yield '    requeue "stopped early, nothing is lost"'
-    if cluster.nodes > 1:  # SLURM itself notices only after SlurmdTimeout, when this script may be long gone
-        answer = f"srun --nodes={cluster.nodes} --ntasks={cluster.nodes} --ntasks-per-node=1 true"
-        yield f"elif [ $code -ne 0 ] && [ $code -ne 2 ] && ! timeout -k 10 30 {answer}; then"
-        yield '    requeue "a node does not respond"'
-    yield "fi"
-    yield "exit $code"
+def _after() -> Iterator[str]:
+    yield "# requeues the job if a restart can mend what ended it: 75, a lost node, a time limit, a preemption"
+    yield '"$python" -m launch.slurm.restart end "$run" --code $? "${limits[@]}"'
 
 
 def _needed(batch: Batch) -> list[Path]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.slurm import cluster, script, snapshot
+from launch.slurm.times import duration
 from train.config.batch import check_world_size
 from train.config.errors import ConfigError
 from train.config.facts.run_layout import is_finished
@@ -244,13 +245,6 @@ def next_commands(done: Submission, where: cluster.ClusterConfig) -> str:
             f"cancel      scancel {done.job}",
         ]
     )
-
-
-def duration(seconds: int) -> str:
-    """Return a time limit as SLURM shows it: 1-02:03:04, or 02:03:04 below a day."""
-    days, rest = divmod(seconds, 86_400)
-    clock = f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-    return f"{days}-{clock}" if days else clock
 
 
 def _record_job(run: Path, job: str, script_file: Path) -> None:

@@ -19,6 +19,13 @@ from pathlib import Path
 from tests.faults.processes import HANG_SECONDS
 
 NODES = {"0x7f000001": "127.0.0.1", "0x7f000002": "127.0.0.2", "0x7f000003": "127.0.0.3"}
+# a job in `high` preempts those in `graceful`, which are signaled first, and in `graceless`, which SLURM ends at once
+_PARTITIONS = (
+    "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=OFF",
+    "PartitionName=graceful Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60",
+    "PartitionName=graceless Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL",
+    "PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF",
+)
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 SBIN = "/usr/sbin"  # not on every PATH
 
@@ -83,6 +90,15 @@ class SlurmCluster:
         shown = self.run("scontrol", "show", "job", job)
         return " ".join(re.search(rf"{key}=(\S*)", shown)[1] for key in ("JobState", "Reason"))  # type: ignore[index]
 
+    def exit_code(self, job: str) -> int:
+        """Return the exit code of a job, or of a task of an array."""
+        return int(re.search(r"ExitCode=(\d+):", self.run("scontrol", "show", "job", job))[1])  # type: ignore[index]
+
+    def restarts(self, job: str) -> int:
+        """Return how often SLURM has restarted a job, or a task of an array."""
+        shown = self.run("scontrol", "show", "job", job)
+        return int(re.search(r"Restarts=(\d+)", shown)[1])  # type: ignore[index]
+
     def wait_for(self, condition: Callable[[], object], seconds: float = HANG_SECONDS) -> None:
         """Wait until the condition holds.
 
@@ -97,7 +113,7 @@ class SlurmCluster:
 
     def wait_until_over(self, job: str) -> str:
         """Wait for a job's end, through all its restarts, and return how it ended."""
-        ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
         self.wait_for(lambda: self.state(job).split()[0] in ends)
         return self.state(job).split()[0]
 
@@ -133,6 +149,11 @@ class SlurmCluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+
+    def ranks_on(self, node: str) -> list[int]:
+        """Return the training processes on a node, without their launchers."""
+        lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in self._processes_on(node)}
+        return [pid for pid, words in lines.items() if words[1:4] == [b"-u", b"-m", b"train"]]
 
     def _processes_on(self, node: str) -> list[int]:
         """Return the processes of jobs of this cluster on a node, and the slurmstepd above them."""
@@ -181,6 +202,7 @@ class SlurmCluster:
             "AuthType=auth/munge",
             # cred_expire is also how long a requeued job waits: two minutes by itself
             f"AuthInfo=socket={self.folder}/munge/socket,cred_expire=5",
+            "SchedulerParameters=bf_interval=3,sched_interval=5",  # else a requeued job waits for up to 30 s more
             "ProctrackType=proctrack/linuxproc",
             "TaskPlugin=task/none",
             "SelectType=select/cons_tres",
@@ -197,7 +219,9 @@ class SlurmCluster:
             f"FirstJobId={1 + os.getpid() % 9000}",  # ranks meet at a port of their job's: another cluster may be here
             "SlurmdTimeout=100",  # longer than srun takes to give up a lost node, as on clusters, where it is 300
             *nodes,
-            "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
+            "PreemptType=preempt/partition_prio",
+            "PreemptMode=REQUEUE",
+            *_PARTITIONS,
         ]
         (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
         (self.folder / "state").mkdir()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.cluster import load, time_limit_seconds
+from launch.slurm.cluster import load
+from launch.slurm.times import time_limit_seconds
 from train.config.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -51,6 +52,15 @@ def test_a_time_is_read_as_sbatch_reads_it(text: str, seconds: int) -> None:
         ("time: 60\nenvironment: {WANDB_API_KEY: abc}", "looks like a secret"),
         ("time: 60\nenvironment: {PYTHONPATH: /x}", "the job sets this itself"),
         ("time: 60\nenvironment: {A: [1]}", "not text or a number"),
+        ("time: 60\nenvironment: {null: 2}", "environment.null: not a valid variable name"),
+        ("time: 60\nenvironment: {3: 2}", "environment.3: not a valid variable name"),
+        ("time: 60\nenvironment: {2026-01-01: 2}", "not a valid variable name"),
+        ("time: 60\nenvironment: {1.5: 2, true: 1}", "not a valid variable name"),
+        ("time: 60\nrestarts: -1", "restarts: -1 is too small; write 0 or more"),
+        ("time: 60\nrestarts_without_progress: many", "restarts_without_progress"),
+        ("time: 60\nallow_in_script: [HF_TOKEN]", "nothing here that looks like a secret"),
+        ("time: 60\nenvironment: {HF_HOME: /x}\nallow_in_script: [HF_HOME]", "nothing here that looks like a secret"),
+        ("time: 60\nenvironment: {A_KEY: x, B_KEY: y}\nallow_in_script: [A_KEY]", "allow_in_script: [B_KEY]"),
         ("time: 60\nsbatch: [--nodes=3]", "write nodes: ..."),
         ("time: 60\nsbatch: [--output=x]", "the job sets --output itself"),
         ("time: 60\nsbatch: ['-C h100']", "not a long sbatch option"),
@@ -67,6 +77,25 @@ def test_a_fault_names_the_key_and_the_remedy(tmp_path: Path, text: str, told: s
 
 def test_a_secret_is_not_repeated_in_the_message(tmp_path: Path) -> None:
     assert "hf_abc" not in "\n".join(faults(tmp_path, "time: 60\nenvironment: {HF_TOKEN: hf_abc}"))
+
+
+def test_what_only_looks_like_a_secret_can_be_allowed_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    lines = [
+        "environment: {SORT_KEY: date}",
+        "sbatch: ['--comment=SORT_KEY=date']",
+        "allow_in_script: [SORT_KEY, sbatch]",
+    ]
+    path.write_text("\n".join(["time: 60", *lines]))
+    assert load(path).environment == {"SORT_KEY": "date"}
+
+
+@pytest.mark.parametrize(("text", "limits"), [("", (100, 3)), ("restarts: null", (None, 3)), ("restarts: 0", (0, 3))])
+def test_restarts_are_limited_unless_null(tmp_path: Path, text: str, limits: tuple[int | None, int | None]) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"time: 60\n{text}")
+    cluster = load(path)
+    assert (cluster.restarts, cluster.restarts_without_progress) == limits
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from launch import ranks
 from launch.slurm import node
+from launch.slurm.evidence import read_nodes
 from tests.tiny import tiny_file
 from train.config.errors import ConfigError
 
@@ -40,3 +41,12 @@ def test_a_node_that_can_not_know_the_others_starts_nothing(head: str, environme
 def test_outside_of_slurm_it_is_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert node.main([str(tiny_file(tmp_path)), "--head", "x", "--ranks", "1"], {}) == 2
     assert "not in a step of a SLURM job" in capsys.readouterr().err
+
+
+def test_the_exit_code_is_recorded_for_the_batch_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "run", lambda *_, **__: 75)
+    environment = {**STEP, "SLURMD_NODENAME": "gpu02", "SLURM_ARRAY_JOB_ID": "123400", "SLURM_ARRAY_TASK_ID": "7"}
+    assert node.main([str(tiny_file(tmp_path)), "--head", "gpu01", "--ranks", "1"], environment) == 75
+    ended = read_nodes(tmp_path / "runs/tiny", ["gpu01", "gpu02"], start="123400_7-0")
+    assert {name: ending.code for name, ending in ended.items()} == {"gpu02": 75}
+    assert read_nodes(tmp_path / "runs/tiny", ["gpu02"], start="123400_7-1") == {}

@@ -151,7 +151,8 @@ def test_a_machine_without_slurm_says_so(
 
 
 def test_a_fault_in_the_data_is_found_before_the_queue(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert entry.main(given(tmp_path, "task.data.sources=[/nowhere/*.txt]")) == 2
+    """A dry run checks as much as a submission does."""
+    assert entry.main([*given(tmp_path, "task.data.sources=[/nowhere/*.txt]"), "--dry-run"]) == 2
     assert "/nowhere" in capfd.readouterr().err
 
 
@@ -230,7 +231,29 @@ def test_a_script_asks_for_what_the_cluster_file_says(tmp_path: Path) -> None:
     assert "module load cuda/12.8 || exit 1\nexport NCCL_DEBUG=WARN\n" in text
     assert "srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --export=ALL --cpus-per-task=64 --kill-on-bad-exit=1" in text
     assert f"python={sys.executable}" in text
-    assert text.rstrip().endswith("exit $code")
+    assert "limits=(--restarts=100 --restarts-without-progress=3)\n" in text
+    assert text.rstrip().endswith('"$python" -m launch.slurm.restart end "$run" --code $? "${limits[@]}"')
+
+
+def test_a_script_without_limits_starts_and_ends(tmp_path: Path) -> None:
+    """Bash runs the end of the script on the exit code of srun, whatever signals the script itself has received."""
+    text = script(tmp_path, ClusterConfig(time=60, restarts=None, restarts_without_progress=None))
+    assert "limits=()\n" in text
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    write_command(commands / "python", 'echo "$@"')
+    write_command(commands / "scontrol", "echo n0")
+    write_command(commands / "srun", 'kill -TERM "$PPID"; sleep 0.1; exit 7')
+    lines = text.replace(f"python={sys.executable}", "python=python").splitlines()
+    environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n0"}
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)], env=environment, capture_output=True, text=True, check=False
+    )
+    run = tmp_path / "runs/member-0"
+    assert done.stdout.splitlines() == [
+        f"-m launch.slurm.restart start {run}",
+        f"-m launch.slurm.restart end {run} --code 7",
+    ]
 
 
 def test_a_script_says_nothing_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
