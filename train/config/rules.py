@@ -13,7 +13,7 @@ from typing import Any
 from train.config.run import DEFAULT_DECAY, EngineConfig, ProbesConfig, as_steps
 from train.config.setting import default_of
 from train.config.tasks.kinds import TASK_RULES
-from train.config.values import AbsentError, Rule, Values
+from train.config.tasks.values import AbsentError, Rule, Values
 
 
 def broken_rules(leaves: Mapping[str, Any]) -> Iterator[str]:

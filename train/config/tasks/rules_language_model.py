@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from modeling.decoder.facts_rules_periln import has_output_norms, shape_faults
 from train.config.tasks.language_model import EMBEDDED_CORPUS
-from train.config.values import Rule, Values
+from train.config.tasks.values import Rule, Values
 
 _SMALLEST_BPE = 257  # 256 bytes and the end-of-text token
 
