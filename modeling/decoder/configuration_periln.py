@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
-from .facts_periln import PLACEMENTS, DecoderShape, NormPlacement, default_rope_parameters
-from .facts_rules_periln import Fault, shape_faults
+from .facts_periln import PLACEMENTS, DecoderShape, Fault, NormPlacement, default_rope_parameters
+from .facts_rules_periln import shape_faults
 
 _FIELDS = tuple(each.name for each in fields(DecoderShape))
 _SIZES = tuple(each.name for each in fields(DecoderShape) if each.type is int)

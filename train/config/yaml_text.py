@@ -139,9 +139,9 @@ def _override(tree: dict[str, Any], override: str) -> str | None:
         return _not_an_override(override)
     value, faults = parse(text)
     if faults:
-        return (
-            f"{override!r}: the value is {faults[0].partition(': ')[2]}; quote the override in the shell: '{path}=...'"
-        )
+        fault = faults[0].partition(": ")[2]
+        advice = f"; quote the override in the shell: '{path}=...'" if fault.startswith("not valid YAML") else ""
+        return f"{shortened(repr(override), 80)}: {fault}{advice}"
     *parents, last = path.split(".")
     node: dict[str, Any] | list[Any] = tree
     for depth, key in enumerate(parents):
@@ -156,8 +156,8 @@ def _override(tree: dict[str, Any], override: str) -> str | None:
 
 def _not_an_override(override: str) -> str:
     match = re.fullmatch(r"-*([\w.]+)\s*[=:\s]\s*(.*)", override)
-    remedy = f"write {match[1]}={match[2]}" if match else "write key=value, as in optim.lr=3e-4"
-    return f"{override!r}: not an override; {remedy}"
+    remedy = f"write {shortened(match[1], 80)}={shortened(match[2], 80)}" if match else "write key=value, as in optim.lr=3e-4"
+    return f"{shortened(repr(override), 80)}: not an override; {remedy}"
 
 
 def _descend(node: dict[str, Any] | list[Any], key: str) -> Any:
