@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import field, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin
@@ -123,7 +124,7 @@ class PeriLNConfig(PreTrainedConfig):
 
     def _coefficient_faults(self) -> Iterator[Fault]:
         for name in _COEFFICIENTS:
-            if not (value := getattr(self, name)) >= 0:
+            if not 0 <= (value := getattr(self, name)) < math.inf:
                 yield Fault(name, f"{value!r} is negative or not a number; write 0 or more")
 
     def _choice_faults(self) -> Iterator[Fault]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from train.config.setting import is_union, sections_of, setting_of
-from train.config.yaml_text import show, shortened
+from train.config.yaml_text import shortened, show
 
 T = TypeVar("T")
 

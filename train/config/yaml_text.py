@@ -7,6 +7,7 @@ text. Faults are collected rather than raised, so that they can be reported toge
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,7 +86,7 @@ def _pieces(value: object) -> Iterator[str]:
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a path that is too long
         files = ", ".join(sorted(str(file) for file in path.glob("*.y*ml"))) or "it contains no YAML file"
         return None, [f"{path}: is a folder; pass one configuration file: {files}"]
     try:
@@ -93,7 +94,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     except FileNotFoundError:
         return None, [f"{path}: no such file{_nearest_file(path)}"]
     except OSError as error:
-        return None, [f"{path}: cannot be read ({error.strerror})"]
+        return None, [f"{shortened(str(path), 200)}: cannot be read ({error.strerror})"]
     except ValueError as error:
         return None, [f"{path}: {error}"]
     tree, faults = parse(text)
@@ -156,7 +157,11 @@ def _override(tree: dict[str, Any], override: str) -> str | None:
 
 def _not_an_override(override: str) -> str:
     match = re.fullmatch(r"-*([\w.]+)\s*[=:\s]\s*(.*)", override)
-    remedy = f"write {shortened(match[1], 80)}={shortened(match[2], 80)}" if match else "write key=value, as in optim.lr=3e-4"
+    remedy = (
+        f"write {shortened(match[1], 80)}={shortened(match[2], 80)}"
+        if match
+        else "write key=value, as in optim.lr=3e-4"
+    )
     return f"{shortened(repr(override), 80)}: not an override; {remedy}"
 
 
