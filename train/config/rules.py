@@ -18,6 +18,7 @@ from train.config.tasks.kinds import TASK_RULES
 from train.config.tasks.values import AbsentError, Rule, Values
 
 _MOST_COUNTED = 2**63 - 1
+_LONGEST_NAME = 255  # of a file, in bytes: that of common file systems
 
 
 def broken_rules(leaves: Mapping[str, Any]) -> Iterator[str]:
@@ -39,6 +40,13 @@ def _name_is_a_folder_name(values: Values) -> Iterator[str]:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         usable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100] or "my-run"
         yield f"name: {name!r} cannot be a folder name; use only letters, digits, '.', '_' and '-', as in {usable}"
+
+
+def _paths_can_exist(values: Values) -> Iterator[str]:
+    for key in ("output_dir", "task.data.cache_dir", "checkpoint.start_from"):
+        path = values.get(key)
+        if path is not None and any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.split("/")):
+            yield f"{key}: a folder's name is longer than {_LONGEST_NAME} bytes; write a shorter one"
 
 
 def _batches_fit(values: Values) -> Iterator[str]:
@@ -131,6 +139,7 @@ def _stage_3_is_not_compiled(values: Values) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     _name_is_a_folder_name,
+    _paths_can_exist,
     _batches_fit,
     _samples_can_be_counted,
     _start_is_a_checkpoint,
