@@ -82,12 +82,12 @@ class _Composer(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         self._nodes += 1
         self._depth += 1
-        mark = self.peek_event().start_mark
+        event: Any = self.peek_event()  # pyright: ignore[reportUnknownMemberType]
         if self._nodes > MOST_NODES:
-            raise _too_large(mark)
+            raise _too_large(event.start_mark)
         if self._depth > MOST_DEPTH:
             problem = f"more than {MOST_DEPTH} sections and lists inside one another"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
