@@ -63,8 +63,8 @@ def _keys_are_those_of_the_type(rope_parameters: Mapping[str, Any]) -> Iterator[
     for key, value in rope_parameters.items():
         if key not in readable:
             near = difflib.get_close_matches(key[:80], readable, n=1)
-            hint = f"; did you mean rope_parameters.{near[0]}?" if near else ""
-            yield _fault(key[:80], f"rope_type {kind!r} does not read it; it reads {', '.join(readable)}{hint}")
+            remedy = f"did you mean rope_parameters.{near[0]}?" if near else f"it reads {', '.join(readable)}"
+            yield _fault(key[:80], f"rope_type {kind!r} does not read it; {remedy}")
         elif key != "rope_type" and (message := _value_fault(key, value)):
             yield _fault(key, message)
 

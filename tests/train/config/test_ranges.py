@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
+import torch
 
 from modeling.decoder.attention_periln import RotaryEmbedding
 from modeling.decoder.facts_rope_periln import ROPE_KEYS, ROPE_RANGES
@@ -16,7 +19,7 @@ from tests.tiny import tiny_file
 from tests.tiny_filter import tiny_filter_file
 from train.config.errors import ConfigError
 from train.config.load import load
-from train.config.run import LARGEST_SEED, RunConfig
+from train.config.run import LARGEST_SEED, LONGEST, SMALLEST_NORMAL, RunConfig
 from train.config.setting import Entry, entries, is_union
 
 OTHERS = (0, -1, 10**30, 1e-50, math.nan, math.inf)
@@ -108,7 +111,7 @@ def list_type(entry: Entry) -> Any:
         (["steps=1e9", "global_batch_size=1e7", "task.data.sequence_length=32768"], "more than 64 bits can count"),
         (
             ["task.model.hidden_size=1e6", "task.model.intermediate_size=1e7", "task.model.num_hidden_layers=1e4"],
-            "task.model: 3.4e+17 parameters are more than any machine trains (1e+15)",
+            "task.model: 3.3e+17 parameters are more than any machine trains (1e+15)",
         ),
     ],
     ids=lambda value: str(value)[:40],
@@ -119,6 +122,20 @@ def test_numbers_that_used_to_fail_in_the_run_are_refused(tmp_path: Path, overri
         load(tiny_file(tmp_path), [*positions, *overrides])
     assert fragment in str(error.value), str(error.value)
     assert len(error.value.faults) == 1
+
+
+def test_the_limits_are_those_of_torch_and_the_clock() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(LARGEST_SEED + 1 + 10**6)  # of the rank with that number
+    assert LONGEST < threading.TIMEOUT_MAX
+    faulthandler.dump_traceback_later(LONGEST + 60)
+    faulthandler.cancel_dump_traceback_later()
+    assert torch.tensor(SMALLEST_NORMAL) >= torch.finfo(torch.float32).tiny
+    assert math.isfinite(torch.tensor(smallest_norm_eps()) ** -1.5), "the gradient of a norm of zeros"
+
+
+def smallest_norm_eps() -> float:
+    return limits(NUMBERS["DecoderConfig.norm_eps"])[0]
 
 
 def test_units_that_make_every_error_zero_are_refused(tmp_path: Path) -> None:
@@ -159,7 +176,10 @@ ROPE: dict[str, tuple[str, str]] = {
         "high_freq_factor: 1 is not above low_freq_factor (4)",
     ),
     "missing": ("{rope_type: llama3, factor: 2, low_freq_factor: 4}", "high_freq_factor: rope_type 'llama3' needs it"),
-    "unknown": ("{rope_type: yarn, factor: 2, beta_fats: 4}", "did you mean rope_parameters.beta_fast?"),
+    "unknown": (
+        "{rope_type: yarn, factor: 2, beta_fats: 4}",
+        "beta_fats: rope_type 'yarn' does not read it; did you mean rope_parameters.beta_fast?",
+    ),
     "longrope": ("{rope_type: longrope}", "rope_type: 'longrope' is none of default, linear"),
 }
 
