@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 
@@ -82,12 +82,12 @@ class _Composer(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         self._nodes += 1
         self._depth += 1
-        event: Any = self.peek_event()  # pyright: ignore[reportUnknownMemberType]
+        mark = cast("Any", self).peek_event().start_mark
         if self._nodes > MOST_NODES:
-            raise _too_large(event.start_mark)
+            raise _too_large(mark)
         if self._depth > MOST_DEPTH:
             problem = f"more than {MOST_DEPTH} sections and lists inside one another"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
