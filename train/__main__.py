@@ -15,10 +15,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from train.checkpoint import starting_point
 from train.config.errors import ConfigError
 from train.config.facts.exit_codes import REFUSED, STOPPED_EARLY
+from train.config.facts.folders import obstacle
 from train.config.facts.run_layout import is_finished
 from train.config.load import load
 from train.config.reference import as_text
@@ -94,13 +97,46 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def check(config: RunConfig) -> int:
-    """Validate configuration, data and shapes without starting the run."""
+    """Validate configuration, folders, starting point, data and shapes without starting the run.
+
+    Raises:
+        ConfigError: With every fault; nothing has been written.
+    """
+    refuse_another_run(config.folder, config)
+    starting_faults = starting_point.faults(config)
+    faults = [*_folder_faults(config), *starting_faults]
     task = _task(config)
-    for line in task.check():
-        print(line)
-    _outline(task)
-    print(f"{config.name}: configuration and data are valid")
+    lines: list[str] = []
+    try:
+        lines = task.check()
+    except ConfigError as error:
+        faults += error.faults
+    except OSError as error:  # a path that no file system takes, or one that may not be read
+        faults.append(f"task.data: {error}")
+    start = starting_point.weights_folder(config)
+    faults += _outline_faults(task, start if start is not None and start.is_dir() and not starting_faults else None)
+    if faults:
+        raise ConfigError(faults)
+    print("\n".join([*lines, f"{config.name}: configuration and data are valid"]))
     return 0
+
+
+def _folder_faults(config: RunConfig) -> Iterator[str]:
+    """Yield the folders that the run could not write to."""
+    folders = {"output_dir": config.folder, "task.data.cache_dir": getattr(config.task.data, "cache_dir", None)}
+    for key, folder in folders.items():
+        reason = None if folder is None else obstacle(Path(folder))
+        if reason is not None:
+            yield f"{key}: {folder} cannot be written to: {reason}; choose another folder"
+
+
+def _outline_faults(task: Task, folder: Path | None) -> list[str]:
+    """Build the model on the meta device; return why it cannot be built, or why a folder's weights do not fit it."""
+    try:
+        model = _outline(task)
+    except ConfigError as error:
+        return error.faults
+    return [] if folder is None else starting_point.weight_faults(folder, model)
 
 
 def describe(config: RunConfig) -> int:
@@ -164,6 +200,7 @@ def train(config: RunConfig) -> int:
     refuse_another_run(config.folder, config)
     if _is_finished(config):
         return 0
+    starting_point.refuse(config)
     launcher = launcher_env.end_with_launcher(os.environ)
     stop = StopSignal(deadline=config.checkpoint.stop_deadline, launcher=launcher)
     with stop.listening():

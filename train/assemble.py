@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
+from train.checkpoint import starting_point
 from train.checkpoint.checkpoint import CheckpointReader, Progress, Saver, restore
 from train.checkpoint.published import damage_seen_by_all, newest_intact
 from train.checkpoint.weights_folder import load_folder
 from train.config.batch import micro_batches
 from train.config.errors import ConfigError
+from train.config.facts.folders import named_checkpoint
 from train.config.facts.run_layout import CHECKPOINTS, CONFIG, complete_steps, step_name
 from train.config.load import to_dict
 from train.config.resume import moved_data
@@ -88,9 +90,9 @@ def _build_engine(config: RunConfig, task: Task, world: World) -> Engine:
     cores = cores_of_rank(os.environ, seen=len(os.sched_getaffinity(0)), local_size=world.local_size)
     with drawn_in_parallel(cores) if world.device.type == "cuda" else nullcontext():
         model = task.build_model()
-    start = config.checkpoint.start_from
-    if start is not None and "@" not in start:
-        load_folder(model, Path(start))
+    start = starting_point.weights_folder(config)
+    if start is not None and (start.is_dir() or not complete_steps(config.folder / CHECKPOINTS)):
+        load_folder(model, start)
     return wrap(
         model,
         task.parameter_groups(model),
@@ -109,9 +111,10 @@ def _resume(config: RunConfig, folder: Path, engine: Engine, task: Task, world: 
     start = config.checkpoint.start_from
     if checkpoint is not None:
         _require_same_data(config, checkpoint, task)
-    elif start is not None and "@" in start:
-        checkpoint = _checkpoint_of_another_run(config, start, world)
+    elif start is not None and (named := named_checkpoint(start)) is not None:
+        checkpoint = _checkpoint_of_another_run(config, *named, world)
     if checkpoint is None:
+        starting_point.refuse(config)  # a folder may be gone, which own checkpoints had replaced until now
         return Progress(), notes
     return restore(checkpoint, engine, world=world), notes
 
@@ -137,16 +140,9 @@ def _require_same_data(config: RunConfig, checkpoint: Path, task: Task) -> None:
         logger.warning("%s has no %s: its settings could not be compared with these", config.folder, CONFIG)
 
 
-def _checkpoint_of_another_run(config: RunConfig, start: str, world: World) -> Path:
-    run, _, step = start.rpartition("@")
-    folder = Path(run) if (Path(run) / CHECKPOINTS).is_dir() else Path(config.output_dir) / run
-    steps = complete_steps(folder / CHECKPOINTS)
-    if int(step) not in steps:
-        available = f"available steps: {', '.join(map(str, steps))}" if steps else "it has no checkpoints"
-        raise ConfigError([f"checkpoint.start_from: {folder} has no checkpoint for step {step}; {available}"])
-    if int(step) >= config.steps:
-        raise ConfigError([f"checkpoint.start_from: step {step} leaves nothing to train; raise steps ({config.steps})"])
-    checkpoint = folder / CHECKPOINTS / step_name(int(step))
+def _checkpoint_of_another_run(config: RunConfig, run: str, step: int, world: World) -> Path:
+    starting_point.refuse(config)
+    checkpoint = starting_point.run_folder(config, run) / CHECKPOINTS / step_name(step)
     faults = damage_seen_by_all(checkpoint, world=world)
     if faults:
         raise ConfigError([f"checkpoint.start_from: {checkpoint} is damaged: {'; '.join(faults)}"])

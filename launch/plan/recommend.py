@@ -11,7 +11,7 @@ from launch.plan.machine import Machine
 from launch.plan.memory import GIB, Memory, memory
 from launch.plan.step_time import StepTime, step_time
 from launch.plan.workload import workload_of
-from train.config.batch import micro_batches
+from train.config.batch import divisors, micro_batches
 from train.config.run import RunConfig
 
 HEADROOM = 0.08  # share of a GPU's memory that a recommendation leaves free, to cover the error of the estimate
@@ -77,8 +77,7 @@ def recomputations(config: RunConfig) -> tuple[bool, ...]:
 def largest_micro_batch(config: RunConfig, case: Case, machine: Machine) -> int:
     """Return the largest micro-batch that divides a GPU's share of the global batch and fits, or 0 if none does."""
     share = config.global_batch_size // machine.gpus
-    sizes = [size for size in range(1, share + 1) if share % size == 0]
-    cases = [replace(case, micro_batch_size=size) for size in sizes]
+    cases = [replace(case, micro_batch_size=size) for size in divisors(share)]
     return max((each.micro_batch_size for each in cases if fits(memory(config, each), machine)), default=0)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from launch.check import CheckFailedError, check
 from launch.slurm import cluster, script, snapshot
 from launch.slurm.times import duration
 from train.config.batch import check_world_size
@@ -155,12 +156,10 @@ def check_here(arguments: Sequence[str], where: cluster.ClusterConfig) -> None:
     if where.container and importlib.util.find_spec("torch") is None:
         print("torch is not installed here: the job itself will check data, tokenizer and shapes")
         return
-    command = [python, "-m", "train", *arguments, "--check"]
-    done = subprocess.run(command, stderr=subprocess.PIPE, stdout=sys.stderr, text=True, check=False)
-    if done.returncode == 2:
-        raise ConfigError(done.stderr.strip().splitlines())
-    if done.returncode != 0:
-        raise SlurmError(f"python -m train --check failed:\n{done.stderr.strip()}")
+    try:
+        check(arguments, python=python)
+    except CheckFailedError as error:
+        raise SlurmError(str(error)) from None
 
 
 def submit(

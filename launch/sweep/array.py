@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from launch.slurm import cluster, slurm
-from launch.sweep.members import Member, Sweep
+from launch.sweep.members import Member, representatives
+from launch.sweep.sweep_file import Sweep
 from train.config.batch import check_world_size
 from train.config.errors import ConfigError
 
@@ -38,7 +39,8 @@ def submit(
     try:
         for member in left:
             slurm.refuse(member.config)
-        slurm.check_here(left[0].arguments, where)  # one stands for all: only the swept settings differ
+        for member in representatives(left):
+            slurm.check_here(member.arguments, where)
         done = slurm.submit(
             [member.config for member in left],
             where,

@@ -1,17 +1,4 @@
-"""Sweep file and its members: one ordinary run per point of a grid or entry of a list.
-
-name: placements                          the members' run folders are in output_dir/placements/
-config: configs/language_model/quickstart.yaml
-set: {steps: 200}                         for all members
-grid:                                     every combination
-  task.model.norm_placement: [pre, post, peri]
-  seed, task.data.seed: [0, 1, 2]         keys that share one value
-runs:                                     each entry is combined with the grid; `name` names the folder
-  - {name: wide, task.model.hidden_size: 256}
-parallel: 4                               concurrent members; null: one per GPU, or per two cores
-ranks: 1                                  ranks per member
-report: true                              write a report on all members at the end
-"""
+"""Members of a sweep: one ordinary run per point of its grid or entry of its list."""
 
 from __future__ import annotations
 
@@ -19,12 +6,13 @@ import hashlib
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-# Same readers as for a run's configuration, so that 3e-4 is a number in a sweep file too.
+from launch.sweep.sweep_file import Sweep, Text, split_keys
 from train.config import yaml_text
 from train.config.batch import check_world_size
 from train.config.errors import ConfigError
@@ -32,25 +20,9 @@ from train.config.facts.run_layout import CONFIG, is_finished
 from train.config.load import load
 from train.config.resume import differences
 from train.config.run import RunConfig
-from train.config.schema import check
 
 _SHORT = {"norm_placement": "placement"}
 _LONGEST_VALUE, _LONGEST_NAME = 32, 100
-_OURS = ("name", "output_dir")  # a sweep names its members itself, and output_dir may only be set for all of them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Contents of a sweep file."""
-
-    name: str
-    config: str  # configuration file that all members start from
-    set: dict[str, Any] = field(default_factory=dict[str, Any])
-    grid: dict[str, Any] = field(default_factory=dict[str, Any])
-    runs: tuple[dict[str, Any], ...] = ()
-    parallel: int | None = None
-    ranks: int = 1
-    report: bool = True
 
 
 class Point(NamedTuple):
@@ -89,66 +61,6 @@ class Member:
         return (self.folder / CONFIG).is_file()
 
 
-def read_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Read a sweep file.
-
-    Args:
-        path: The YAML file.
-        overrides: `key=value` words for all members; they take precedence over `set`.
-
-    Raises:
-        ConfigError: The file is invalid; all faults are reported at once.
-    """
-    text = yaml_text.read(path)
-    if text.tree is None:
-        raise ConfigError(text.faults)
-    sweep, _, faults = check(Sweep, text.tree)
-    if sweep is not None:
-        sweep = replace(sweep, set=sweep.set | dict(_key_and_text(word) for word in overrides))
-        faults = list(_faults(sweep))
-    if sweep is None or faults or text.faults:
-        raise ConfigError([*text.faults, *(f"{path}: {fault}" for fault in faults)])
-    return sweep
-
-
-class _Text(str):
-    """A value as it was typed, already YAML."""
-
-
-def _key_and_text(word: str) -> tuple[str, _Text]:
-    key, equals, text = word.partition("=")
-    if not equals or not key:
-        raise ConfigError([f"{word!r}: not an override; write key=value, e.g. steps=100"])
-    return key, _Text(text)
-
-
-def _faults(sweep: Sweep) -> Iterator[str]:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", sweep.name):
-        yield f"name: {sweep.name!r} is not a valid folder name; use letters, digits, '.', '_' and '-' only"
-    if not sweep.grid and not sweep.runs:
-        yield "grid: missing, and there are no runs either; write e.g. grid: {optim.lr: [1e-3, 3e-3]}"
-    for key, count in (("parallel", sweep.parallel), ("ranks", sweep.ranks)):
-        if count is not None and count < 1:
-            yield f"{key}: {count} is too small; write 1 or more"
-    for keys, values in sweep.grid.items():
-        if not isinstance(values, list) or not values:
-            value = yaml_text.show(cast("object", values))
-            yield f"grid.{keys}: {value} is not a list of values; write [{value}, ...]"
-    varied = [key for keys in sweep.grid for key in _split(keys)]
-    varied += {key: None for run in sweep.runs for key in run if key != "name"}
-    for key in dict.fromkeys(varied):
-        if varied.count(key) > 1:
-            yield f"{key}: is varied twice; give it once, in grid or in runs"
-        if key in sweep.set:
-            yield f"{key}: is both in set and varied; keep only one of them"
-        if key in _OURS:
-            yield f"{key}: the sweep chooses its members' folders; leave it out" + " (or put it in set)" * (
-                key != "name"
-            )
-    if "name" in sweep.set:
-        yield "set.name: the sweep names its members itself; leave it out"
-
-
 def members(sweep: Sweep) -> list[Member]:
     """Load every member of a sweep and check it as a run.
 
@@ -156,20 +68,31 @@ def members(sweep: Sweep) -> list[Member]:
         ConfigError: A member is invalid; each fault is reported once, with the members that have it.
     """
     points = list(_points(sweep))
-    faults = _same_settings(points)
     names, folder = _names(points), _folder(sweep)
-    loaded: list[Member] = []
+    loaded: dict[int, Member] = {}  # by position
     by_fault: dict[str, list[str]] = {}
-    for name, point in zip(names, points, strict=True):
+    for number, (name, point) in enumerate(zip(names, points, strict=True)):
         try:
-            loaded.append(_member(sweep, folder, name, point))
+            loaded[number] = _member(sweep, folder, name, point)
         except ConfigError as error:
             for fault in error.faults:
                 by_fault.setdefault(fault, []).append(name)
+    faults = _repeated(points, loaded)
     faults += [_fault_text(fault, names, len(points)) for fault, names in by_fault.items()]
     if faults:
         raise ConfigError(faults)
-    return loaded
+    return list(loaded.values())
+
+
+def representatives(members: Sequence[Member]) -> list[Member]:
+    """Return the first member of each kind for `python -m train --check`: data, tokenizer and starting weights."""
+    firsts: dict[str, Member] = {}
+    for member in members:
+        task = member.config.task
+        data = replace(task.data, seed=0)
+        other = [getattr(task, "attention", None), getattr(task.model, "vocab_size", None)]
+        firsts.setdefault(repr([task.kind, data, *other, member.config.checkpoint.start_from]), member)
+    return list(firsts.values())
 
 
 def _points(sweep: Sweep) -> Iterator[Point]:
@@ -178,24 +101,21 @@ def _points(sweep: Sweep) -> Iterator[Point]:
         listed = {key: value for key, value in run.items() if key != "name"}
         label = run.get("name")
         for chosen in itertools.product(*grid):
-            settings = listed | {key: value for keys, value in chosen for key in _split(keys)}
-            in_name = ({} if label else listed) | {_split(keys)[0]: value for keys, value in chosen}
+            settings = listed | {key: value for keys, value in chosen for key in split_keys(keys)}
+            in_name = ({} if label else listed) | {split_keys(keys)[0]: value for keys, value in chosen}
             yield Point(None if label is None else str(label), settings, in_name)
 
 
-def _split(keys: str) -> list[str]:
-    return [key.strip() for key in keys.split(",")]
-
-
-def _same_settings(points: Sequence[Point]) -> list[str]:
+def _repeated(points: Sequence[Point], loaded: Mapping[int, Member]) -> list[str]:
+    """Return the members that are the same run, however their values are written."""
     first: dict[str, int] = {}
     faults: list[str] = []
-    for number, point in enumerate(points, 1):
-        text = json.dumps(point.settings, sort_keys=True, default=str)
-        if text in first:
-            words = " ".join(_words(point.settings)) or "nothing is varied"
-            faults.append(f"members {first[text]} and {number} are the same run ({words}); keep only one")
-        first.setdefault(text, number)
+    for number, member in loaded.items():
+        run = repr(replace(member.config, name=""))
+        if run in first:
+            words = " ".join(_words(points[number].settings)) or "nothing is varied"
+            faults.append(f"members {first[run] + 1} and {number + 1} are the same run ({words}); keep only one")
+        first.setdefault(run, number)
     return faults
 
 
@@ -204,7 +124,10 @@ def _folder(sweep: Sweep) -> str:
     text = yaml_text.read(sweep.config, _words(sweep.set))
     if text.tree is None:
         raise ConfigError(text.faults)
-    return str(Path(str(text.tree.get("output_dir", "runs"))) / sweep.name)
+    output_dir = text.tree.get("output_dir", "runs")
+    if not isinstance(output_dir, str):
+        raise ConfigError([f"output_dir: {yaml_text.show(output_dir)} is not text"])
+    return str(Path(output_dir) / sweep.name)
 
 
 def _member(sweep: Sweep, folder: str, name: str, point: Point) -> Member:
@@ -238,7 +161,7 @@ def _words(settings: Mapping[str, Any]) -> list[str]:
 
 def _yaml(value: object) -> str:
     """Return a value as typed on a command line; JSON is valid YAML."""
-    if isinstance(value, _Text):
+    if isinstance(value, Text):
         return value
     words = ("null", "true", "false")
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z./][\w./-]*", value) and value.lower() not in words:
@@ -254,7 +177,7 @@ def _names(points: Sequence[Point]) -> list[str]:
     keys = _short_keys(list(dict.fromkeys(key for point in points for key in point.in_name)))
     names = ["_".join(_name_parts(point, keys)) or "only" for point in points]
     names = [_fitted(name, point) for name, point in zip(names, points, strict=True)]
-    repeated = {name for name in names if names.count(name) > 1}
+    repeated = {name for name, count in Counter(names).items() if count > 1}
     return [_with_hash(n, p) if n in repeated else n for n, p in zip(names, points, strict=True)]
 
 

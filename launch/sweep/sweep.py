@@ -1,6 +1,6 @@
 """Sweeps on this machine: `python -m launch sweep SWEEP.yaml [key=value ...] [--dry-run] [--parallel N]`.
 
-Every member is an ordinary run, started with `python -m launch local` in its own run folder; launch/sweep/members.py
+Every member is an ordinary run, started with `python -m launch local` in its own run folder; launch/sweep/sweep_file.py
 documents the file's keys. Finished members are skipped, so the same command resumes a sweep after any interruption.
 """
 
@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from launch.check import CheckFailedError, check
 from launch.local import gpu_names
 from launch.ranks import end_with_parent, shell_line
 from launch.sweep import array
-from launch.sweep.members import Member, Sweep, members, read_sweep
+from launch.sweep.members import Member, members, representatives
+from launch.sweep.sweep_file import MOST_MEMBERS, Sweep, read_sweep
 from train.config.errors import ConfigError
 from train.config.facts.exit_codes import STOPPED_EARLY
 from train.config.facts.openmp import wait_passively
@@ -78,8 +80,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="list the members and their commands")
     parser.add_argument("--cluster", metavar="FILE", help="submit the sweep as a SLURM array to this cluster")
     options = parser.parse_intermixed_args(arguments)
-    if options.parallel is not None and options.parallel < 1:
-        raise ConfigError([f"--parallel: {options.parallel} is too small; write 1 or more"])
+    if options.parallel is not None and not 1 <= options.parallel <= MOST_MEMBERS:
+        raise ConfigError([f"--parallel: {options.parallel} is out of range; write 1 to {MOST_MEMBERS:_}"])
     sweep = read_sweep(options.sweep, options.overrides)
     loaded = members(sweep)
     if options.cluster is not None:
@@ -90,7 +92,29 @@ def main(arguments: Sequence[str]) -> int:
     if options.dry_run:
         _list(sweep, loaded, slots)
         return 0
+    try:
+        check_data([member for member in loaded if not member.is_finished])
+    except CheckFailedError as error:
+        print(error, file=sys.stderr)
+        return 1
     return run(sweep, loaded, slots)
+
+
+def check_data(waiting: Sequence[Member]) -> None:
+    """Check data, tokenizer and starting weights of the members, each kind once, before any member starts.
+
+    Raises:
+        ConfigError: With every fault, and a member that has it.
+        CheckFailedError: A check itself fails.
+    """
+    faults: list[str] = []
+    for member in representatives(waiting):
+        try:
+            check(member.arguments)
+        except ConfigError as error:
+            faults += [f"{fault} (in {member.name})" for fault in error.faults]
+    if faults:
+        raise ConfigError(faults)
 
 
 def command(member: Member, ranks: int) -> list[str]:

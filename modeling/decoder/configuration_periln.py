@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import field, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
-from .facts_periln import PLACEMENTS, DecoderShape, NormPlacement, default_rope_parameters
-from .facts_rules_periln import Fault, shape_faults
+from .facts_periln import PLACEMENTS, DecoderShape, Fault, NormPlacement, default_rope_parameters
+from .facts_rules_periln import shape_faults
 
 _FIELDS = tuple(each.name for each in fields(DecoderShape))
 _SIZES = tuple(each.name for each in fields(DecoderShape) if each.type is int)
@@ -123,7 +124,7 @@ class PeriLNConfig(PreTrainedConfig):
 
     def _coefficient_faults(self) -> Iterator[Fault]:
         for name in _COEFFICIENTS:
-            if not (value := getattr(self, name)) >= 0:
+            if not 0 <= (value := getattr(self, name)) < math.inf:
                 yield Fault(name, f"{value!r} is negative or not a number; write 0 or more")
 
     def _choice_faults(self) -> Iterator[Fault]:

@@ -1,12 +1,13 @@
 """Facts about the PeriLN decoder: norm placements, shape and defaults.
 
 Standard library only: run configuration, launcher and analysis read these facts without importing torch, and exported
-folders include them. facts_rules_periln.py holds the rules for a shape, facts_counts_periln.py its counts.
+folders include them. facts_rules_periln.py holds the rules for a shape, facts_rope_periln.py those for its positions,
+facts_counts_periln.py its counts.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 # ---------------------------------------------------------------------------------------------------- norm placements
 
@@ -88,28 +89,7 @@ def placements_per_layer(
     return tuple(norm_placement)
 
 
-# ------------------------------------------------------------------------------------------ RoPE, activations, the loss
-
-# Keys that each kind of RoPE scaling needs, and may have, beside `rope_type` and `rope_theta`
-# (transformers.modeling_rope_utils).
-ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "default": ((), ()),
-    "linear": (("factor",), ()),
-    "dynamic": (("factor",), ()),
-    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ("original_max_position_embeddings",)),
-    "yarn": (
-        ("factor",),
-        (
-            "original_max_position_embeddings",
-            "attention_factor",
-            "beta_fast",
-            "beta_slow",
-            "truncate",
-            "mscale",
-            "mscale_all_dim",
-        ),
-    ),
-}
+# ------------------------------------------------------------------------------------------------ activations, the loss
 
 # A subset of transformers' ACT2FN: differentiable elementwise functions without parameters, suitable as gates.
 ACTIVATIONS: tuple[str, ...] = (
@@ -146,6 +126,13 @@ def loss_chunk_tokens(vocab_size: int, device_type: str) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------- shape
+
+
+class Fault(NamedTuple):
+    """One fault of a shape: the key to change (dotted below `rope_parameters`), and the message."""
+
+    key: str
+    message: str
 
 
 def default_rope_parameters() -> dict[str, Any]:

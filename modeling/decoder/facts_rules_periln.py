@@ -3,18 +3,12 @@
 import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from .facts_periln import ACTIVATIONS, PLACEMENTS, ROPE_KEYS
+from .facts_periln import ACTIVATIONS, PLACEMENTS, Fault
+from .facts_rope_periln import ROPE_RULES
 
-_NOT_NUMBERS = ("rope_type", "truncate")
-
-
-class Fault(NamedTuple):
-    """One fault of a shape: the key to change (dotted below `rope_parameters`), and the message."""
-
-    key: str
-    message: str
+_LISTED_HEADS = 1000  # up to which all divisors are listed
 
 
 def shape_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -33,7 +27,8 @@ def shape_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
 def _heads_share_keys_evenly(num_attention_heads: int, num_key_value_heads: int) -> Iterator[Fault]:
     heads, groups = num_attention_heads, num_key_value_heads
     if heads % groups:
-        allowed = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
+        few = heads <= _LISTED_HEADS
+        allowed = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0) if few else "one of its divisors"
         yield Fault("num_key_value_heads", f"{groups} does not divide num_attention_heads {heads}; write {allowed}")
 
 
@@ -77,30 +72,11 @@ def _frozen_norms_exist(frozen_norm_scales: str, norm_placement: str | Sequence[
         yield Fault("frozen_norm_scales", f"{why}; write none or all, or set norm_placement to {fitting}")
 
 
-def _rope_is_complete(rope_parameters: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield missing, unused or non-positive keys, for which transformers would only log a warning."""
-    kind = rope_parameters.get("rope_type", "default")
-    if kind not in ROPE_KEYS:
-        yield Fault("rope_parameters.rope_type", f"{kind!r} is none of {', '.join(ROPE_KEYS)}")
-        return
-    needed, allowed = ROPE_KEYS[kind]
-    readable = ("rope_type", "rope_theta", *needed, *allowed)
-    for key in needed:
-        if key not in rope_parameters:
-            yield Fault(f"rope_parameters.{key}", f"rope_type {kind!r} needs it, but it is missing")
-    for key, value in rope_parameters.items():
-        if key not in readable:
-            message = f"rope_type {kind!r} does not read it; it reads {', '.join(readable)}"
-            yield Fault(f"rope_parameters.{key}", message)
-        elif key not in _NOT_NUMBERS and not (type(value) in (int, float) and value > 0):
-            yield Fault(f"rope_parameters.{key}", f"{value!r} is not positive; write a number above 0")
-
-
 SHAPE_RULES: tuple[Callable[..., Iterator[Fault]], ...] = (
     _heads_share_keys_evenly,
     _head_width_is_even,
     _activation_is_known,
     _every_layer_has_a_placement,
     _frozen_norms_exist,
-    _rope_is_complete,
+    *ROPE_RULES,
 )  # the parameters of a rule name the values that it reads

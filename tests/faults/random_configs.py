@@ -25,7 +25,8 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 import yaml
 
-from modeling.decoder.facts_periln import ACTIVATIONS, PLACEMENTS, ROPE_KEYS
+from modeling.decoder.facts_periln import ACTIVATIONS, PLACEMENTS
+from modeling.decoder.facts_rope_periln import ROPE_KEYS
 from tests.tiny import tiny_config, write_corpus
 from tests.tiny_filter import tiny_filter_config
 from train.__main__ import main as train_main

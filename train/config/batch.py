@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from train.config.errors import ConfigError
 from train.config.run import RunConfig
 
@@ -15,8 +17,8 @@ def check_world_size(config: RunConfig, world_size: int) -> None:
     batch = config.global_batch_size
     if batch % world_size == 0:
         return
-    divisors = [ranks for ranks in range(1, batch + 1) if batch % ranks == 0]
-    nearest = [max(n for n in divisors if n < world_size), *[n for n in divisors if n > world_size][:1]]
+    possible = divisors(batch)
+    nearest = [max(n for n in possible if n < world_size), *[n for n in possible if n > world_size][:1]]
     raise ConfigError(
         [
             f"global_batch_size: {batch} samples cannot be divided evenly among {world_size} ranks; "
@@ -41,4 +43,10 @@ def micro_batches(config: RunConfig, world_size: int) -> tuple[int, int]:
 
 def largest_divisor(number: int, *, limit: int) -> int:
     """Return the largest divisor of `number` up to `limit`."""
-    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
+    return max(divisor for divisor in divisors(number) if divisor <= limit)
+
+
+def divisors(number: int) -> list[int]:
+    """Return all divisors, ascending, in sqrt(number) steps."""
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})

@@ -6,16 +6,20 @@ of another task, is skipped; it runs once that value is fixed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from train.config.facts.folders import named_checkpoint
 from train.config.facts.optimizers import LARGEST_GRADIENT_NORM, OPTIMIZERS
 from train.config.run import DEFAULT_DECAY, EngineConfig, ProbesConfig, as_steps
 from train.config.setting import default_of
 from train.config.tasks.kinds import TASK_RULES
-from train.config.values import AbsentError, Rule, Values
+from train.config.tasks.values import AbsentError, Rule, Values
 
+_MOST_COUNTED = 2**63 - 1
+_LONGEST_NAME = 255  # of a file, in bytes: that of common file systems
 _LARGEST_WEIGHT = 1e37  # fp32 ends at 3.4e38
 
 
@@ -40,15 +44,32 @@ def _name_is_a_folder_name(values: Values) -> Iterator[str]:
         yield f"name: {name!r} cannot be a folder name; use only letters, digits, '.', '_' and '-', as in {usable}"
 
 
+def _paths_can_exist(values: Values) -> Iterator[str]:
+    for key in ("output_dir", "task.data.cache_dir", "checkpoint.start_from"):
+        path = values.get(key)
+        if path is not None and any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.split("/")):
+            yield f"{key}: a folder's name is longer than {_LONGEST_NAME} bytes; write a shorter one"
+
+
 def _batches_fit(values: Values) -> Iterator[str]:
     micro, whole = values["micro_batch_size"], values["global_batch_size"]
     if micro > whole:
         yield f"micro_batch_size: {micro} exceeds global_batch_size ({whole}); write {whole} or less"
 
 
+def _samples_can_be_counted(values: Values) -> Iterator[str]:
+    """Samples and tokens of a run are counted in 64 bits."""
+    samples, length = values["steps"] * values["global_batch_size"], values.get("task.data.sequence_length", 1)
+    if samples * length > _MOST_COUNTED:
+        what = f"{samples:.3g} samples" + f" of {length} tokens" * (length > 1)
+        yield f"steps: the run would see {what}, more than 64 bits can count; lower steps or global_batch_size"
+
+
 def _start_is_a_checkpoint(values: Values) -> Iterator[str]:
     start = values["checkpoint.start_from"]
-    if start is not None and not re.fullmatch(r".+@\d+|[^@]+|.*@.*/.*", start):
+    if start is None or named_checkpoint(start) is not None or os.path.isdir(start):
+        return
+    if "@" in start.rpartition("/")[2]:
         yield (
             f"checkpoint.start_from: {start!r} is neither RUN@STEP (runs/a@500) nor a Hugging Face folder; "
             f"write the step as a number"
@@ -141,7 +162,9 @@ def _updates_stay_finite(values: Values) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     _name_is_a_folder_name,
+    _paths_can_exist,
     _batches_fit,
+    _samples_can_be_counted,
     _start_is_a_checkpoint,
     _spans_fit,
     _schedule_reads_its_keys,

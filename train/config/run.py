@@ -9,13 +9,17 @@ from train.config.setting import section, setting
 from train.config.tasks.kinds import TaskConfig
 
 DEFAULT_DECAY = 0.2  # of the run, at the end of a warmup_stable_decay schedule
+MOST_STEPS = 10**9
+LONGEST = 10**9  # seconds, 31 years; threads and faulthandler count nanoseconds and microseconds in 64 bits
+LARGEST_SEED = 2**63 - 1  # torch takes 64 bits, and each rank adds 1 and its number
+SMALLEST_NORMAL = 1.2e-38  # rounded up, in fp32; smaller numbers lose digits and become 0
 
 
 @section
 class OptimConfig:
     """Optimizer and schedule. A fraction (0 <= x < 1) refers to `steps`; a whole number is a number of steps."""
 
-    lr: float = setting("Peak learning rate", above=0)
+    lr: float = setting("Peak learning rate", at_least=1e-30, at_most=1e6)
     optimizer: Literal["adamw"] = setting("Update rule", default="adamw")
     betas: tuple[float, float] = setting(
         "Decay rates of the running averages of gradients and of their squares",
@@ -23,25 +27,33 @@ class OptimConfig:
         at_least=0,
         below=1,
     )
-    eps: float = setting("Added to the square root of the averaged squares", default=1e-8, above=0)
-    weight_decay: float = setting("Weight decay of matrices; norms and biases have none", default=0.1, at_least=0)
+    eps: float = setting(
+        "Added to the square root of the averaged squares", default=1e-8, at_least=SMALLEST_NORMAL, at_most=1
+    )
+    weight_decay: float = setting(
+        "Weight decay of matrices; norms and biases have none", default=0.1, at_least=0, at_most=1e6
+    )
     embedding_weight_decay: float | None = setting(
-        "Weight decay of the embeddings", default=None, at_least=0, null="weight_decay"
+        "Weight decay of the embeddings", default=None, at_least=0, null="weight_decay", at_most=1e6
     )
     output_norm_weight_decay: float = setting(
-        "Weight decay of norm scales on sub-layer outputs (peri, output)", default=0.0, at_least=0
+        "Weight decay of norm scales on sub-layer outputs (peri, output)", default=0.0, at_least=0, at_most=1e6
     )
     schedule: Literal["cosine", "linear", "warmup_stable_decay", "step", "constant"] = setting(
         "Shape of the learning rate after warm-up", default="cosine"
     )
     warmup: float | int = setting(
-        "Length of the linear warm-up, as a fraction of the run or in steps", default=0.1, at_least=0
+        "Length of the linear warm-up, as a fraction of the run or in steps",
+        default=0.1,
+        at_least=0,
+        at_most=MOST_STEPS,
     )
     decay: float | int | None = setting(
         "Length of the decay in warmup_stable_decay, as a fraction of the run or in steps",
         default=None,
         at_least=0,
         null=f"{DEFAULT_DECAY}",
+        at_most=MOST_STEPS,
     )
     final_lr_fraction: float = setting(
         "Learning rate at the last step, as a fraction of the peak", default=0.0, at_least=0, at_most=1
@@ -52,6 +64,7 @@ class OptimConfig:
         at_least=1,
         unit="steps",
         null="other schedules",
+        at_most=MOST_STEPS,
     )
     decay_factor: float | None = setting(
         "Schedule step: factor applied at each interval", default=None, above=0, below=1, null="other schedules"
@@ -59,13 +72,15 @@ class OptimConfig:
     gradient_clipping: float | None = setting(
         "Maximum norm of the full gradient; larger gradients are scaled down to it",
         default=1.0,
-        above=0,
         null="no clipping",
+        at_least=1e-20,
+        at_most=1e30,
     )
     stop_after_skipped_steps: int = setting(
         "Stop the run after this many consecutive skipped steps; a non-finite loss, gradient or update skips a step",
         default=10,
         at_least=1,
+        at_most=MOST_STEPS,
     )
 
 
@@ -94,7 +109,7 @@ class EngineConfig:
         default=False,
     )
     reduce_bucket_size: int = setting(
-        "Size of the gradient-reduction buckets", default=500_000_000, at_least=1, unit="elements"
+        "Size of the gradient-reduction buckets", default=500_000_000, at_least=1, unit="elements", at_most=10**12
     )
     overlap_communication: bool = setting("Reduce gradients during the backward pass", default=False)
     threads: int | None = setting(
@@ -103,6 +118,7 @@ class EngineConfig:
         at_least=1,
         report="ignored",
         null="OMP_NUM_THREADS if set, else an equal share of the cores",
+        at_most=1024,
     )
 
 
@@ -116,9 +132,15 @@ class ProbesConfig:
         at_least=1,
         unit="steps",
         null="never",
+        at_most=MOST_STEPS,
     )
     gradients_every: int | None = setting(
-        "Interval of gradient norms, with the same exceptions", default=100, at_least=1, unit="steps", null="never"
+        "Interval of gradient norms, with the same exceptions",
+        default=100,
+        at_least=1,
+        unit="steps",
+        null="never",
+        at_most=MOST_STEPS,
     )
     spike_threshold: float | None = setting(
         "Distance above the median from which a loss or gradient norm counts as a spike",
@@ -126,9 +148,14 @@ class ProbesConfig:
         above=0,
         unit="robust standard deviations",
         null="no spike detection",
+        at_most=1e30,
     )
     spike_window: int = setting(
-        "Number of recent steps that a loss or gradient norm is compared with", default=100, at_least=20, unit="steps"
+        "Number of recent steps that a loss or gradient norm is compared with",
+        default=100,
+        at_least=20,
+        unit="steps",
+        at_most=10_000,
     )
 
 
@@ -136,21 +163,29 @@ class ProbesConfig:
 class CheckpointConfig:
     """Checkpoints and weights on disk."""
 
-    every: int = setting("Interval of checkpoints", default=1000, at_least=1, unit="steps")
-    keep: int | None = setting("Number of latest checkpoints to keep", default=2, at_least=1, null="all of them")
+    every: int = setting("Interval of checkpoints", default=1000, at_least=1, unit="steps", at_most=MOST_STEPS)
+    keep: int | None = setting(
+        "Number of latest checkpoints to keep", default=2, at_least=1, null="all of them", at_most=MOST_STEPS
+    )
     weights_every: int | None = setting(
         "Interval of weights folders (Hugging Face format, bf16), which are never deleted",
         default=None,
         at_least=1,
         unit="steps",
         null="never",
+        at_most=MOST_STEPS,
     )
     when_not_saved: Literal["continue", "stop"] = setting(
         "What to do when a checkpoint cannot be written (disk full, quota): log an error and continue, or stop",
         default="continue",
     )
     stop_deadline: float | None = setting(
-        "Time from a signal to the forced exit", default=600.0, above=0, unit="seconds", null="no limit"
+        "Time from a signal to the forced exit",
+        default=600.0,
+        unit="seconds",
+        null="no limit",
+        at_least=0.01,
+        at_most=LONGEST,
     )
     start_from: str | None = setting(
         "Starting point: RUN@STEP, including its optimizer state, or a Hugging Face folder of this model",
@@ -167,24 +202,33 @@ class WatchdogConfig:
     preparation: float | None = setting(
         "Deadline for preparing data, process group, weights and resume state",
         default=3600,
-        above=0,
         unit="seconds",
         null="no deadline",
+        at_least=0.01,
+        at_most=LONGEST,
     )
     first_step: float | None = setting(
         "Deadline for the first step after each start, which compiles and warms up",
         default=1800,
-        above=0,
         unit="seconds",
         null="no deadline",
+        at_least=0.01,
+        at_most=LONGEST,
     )
     step: float | None = setting(
-        "Deadline for a step, including reading its data", default=600, above=0, unit="seconds", null="no deadline"
+        "Deadline for a step, including reading its data",
+        default=600,
+        unit="seconds",
+        null="no deadline",
+        at_least=0.01,
+        at_most=LONGEST,
     )
     evaluation: float | None = setting(
-        "Deadline for an evaluation", default=3600, above=0, unit="seconds", null="no deadline"
+        "Deadline for an evaluation", default=3600, unit="seconds", null="no deadline", at_least=0.01, at_most=LONGEST
     )
-    save: float | None = setting("Deadline for a save", default=1800, above=0, unit="seconds", null="no deadline")
+    save: float | None = setting(
+        "Deadline for a save", default=1800, unit="seconds", null="no deadline", at_least=0.01, at_most=LONGEST
+    )
 
 
 @section
@@ -192,19 +236,20 @@ class RunConfig:
     """One training run."""
 
     name: str = setting("Name of the run and of its folder", report="ignored")
-    steps: int = setting("Length of the run", at_least=1, unit="optimizer steps")
-    global_batch_size: int = setting("Samples per optimizer step", at_least=1)
+    steps: int = setting("Length of the run", at_least=1, unit="optimizer steps", at_most=MOST_STEPS)
+    global_batch_size: int = setting("Samples per optimizer step", at_least=1, at_most=10**7)
     micro_batch_size: int = setting(
         "Maximum samples per forward pass on a rank; lowered to a divisor of the rank's share",
         at_least=1,
         resume="free",
         report="ignored",
         evaluation=True,
+        at_most=10**7,
     )
     task: TaskConfig = setting("Model, data and loss; one of several kinds")
     optim: OptimConfig = setting("Optimizer and schedule")
     output_dir: str = setting("Parent folder of run folders", default="runs", resume="free", report="ignored")
-    seed: int = setting("Seed of the initialization", default=0, at_least=0, report="seed")
+    seed: int = setting("Seed of the initialization", default=0, at_least=0, report="seed", at_most=LARGEST_SEED)
     log_every: int = setting(
         "Interval of training rows in metrics.jsonl and of console lines",
         default=10,
@@ -212,9 +257,16 @@ class RunConfig:
         unit="steps",
         resume="free",
         report="ignored",
+        at_most=MOST_STEPS,
     )
     evaluate_every: int = setting(
-        "Interval of evaluations", default=500, at_least=1, unit="steps", resume="free", report="ignored"
+        "Interval of evaluations",
+        default=500,
+        at_least=1,
+        unit="steps",
+        resume="free",
+        report="ignored",
+        at_most=MOST_STEPS,
     )
     engine: EngineConfig = setting("Precision, parallelism and memory", factory=EngineConfig, resume="free")
     probes: ProbesConfig = setting(

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from train.config.setting import is_union, sections_of, setting_of
-from train.config.yaml_text import show
+from train.config.yaml_text import shortened, show
 
 T = TypeVar("T")
 
 _INVALID: Any = object()
+_MOST_SUGGESTIONS = 20  # unknown keys of a section for which the nearest key is searched: milliseconds each
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 # Names of our settings in other training stacks.
@@ -67,7 +69,7 @@ def check(kind: type[T], tree: Mapping[str, Any]) -> Checked[T]:
 def key_paths(kind: Any, path: str = "") -> Iterator[str]:
     """Yield the path of every key that a dataclass accepts, including sections."""
     for section in sections_of(kind):
-        hints = get_type_hints(section)
+        hints = _hints(section)
         for field in dataclasses.fields(section):
             below = f"{path}{field.name}"
             yield below
@@ -95,12 +97,10 @@ class _Report:
         section = self._select(kind, mapping, path) if mapping is not None else None
         if mapping is None or section is None:
             return _INVALID
-        prefix, hints = f"{path}." if path else "", get_type_hints(section)
+        prefix, hints = f"{path}." if path else "", _hints(section)
         fields = [field for field in dataclasses.fields(section) if field.init]
         names = [field.name for field in fields]
-        for key in mapping:
-            if key not in names:
-                self._unknown(prefix, str(key), names)
+        self._unknown([key for key in mapping if key not in names], prefix, names)
         values = {field.name: self._field(field, hints[field.name], mapping, prefix) for field in fields}
         return _INVALID if _INVALID in values.values() else section(**values)
 
@@ -123,7 +123,7 @@ class _Report:
         if "kind" not in mapping:
             self.fault(f"{path}.kind", f"missing; write {'one of ' * (len(kinds) > 1)}{allowed}")
             return next(iter(kinds.values())) if len(kinds) == 1 else None
-        if name not in kinds:
+        if not isinstance(name, str) or name not in kinds:
             self.fault(f"{path}.kind", f"{show(name)} is not one of {allowed}")
             return None
         readable = set(key_paths(kinds[name], f"{path}."))  # do not suggest keys of another kind
@@ -176,7 +176,7 @@ class _Report:
         for choice in allowed:
             if type(choice) is type(value) and choice == value:
                 return choice
-        near = difflib.get_close_matches(str(show(value)).strip("'"), [str(choice) for choice in allowed], n=1)
+        near = difflib.get_close_matches(show(value).strip("'"), [str(choice) for choice in allowed], n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return self.fault(path, f"{show(value)} is not one of {', '.join(map(str, allowed))}{hint}")
 
@@ -212,10 +212,14 @@ class _Report:
             text += f"; put it in quotes: '\"{show(value)}\"' on the command line"
         return self.fault(path, text)
 
-    def _unknown(self, prefix: str, key: str, siblings: list[str]) -> None:
-        names = self._nearest(prefix, key, siblings)
-        remedy = f"did you mean {' or '.join(names)}?" if names else f"allowed keys: {', '.join(siblings)}"
-        self.fault(f"{prefix}{key}", f"unknown key; {remedy}")
+    def _unknown(self, keys: Sequence[str], prefix: str, siblings: list[str]) -> None:
+        for key in keys[:_MOST_SUGGESTIONS]:
+            key = shortened(key, 80)
+            names = self._nearest(prefix, key, siblings)
+            remedy = f"did you mean {' or '.join(names)}?" if names else f"allowed keys: {', '.join(siblings)}"
+            self.fault(f"{prefix}{key}", f"unknown key; {remedy}")
+        if len(keys) > _MOST_SUGGESTIONS:
+            self.fault(prefix.rstrip(".") or "the file", f"{len(keys) - _MOST_SUGGESTIONS} more unknown keys")
 
     def _nearest(self, prefix: str, key: str, siblings: list[str]) -> list[str]:
         """Return the full paths that a key may stand for: misplaced, misspelled, or known by another name."""
@@ -231,9 +235,13 @@ class _Report:
         return by_name[_OTHER_NAMES.get(near[0], near[0])] if near else []
 
 
+@functools.cache
+def _hints(section: type) -> dict[str, Any]:
+    return get_type_hints(section)
+
+
 def _kinds(kind: Any) -> dict[str, Any]:
-    sections = sections_of(kind)
-    hints = [(get_type_hints(section).get("kind"), section) for section in sections]
+    hints = [(_hints(section).get("kind"), section) for section in sections_of(kind)]
     return {name: section for hint, section in hints if hint is not None for name in get_args(hint)}
 
 

@@ -42,6 +42,7 @@ class Setting:
         unit: The unit of a numeric value.
         null: The meaning of null, if allowed, phrased to follow "null for ...": "no clipping".
         at_least: Smallest allowed value, or smallest allowed entry of a list; likewise `above`, `at_most`, `below`.
+            Every number has a lower and an upper limit, within which it reaches torch and the clock as written.
         resume: Whether it may change when a run resumes; "by_fingerprint": if the data are the same. None inherits from
             the section, as for the next two.
         report: Whether runs that differ in it are separate lines in a report, seeds of one line, or equal.
@@ -65,11 +66,11 @@ class Setting:
     def range_text(self) -> str:
         """The allowed numbers in words; empty if all are allowed."""
         if self.at_least is not None:
-            upper = f" to {self.at_most:g}" if self.at_most is not None else ""
-            upper = f" to below {self.below:g}" if self.below is not None else upper
-            return f"a number from {self.at_least:g}{upper}" if upper else f"{self.at_least:g} or more"
+            upper = f" to {_words(self.at_most)}" if self.at_most is not None else ""
+            upper = f" to below {_words(self.below)}" if self.below is not None else upper
+            return f"a number from {_words(self.at_least)}{upper}" if upper else f"{_words(self.at_least)} or more"
         bounds = {"above": self.above, "of at most": self.at_most, "below": self.below}
-        words = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
+        words = [f"{word} {_words(bound)}" for word, bound in bounds.items() if bound is not None]
         return f"a number {' and '.join(words)}" if words else ""
 
     def violation(self, value: object) -> str | None:
@@ -87,6 +88,11 @@ class Setting:
         if (self.at_most is not None and number > self.at_most) or (self.below is not None and number >= self.below):
             return "large"
         return None
+
+
+def _words(number: float) -> str:
+    """Return a bound as YAML reads it: a whole one with all its digits."""
+    return f"{number:_}" if isinstance(number, int) else f"{number:g}"
 
 
 def setting(

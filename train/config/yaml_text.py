@@ -7,24 +7,18 @@ text. Faults are collected rather than raised, so that they can be reported toge
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 import yaml
 
-_INT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:[eE]\+?[0-9]+)?|0x[0-9a-fA-F]+)$")  # 1e9 is whole: it has no point
-_FLOAT = re.compile(
-    r"[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE]-[0-9]+|\.inf|\.nan)$"
-)
-_RESOLVERS = (  # tag, pattern, and possible first characters
-    ("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
-    ("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
-    ("tag:yaml.org,2002:int", _INT, list("-+0123456789")),
-    ("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789.")),
-    ("tag:yaml.org,2002:merge", re.compile(r"<<$"), ["<"]),
-)
+from train.config.yaml_loader import parse, resolvers
+
+MOST_BYTES = 1_000_000  # of a file
 
 
 class Document(NamedTuple):
@@ -53,27 +47,57 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def show(value: object) -> str:
-    """Return a value as YAML, on one line and shortened to 80 characters."""
+    """Return a value as YAML, on one line and shortened: to 80 characters, or text alone to 200."""
     if isinstance(value, str):
-        return repr(value)
-    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10_000).strip()
-    text = text.removesuffix("...").strip()
-    return text if len(text) <= 80 else text[:77] + "..."
+        return shortened(repr(value), 200)
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > 80:
+            break
+    return shortened(text, 80)
+
+
+def shortened(text: str, length: int) -> str:
+    """Return text cut to a length, with dots where something is missing."""
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _pieces(value: object) -> Iterator[str]:
+    """Yield a value as YAML in pieces, as a large one is shortened anyway."""
+    if isinstance(value, Mapping):
+        mapping = cast("Mapping[str, object]", value)
+        for number, (key, item) in enumerate(mapping.items()):
+            yield "{" if number == 0 else ", "
+            yield from _pieces(key)
+            yield ": "
+            yield from _pieces(item)
+        yield "}" if mapping else "{}"
+    elif isinstance(value, list | tuple):
+        items = cast("Sequence[object]", value)
+        for number, item in enumerate(items):
+            yield "[" if number == 0 else ", "
+            yield from _pieces(item)
+        yield "]" if items else "[]"
+    else:
+        scalar = shortened(value, 100) if isinstance(value, str) else value
+        text = yaml.dump(scalar, Dumper=_Dumper, default_flow_style=True, width=10_000).strip()
+        yield text.removesuffix("...").strip()
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a path that is too long
         files = ", ".join(sorted(str(file) for file in path.glob("*.y*ml"))) or "it contains no YAML file"
         return None, [f"{path}: is a folder; pass one configuration file: {files}"]
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read_text(path)
     except FileNotFoundError:
         return None, [f"{path}: no such file{_nearest_file(path)}"]
-    except UnicodeDecodeError:
-        return None, [f"{path}: is not UTF-8 text; pass a YAML file"]
     except OSError as error:
-        return None, [f"{path}: cannot be read ({error.strerror})"]
-    tree, faults = _parse(text)
+        return None, [f"{shortened(str(path), 200)}: cannot be read ({error.strerror})"]
+    except ValueError as error:
+        return None, [f"{path}: {error}"]
+    tree, faults = parse(text)
     faults = [f"{path}:{fault}" for fault in faults]
     if isinstance(tree, dict):
         return cast("dict[str, Any]", tree), faults
@@ -83,23 +107,29 @@ def _read_file(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, faults
 
 
+def _read_text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not a text file of at most MOST_BYTES; the message follows the path.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe may never end
+        raise ValueError("is not a regular file; pass a YAML file")
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"is larger than {MOST_BYTES:,} bytes, which no configuration needs; pass a YAML file")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8 text; pass a YAML file") from None
+
+
 def _nearest_file(path: Path) -> str:
     files = {file.name: file for file in path.parent.glob("*.y*ml")}
     near = difflib.get_close_matches(path.name, files, n=1, cutoff=0.5)
     return f"; did you mean {files[near[0]]}?" if near else ""
-
-
-def _parse(text: str) -> tuple[object, list[str]]:
-    """Parse YAML; each fault starts with its line number, as in `12: ...`."""
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data(), loader.faults
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        why = " ".join(part for part in (error.context, error.problem) if part)
-        return None, [f"{mark.line + 1 if mark else 1}: not valid YAML: {why}"]
-    except yaml.YAMLError as error:
-        return None, [f"1: not valid YAML: {' '.join(str(error).split())}"]
 
 
 def _override(tree: dict[str, Any], override: str) -> str | None:
@@ -108,11 +138,11 @@ def _override(tree: dict[str, Any], override: str) -> str | None:
     path = path.strip()
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
         return _not_an_override(override)
-    value, faults = _parse(text)
+    value, faults = parse(text)
     if faults:
-        return (
-            f"{override!r}: the value is {faults[0].partition(': ')[2]}; quote the override in the shell: '{path}=...'"
-        )
+        fault = faults[0].partition(": ")[2]
+        advice = f"; quote the override in the shell: '{path}=...'" if fault.startswith("not valid YAML") else ""
+        return f"{shortened(repr(override), 80)}: {fault}{advice}"
     *parents, last = path.split(".")
     node: dict[str, Any] | list[Any] = tree
     for depth, key in enumerate(parents):
@@ -127,14 +157,19 @@ def _override(tree: dict[str, Any], override: str) -> str | None:
 
 def _not_an_override(override: str) -> str:
     match = re.fullmatch(r"-*([\w.]+)\s*[=:\s]\s*(.*)", override)
-    remedy = f"write {match[1]}={match[2]}" if match else "write key=value, as in optim.lr=3e-4"
-    return f"{override!r}: not an override; {remedy}"
+    remedy = (
+        f"write {shortened(match[1], 80)}={shortened(match[2], 80)}"
+        if match
+        else "write key=value, as in optim.lr=3e-4"
+    )
+    return f"{shortened(repr(override), 80)}: not an override; {remedy}"
 
 
 def _descend(node: dict[str, Any] | list[Any], key: str) -> Any:
     """Return the child under a key; a missing section is created."""
     if isinstance(node, list):
-        return node[int(key)] if key.isdecimal() and int(key) < len(node) else None
+        index = _index(key, node)
+        return None if index is None else node[index]
     if node.get(key) is None:
         node[key] = {}
     return node[key]
@@ -143,13 +178,17 @@ def _descend(node: dict[str, Any] | list[Any], key: str) -> Any:
 def _put(node: dict[str, Any] | list[Any], key: str, value: object, path: str) -> str | None:
     if isinstance(node, dict):
         node[key] = _merged(node.get(key), value)
-    elif key.isdecimal() and int(key) < len(node):
-        node[int(key)] = _merged(node[int(key)], value)
+    elif (index := _index(key, node)) is not None:
+        node[index] = _merged(node[index], value)
     else:
         return (
             f"{path}: the list has {len(node)} entries; use an index from 0 to {len(node) - 1}, or write the whole list"
         )
     return None
+
+
+def _index(key: str, items: list[Any]) -> int | None:
+    return int(key) if re.fullmatch("[0-9]{1,9}", key) and int(key) < len(items) else None
 
 
 def _merged(old: object, new: object) -> object:
@@ -159,64 +198,15 @@ def _merged(old: object, new: object) -> object:
     return new
 
 
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    text = str(loader.construct_scalar(node)).replace("_", "").lower()
-    if "x" in text:
-        return int(text, 16)
-    digits, _, exponent = text.partition("e")
-    if int(exponent or 0) > 30:  # 1e999999999 would exhaust memory
-        raise yaml.MarkedYAMLError(problem=f"{text} is too large", problem_mark=node.start_mark)
-    return int(digits) * 10 ** int(exponent or 0)
-
-
-def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    text = str(loader.construct_scalar(node)).replace("_", "").lower()
-    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
-
-
 def _represent_list(dumper: yaml.SafeDumper, items: Sequence[Any]) -> yaml.Node:
     plain = not any(isinstance(item, dict | list | tuple) for item in items)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=plain or None)
 
 
-def _resolvers(inherited: Mapping[str, Any]) -> dict[str, Any]:
-    """Return PyYAML's table of implicit tags by first character, with ours after the inherited ones."""
-    table = {first: list(entries) for first, entries in inherited.items()}
-    for tag, pattern, firsts in _RESOLVERS:
-        for first in firsts:
-            table.setdefault(first, []).append((tag, pattern))
-    return table
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 numbers that reports duplicate keys instead of keeping the last."""
-
-    yaml_implicit_resolvers = _resolvers({})
-    yaml_constructors = {  # noqa: RUF012 (PyYAML declares it as an instance attribute)
-        **yaml.SafeLoader.yaml_constructors,
-        "tag:yaml.org,2002:int": _construct_int,
-        "tag:yaml.org,2002:float": _construct_float,
-    }
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self.faults: list[str] = []
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines and name != "<<":
-                self.faults.append(f"{line}: {name} appears twice, first on line {lines[name]}; keep one")
-            lines.setdefault(name, line)
-        return node
-
-
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes text that YAML 1.1 or 1.2 would parse as another type."""
 
-    yaml_implicit_resolvers = _resolvers(yaml.SafeDumper.yaml_implicit_resolvers)
+    yaml_implicit_resolvers = resolvers(yaml.SafeDumper.yaml_implicit_resolvers)
     yaml_representers: ClassVar[dict[Any, Any]] = {
         **yaml.SafeDumper.yaml_representers,
         list: _represent_list,

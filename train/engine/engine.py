@@ -78,7 +78,7 @@ def deepspeed_config(
     """Return the full DeepSpeed configuration, with every default that affects numbers or speed set explicitly.
 
     DeepSpeed's defaults have changed between releases without notice (gradient clipping, bf16 overflow checks). Bucket
-    sizes do not exceed the model, as DeepSpeed allocates whole buckets, and are even, for its alignment.
+    sizes do not exceed the model, as DeepSpeed allocates whole buckets; that of all-gathers is even, for its alignment.
     """
     clipping = optim.gradient_clipping or 0.0
     # fp32 gradients are fp32 throughout: accumulation, reduction and averaging.
@@ -113,7 +113,7 @@ def deepspeed_config(
 def _zero_options(engine: EngineConfig, bucket_size: int) -> dict[str, Any]:
     options: dict[str, Any] = {
         "reduce_bucket_size": bucket_size,
-        "allgather_bucket_size": bucket_size,
+        "allgather_bucket_size": bucket_size + bucket_size % 2,
         "overlap_comm": engine.overlap_communication,
         "contiguous_gradients": True,
         "reduce_scatter": True,

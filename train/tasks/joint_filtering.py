@@ -116,6 +116,7 @@ class JointFiltering(Task, Generic[Config]):
 
     def _size_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
         if split == "validation":  # whole images, one by one
+            yield from self._pixel_faults(pairs)
             return
         sizes = {pairs.size(i): pairs.name(i) for i in range(len(pairs))}
         crop = self.config.data.crop
@@ -128,6 +129,17 @@ class JointFiltering(Task, Generic[Config]):
                 f"micro_batch_size: {self._micro_batch_size} images of different sizes cannot form a batch; write 1, "
                 f"or set task.data.crop"
             )
+
+    def _pixel_faults(self, pairs: Pairs) -> Iterator[str]:
+        pixel = self.config.shown_pixel
+        for i in range(min(self.config.shown_images, len(pairs)) if pixel is not None else 0):
+            (height, width), name = pairs.size(i), pairs.name(i)
+            if pixel is not None and (pixel[0] >= height or pixel[1] >= width):
+                yield (
+                    f"task.shown_pixel: {list(pixel)} is outside {name} ({height} x {width} pixels); write a row below "
+                    f"{height} and a column below {width}"
+                )
+                return
 
     def _channel_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
         for i in range(len(pairs)):

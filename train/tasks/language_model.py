@@ -17,6 +17,7 @@ from torch import nn
 from analysis.measure.activations import Site
 from modeling.decoder.configuration_periln import PeriLNConfig
 from modeling.decoder.modeling_periln import PeriLNForCausalLM, PeriLNModel
+from train.config.errors import ConfigError
 from train.config.run import OptimConfig
 from train.config.tasks.language_model import LanguageModelConfig
 from train.data import summary
@@ -269,10 +270,17 @@ def _probe_sites(model: PeriLNModel) -> Iterator[Site]:
 
 
 def decoder(config: LanguageModelConfig, *, end_of_text: int | None = None) -> PeriLNForCausalLM:
-    """Return a newly initialized decoder for a configuration."""
+    """Return a newly initialized decoder for a configuration.
+
+    Raises:
+        ConfigError: The attention implementation is not available on this machine.
+    """
     model_config = PeriLNConfig(**asdict(config.model))
     model_config.bos_token_id = model_config.eos_token_id = end_of_text
     model_config._attn_implementation = config.attention
-    model = PeriLNForCausalLM(model_config)
+    try:
+        model = PeriLNForCausalLM(model_config)
+    except ImportError as error:  # transformers looks for the package and for a GPU
+        raise ConfigError([f"task.attention: {config.attention} cannot be used here: {error}; write sdpa"]) from None
     model.generation_config.eos_token_id = end_of_text
     return model

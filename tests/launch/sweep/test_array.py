@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from launch import __main__ as entry
-from launch.sweep.members import members, read_sweep
+from launch.sweep.members import members
+from launch.sweep.sweep_file import read_sweep
 from tests.checkpoints import write_checkpoint
 from tests.launch.slurm.test_slurm import CLUSTER, played
 from tests.tiny import tiny_file

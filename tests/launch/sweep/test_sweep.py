@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import yaml
 
 from launch.__main__ import main
 from launch.sweep import sweep as sweeping
-from launch.sweep.members import Member, members, read_sweep
+from launch.sweep.members import Member, members
+from launch.sweep.sweep_file import read_sweep
 from tests.checkpoints import write_checkpoint
 from tests.faults.processes import HANG_SECONDS
 from tests.tiny import tiny_file
@@ -69,6 +71,7 @@ def acting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         return [sys.executable, "-c", ACT, str(member.folder), str(script)]
 
     monkeypatch.setattr(sweeping, "command", command)
+    monkeypatch.setattr(sweeping, "check", lambda _: None)
     return script
 
 
@@ -150,7 +153,16 @@ def test_finished_means_what_training_means_by_it(tmp_path: Path) -> None:
         ({"set": {"seed": 1}}, "seed: is both in set and varied"),
         ({"set": {"name": "x"}}, "set.name: the sweep names its members itself"),
         ({"name": "a/b"}, "name: 'a/b' is not a valid folder name"),
-        ({"parallel": 0}, "parallel: 0 is too small; write 1 or more"),
+        ({"parallel": 0}, "parallel: 0 is too small; write 1 to 10_000"),
+        ({"parallel": 10**30}, "is too large; write 1 to 10_000"),
+        ({"grid": {"seed": [float("nan")]}}, "grid.seed: [.nan] contains a number that is not finite"),
+        ({"set": {"optim.betas": [0.9, float("inf")]}}, "set.optim.betas: [0.9, .inf] contains a number"),
+        ({"grid": {1: [0]}}, "keys must be text, and 1 is not"),
+        ({"grid": {None: [0]}}, "keys must be text, and null is not"),
+        ({"grid": {"optim lr": [1e-3]}}, "grid.optim lr: not the path of a setting"),
+        ({"grid": {"seed": list(range(1000)), "task.data.seed": list(range(1000))}}, "1_000_000 members are more"),
+        ({"grid": {"seed": [1, 1.0]}}, "members 1 and 2 are the same run (seed=1.0); keep only one"),
+        ({"set": {"output_dir": [1]}}, "output_dir: [1] is not text"),
         ({"ranks": 3}, "8 samples cannot be divided evenly among 3 ranks"),
         ({"paralel": 2}, "paralel: unknown key; did you mean parallel?"),
         ({"grid": {"optim.lr": [1e-3, 1e-3]}}, "members 1 and 2 are the same run (optim.lr=0.001); keep only one"),
@@ -186,6 +198,31 @@ def test_a_folder_that_holds_another_run_is_refused_before_any_starts(tmp_path: 
 @pytest.mark.parametrize("arguments", [["--parallel", "0"], ["--cluster", "not-there.yaml"], ["steps"]])
 def test_wrong_arguments_are_exit_2(arguments: list[str], tmp_path: Path) -> None:
     assert main(["sweep", str(sweep_file(tmp_path)), *arguments]) == 2
+
+
+def test_the_data_of_members_are_checked_once_for_each_kind_before_any_starts(
+    acting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked: list[Sequence[str]] = []
+
+    def check(arguments: Sequence[str]) -> None:
+        checked.append(arguments)
+        if any("sequence_length=8" in word for word in arguments):
+            raise ConfigError(["task.data.sources: not enough text"])
+
+    monkeypatch.setattr(sweeping, "check", check)
+    path = str(sweep_file(tmp_path, grid=GRID | {"task.data.sequence_length": [16, 8]}))
+    assert main(["sweep", path]) == 2
+    assert len(checked) == 2
+    assert "not enough text (in placement-pre_lr-1e-3_seed-0_sequence_length-8)" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_members_without_data_are_refused_before_any_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(sweep_file(tmp_path, set={"task.data.tokenizer": "./nowhere"}))]) == 2
+    assert "task.data.tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ running

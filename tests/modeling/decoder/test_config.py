@@ -63,7 +63,7 @@ def test_every_fault_is_told_at_once() -> None:
         ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters.rope_type: 'spiral' is none of default"),
         ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.factor: rope_type 'linear' needs it"),
         ({"rope_parameters": {"rope_theta": 5e5, "factor": 2.0}}, "rope_parameters.factor: rope_type 'default' does"),
-        ({"rope_parameters": {"rope_theta": -1.0}}, "rope_parameters.rope_theta: -1.0 is not positive"),
+        ({"rope_parameters": {"rope_theta": -1.0}}, "rope_parameters.rope_theta: -1.0 is not a number"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -15,13 +15,14 @@ from modeling.decoder.facts_counts_periln import count_frozen_scales, count_para
 from modeling.decoder.facts_periln import (
     ACTIVATIONS,
     PLACEMENTS,
-    ROPE_KEYS,
     DecoderShape,
+    Fault,
     NormPlacement,
     loss_chunk_tokens,
     placements_per_layer,
 )
-from modeling.decoder.facts_rules_periln import SHAPE_RULES, Fault, shape_faults
+from modeling.decoder.facts_rope_periln import ROPE_KEYS
+from modeling.decoder.facts_rules_periln import SHAPE_RULES, shape_faults
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
 
 from .tiny_decoder import tiny_config
@@ -98,7 +99,7 @@ def test_a_rule_without_its_values_is_skipped() -> None:
         ({"norm_placement": "pre", "frozen_norm_scales": "output"}, ("frozen_norm_scales", "to peri or output")),
         (
             {"rope_parameters": {"rope_type": "linear", "factor": "2"}},
-            ("rope_parameters.factor", "'2' is not positive"),
+            ("rope_parameters.factor", "'2' is not a number from 1 to 1e+06"),
         ),
         ({"rope_parameters": {"rope_type": "linear", "factor": True}}, ("rope_parameters.factor", "True is not")),
     ],

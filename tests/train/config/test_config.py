@@ -22,7 +22,7 @@ from train.config.run import RunConfig
 from train.config.schema import check, key_paths
 from train.config.tasks.kinds import TASK_RULES, TaskConfig
 from train.config.tasks.language_model import LanguageModelConfig, SourceConfig
-from train.config.values import Values
+from train.config.tasks.values import Values
 
 ROOT = Path(__file__).parents[3]
 

@@ -139,7 +139,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "number in quotes": (["optim.lr='1e-3'"], ["optim.lr", "1e-3", "without quotes"]),
     "number for a name": (["name=400"], ["name", "400", "quotes"]),
     "number that is not finite": (["optim.lr=.inf"], ["optim.lr", "inf"]),
-    "negative decay": (["optim.weight_decay=-0.1"], ["optim.weight_decay", "-0.1", "0 or more"]),
+    "negative decay": (["optim.weight_decay=-0.1"], ["optim.weight_decay", "-0.1", "from 0 to"]),
     "warm-up and decay together too long": (
         ["optim.schedule=warmup_stable_decay", "optim.warmup=0.5", "optim.decay=0.75"],
         ["optim.decay", "optim.warmup", "8"],
@@ -180,7 +180,7 @@ WRONG_FILTER: dict[str, tuple[list[str], list[str]]] = {
     "activation checkpointing": (["engine.activation_checkpointing=true"], ["activation_checkpointing", "twice"]),
     "decay of embeddings": (["optim.embedding_weight_decay=0.1"], ["embedding_weight_decay", "no embeddings"]),
     "decay of output norms": (["optim.output_norm_weight_decay=0.1"], ["output_norm_weight_decay", "write 0"]),
-    "nothing made smaller": (["task.data.scale=1"], ["task.data.scale", "2 or more"]),
+    "nothing made smaller": (["task.data.scale=1"], ["task.data.scale", "from 2 to"]),
     "crop of one pixel": (["task.data.scale=16"], ["task.data.crop", "24", "32"]),
     "small crop": (["task.data.crop=8", "task.data.scale=2"], ["task.data.crop", "8", "16"]),
     "no crop": (["task.data.crop=0"], ["task.data.crop", "null"]),

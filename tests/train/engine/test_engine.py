@@ -110,6 +110,17 @@ def test_losses_and_norms_equal_plain_torch_at_every_stage(ranks: Ranks, stage: 
             assert row["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(("bucket", "size"), [(1, 2), (2, 2), (1001, 1)])
+def test_buckets_of_any_size_change_nothing(ranks: Ranks, bucket: int, stage: int, size: int) -> None:
+    """Odd ones, which DeepSpeed's all-gathers refuse, and ones that are smaller than the largest parameter."""
+    expected = reference(steps=2)
+    settings = {"zero_stage": stage, "precision": "fp32", "reduce_bucket_size": bucket}
+    for row, plain in zip(ranks(size, train_steps, settings, 2, 2)[0], expected, strict=True):
+        assert row["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
+
+
 def test_optimizer_offload_changes_nothing(ranks: Ranks) -> None:
     expected = reference(steps=8)
     for stage in (1, 2, 3):

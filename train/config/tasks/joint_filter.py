@@ -15,17 +15,21 @@ class FilterConfig:
         "Network: fdkn is the paper's fast variant, dkn its slow one", default="fdkn"
     )
     residual: bool = setting("Add the filtered image to the target; kernels then sum to 0", default=True)
-    kernel_size: int = setting("Samples along each side of a kernel; odd", default=3, at_least=1)
+    kernel_size: int = setting("Samples along each side of a kernel; odd", default=3, at_least=1, at_most=101)
     window_size: int = setting(
-        "Side of the square around each pixel from which samples are read; odd", default=15, at_least=1, unit="pixels"
+        "Side of the square around each pixel from which samples are read; odd",
+        default=15,
+        at_least=1,
+        unit="pixels",
+        at_most=1001,
     )
     sampling: Literal["centered", "compat"] = setting(
         "Sampling positions; compat uses the displaced taps of the authors' weights", default="centered"
     )
     guidance: bool = setting("Predict kernels from the guidance as well as the target", default=True)
-    guidance_channels: int = setting("Channels of the guidance; 3, for RGB", default=3, at_least=1)
+    guidance_channels: int = setting("Channels of the guidance; 3, for RGB", default=3, at_least=1, at_most=1024)
     target_channels: int = setting(
-        "Channels of the target; 1, as channels are filtered separately", default=1, at_least=1
+        "Channels of the target; 1, as channels are filtered separately", default=1, at_least=1, at_most=1024
     )
 
 
@@ -46,18 +50,35 @@ class PairSourceConfig:
     split: Literal["training", "test"] | None = setting(
         "Split of NYU's arrays or .mat, which require one", default=None, null="other sources"
     )
-    start: int | None = setting("First pair in order of names, as in a Python slice", default=None, null="the first")
-    stop: int | None = setting("End of the pairs, exclusive, as in a Python slice", default=None, null="after the last")
+    start: int | None = setting(
+        "First pair in order of names, as in a Python slice",
+        default=None,
+        null="the first",
+        at_least=-(10**6),
+        at_most=10**6,
+    )
+    stop: int | None = setting(
+        "End of the pairs, exclusive, as in a Python slice",
+        default=None,
+        null="after the last",
+        at_least=-(10**6),
+        at_most=10**6,
+    )
     size: tuple[int, int] | None = setting(
-        "Height and width of procedural images", default=None, at_least=1, unit="pixels", null="192 x 256"
+        "Height and width of procedural images", default=None, at_least=1, unit="pixels", null="192 x 256", at_most=8192
     )
     missing: float | None = setting(
-        "Value that marks missing target pixels; non-finite pixels are always missing", default=0.0, null="no value"
+        "Value that marks missing target pixels; non-finite pixels are always missing",
+        default=0.0,
+        null="no value",
+        at_least=-3.4e38,
+        at_most=3.4e38,
     )
     units_per_value: float = setting(
         "Factor from the file's values to the unit of reported errors: 100 turns meters into centimeters",
         default=1.0,
-        above=0,
+        at_least=1e-9,
+        at_most=1e9,
     )
 
 
@@ -71,10 +92,12 @@ class PairDataConfig:
         "Unit of the errors, shown in plots", default=None, null="no unit", resume="free", report="ignored"
     )
     crop: int | None = setting(
-        "Side of the random training crops", default=None, at_least=16, unit="pixels", null="whole images"
+        "Side of the random training crops", default=None, at_least=16, unit="pixels", null="whole images", at_most=8192
     )
     flips: bool = setting("Randomly flip training images left to right", default=False)
-    seed: int = setting("Seed of sample order, crops, flips and noise", default=0, at_least=0, report="seed")
+    seed: int = setting(
+        "Seed of sample order, crops, flips and noise", default=0, at_least=0, report="seed", at_most=2**64 - 1
+    )
 
 
 @section
@@ -87,6 +110,7 @@ class DepthDataConfig(PairDataConfig):
         at_least=2,
         evaluation=True,
         judges=True,
+        at_most=1024,
     )
     downsampling: Literal[
         "bicubic", "bicubic_torch", "nearest_left_top", "nearest_center", "nearest_right_bottom", "block_mean"
@@ -103,7 +127,10 @@ class TextureDataConfig(PairDataConfig):
     """Training pairs of color and depth; validation pairs of textured and clean images."""
 
     noise: float = setting(
-        "Standard deviation of the noise added to the depth, which is scaled to 0 to 1", default=0.1, above=0
+        "Standard deviation of the noise added to the depth, which is scaled to 0 to 1",
+        default=0.1,
+        at_least=1e-6,
+        at_most=1e3,
     )
 
 
@@ -118,6 +145,7 @@ def _border() -> Any:
         unit="pixels",
         evaluation=True,
         judges=True,
+        at_most=8192,
     )
 
 
@@ -128,6 +156,7 @@ def _shown_images() -> Any:
         at_least=0,
         resume="free",
         report="ignored",
+        at_most=1000,
     )
 
 
@@ -139,6 +168,7 @@ def _shown_pixel() -> Any:
         null="the steepest edge",
         resume="free",
         report="ignored",
+        at_most=10**6,
     )
 
 
@@ -176,7 +206,7 @@ class TextureRemovalConfig:
     model: FilterConfig = setting("The filter", factory=FilterConfig)
     data: TextureDataConfig = setting("Its images")
     iterations: int = setting(
-        "Number of times the filter is applied", default=4, at_least=1, evaluation=True, judges=True
+        "Number of times the filter is applied", default=4, at_least=1, evaluation=True, judges=True, at_most=1000
     )
     border: int = _border()
     baselines: bool = setting(

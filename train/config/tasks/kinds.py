@@ -9,7 +9,7 @@ from __future__ import annotations
 from train.config.tasks import rules_joint_filter, rules_language_model
 from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
 from train.config.tasks.language_model import LanguageModelConfig
-from train.config.values import Rule
+from train.config.tasks.values import Rule
 
 TaskConfig = LanguageModelConfig | DepthUpsamplingConfig | TextureRemovalConfig  # discriminated by `kind`
 

@@ -16,28 +16,37 @@ class DecoderConfig:
     """Shape and normalization of the decoder, with the fields and defaults of `modeling.decoder`'s PeriLNConfig."""
 
     vocab_size: int = setting(
-        "Vocabulary size; also the target size of a byte-level BPE trained on the sources", default=32_000, at_least=1
+        "Vocabulary size; also the target size of a byte-level BPE trained on the sources",
+        default=32_000,
+        at_least=1,
+        at_most=10**8,
     )
     vocab_size_multiple: int = setting(
-        "Embedding rows are padded to a multiple of this; padding is excluded from the loss", default=64, at_least=1
+        "Embedding rows are padded to a multiple of this; padding is excluded from the loss",
+        default=64,
+        at_least=1,
+        at_most=10**6,
     )
-    hidden_size: int = setting("Width of the residual stream", default=1024, at_least=1)
-    intermediate_size: int = setting("Width inside the gated MLP", default=4096, at_least=1)
-    num_hidden_layers: int = setting("Number of blocks", default=24, at_least=1)
-    num_attention_heads: int = setting("Number of query heads", default=8, at_least=1)
+    hidden_size: int = setting("Width of the residual stream", default=1024, at_least=1, at_most=10**6)
+    intermediate_size: int = setting("Width inside the gated MLP", default=4096, at_least=1, at_most=10**7)
+    num_hidden_layers: int = setting("Number of blocks", default=24, at_least=1, at_most=10_000)
+    num_attention_heads: int = setting("Number of query heads", default=8, at_least=1, at_most=10**5)
     num_key_value_heads: int = setting(
-        "Number of key and value heads (grouped-query attention); divides the query heads", default=8, at_least=1
+        "Number of key and value heads (grouped-query attention); divides the query heads",
+        default=8,
+        at_least=1,
+        at_most=10**5,
     )
     head_dim: int | None = setting(
-        "Width of a head; even", default=None, at_least=1, null="hidden_size / num_attention_heads"
+        "Width of a head; even", default=None, at_least=1, null="hidden_size / num_attention_heads", at_most=10**5
     )
     hidden_act: str = setting("Activation of the MLP's gate, by its name in transformers", default="silu")
-    max_position_embeddings: int = setting("Longest sequence", default=8192, at_least=1, unit="tokens")
+    max_position_embeddings: int = setting("Longest sequence", default=8192, at_least=1, unit="tokens", at_most=10**9)
     norm_placement: NormPlacement | tuple[NormPlacement, ...] = setting(
         "Placement of norms around each sub-layer: one name, or one per layer", default="peri"
     )
     norm_kind: Literal["rmsnorm", "layernorm"] = setting("Kind of every norm but QK-norm", default="rmsnorm")
-    norm_eps: float = setting("Added to the mean square before its root", default=1e-6, above=0)
+    norm_eps: float = setting("Added to the mean square before its root", default=1e-6, at_least=1e-24, at_most=1e3)
     frozen_norm_scales: Literal["none", "output", "all"] = setting(
         "Norm scales fixed at 1: none, those on sub-layer outputs, or all", default="none"
     )
@@ -51,12 +60,14 @@ class DecoderConfig:
         factory=default_rope_parameters,
     )
     tie_word_embeddings: bool = setting("Share the embedding matrix with the head", default=False)
-    initializer_range: float = setting("Standard deviation of initial weights", default=0.02, above=0)
+    initializer_range: float = setting(
+        "Standard deviation of initial weights", default=0.02, at_least=1e-12, at_most=1e6
+    )
     initializer_scheme: Literal["normal", "depth_scaled"] = setting(
         "depth_scaled divides the deviation of output projections by sqrt(2 num_hidden_layers)", default="normal"
     )
     z_loss_coefficient: float = setting(
-        "Coefficient of the squared log-partition term in the loss", default=0.0, at_least=0
+        "Coefficient of the squared log-partition term in the loss", default=0.0, at_least=0, at_most=1e6
     )
 
 
@@ -81,12 +92,15 @@ class SourceConfig:
     document_separator: str | None = setting(
         "Text files: the line that separates documents", default=None, null="one document per file"
     )
-    max_documents: int | None = setting("Number of documents, from the first", default=None, at_least=1, null="all")
+    max_documents: int | None = setting(
+        "Number of documents, from the first", default=None, at_least=1, null="all", at_most=10**15
+    )
     max_tokens: int | None = setting(
         "Number of tokens, from the first, after which no further document is read; not with byte-bpe",
         default=None,
         at_least=1,
         null="all",
+        at_most=10**15,
     )
     streaming: bool | None = setting(
         "Read a `datasets` name from the hub while tokenizing, without storing it",
@@ -110,7 +124,7 @@ class TextDataConfig:
         resume="by_fingerprint",
         judges=True,
     )
-    sequence_length: int = setting("Length of a sample", unit="tokens", at_least=1, evaluation=True)
+    sequence_length: int = setting("Length of a sample", unit="tokens", at_least=1, evaluation=True, at_most=10**9)
     validation_fraction: float | None = setting(
         "Fraction of documents held out for validation, chosen by a content hash",
         default=None,
@@ -130,6 +144,7 @@ class TextDataConfig:
         null="all",
         evaluation=True,
         judges=True,
+        at_most=10**12,
     )
     on_bad_document: Literal["refuse", "skip"] = setting(
         "What becomes of a document that cannot be read (malformed, not UTF-8, no text, cut off): refuse the data, or "
@@ -139,7 +154,7 @@ class TextDataConfig:
         report="ignored",
         evaluation=True,
     )
-    seed: int = setting("Seed of the sample order", default=0, at_least=0, report="seed")
+    seed: int = setting("Seed of the sample order", default=0, at_least=0, report="seed", at_most=2**64 - 1)
     cache_dir: str = setting(
         "Cache folder for tokenized text", default="cache", resume="free", report="ignored", evaluation=True
     )
@@ -151,6 +166,7 @@ class TextDataConfig:
         resume="free",
         report="ignored",
         evaluation=True,
+        at_most=1024,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modeling.joint_filter.facts_dkn import shape_faults
-from train.config.values import Rule, Values
+from train.config.tasks.values import Rule, Values
 
 
 def _shape_goes_together(values: Values) -> Iterator[str]:

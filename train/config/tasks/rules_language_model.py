@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 
+from modeling.decoder.facts_counts_periln import count_parameters
+from modeling.decoder.facts_periln import DecoderShape
 from modeling.decoder.facts_rules_periln import has_output_norms, shape_faults
 from train.config.tasks.language_model import EMBEDDED_CORPUS
-from train.config.values import Rule, Values
+from train.config.tasks.values import Rule, Values
 
+_MOST_PARAMETERS = 10**15
 _SMALLEST_BPE = 257  # 256 bytes and the end-of-text token
 
 
@@ -16,6 +20,17 @@ def _shape_goes_together(values: Values) -> Iterator[str]:
     """Apply the checks of the model configuration."""
     for fault in shape_faults(values.below("task.model.")):
         yield f"task.model.{fault.key}: {fault.message}"
+
+
+def _model_can_exist(values: Values) -> Iterator[str]:
+    model = values.below("task.model.")
+    if model.keys() >= {each.name for each in fields(DecoderShape)} and not list(shape_faults(model)):
+        count = count_parameters(DecoderShape(**model)).total
+        if count > _MOST_PARAMETERS:
+            yield (
+                f"task.model: {count:.3g} parameters are more than any machine trains ({_MOST_PARAMETERS:.0e}); lower "
+                "hidden_size, intermediate_size, num_hidden_layers or vocab_size"
+            )
 
 
 def _decayed_norms_exist(values: Values) -> Iterator[str]:
@@ -109,8 +124,15 @@ def _gradients_have_a_type(values: Values) -> Iterator[str]:
         )
 
 
+def _flash_attention_has_bf16(values: Values) -> Iterator[str]:
+    attention, precision = values["task.attention"], values["engine.precision"]
+    if attention.startswith("flash_attention") and precision == "fp32":
+        yield f"task.attention: {attention} does not run in engine.precision fp32; write sdpa, or engine.precision=bf16"
+
+
 RULES: tuple[Rule, ...] = (
     _shape_goes_together,
+    _model_can_exist,
     _decayed_norms_exist,
     _windows_fit_the_positions,
     _vocabulary_holds_the_bytes,
@@ -120,4 +142,5 @@ RULES: tuple[Rule, ...] = (
     _tokens_can_be_counted,
     _labels_name_metrics,
     _gradients_have_a_type,
+    _flash_attention_has_bf16,
 )

@@ -1,0 +1,182 @@
+"""Checks of `checkpoint.start_from` before a run: a checkpoint of another run, or a Hugging Face folder.
+
+Reads configurations, manifests and the headers of weights, but no weights; imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train.config.errors import ConfigError
+from train.config.facts.folders import named_checkpoint
+from train.config.facts.manifest import files_of, read_manifest
+from train.config.facts.run_layout import CHECKPOINTS, complete_steps, read_json, step_name
+from train.config.facts.sealed import DamagedFileError
+from train.config.load import read_run
+from train.config.run import RunConfig
+from train.config.yaml_text import show
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_KEY = "checkpoint.start_from"
+_LONGEST_HEADER = 100_000_000  # bytes, the limit of safetensors
+# Settings of a model that may differ: those of its initialization and loss, and the positions, which training on
+# longer text changes on purpose.
+_MAY_DIFFER = (
+    *("initializer_range", "initializer_scheme", "z_loss_coefficient", "frozen_norm_scales"),
+    *("max_position_embeddings", "rope_parameters"),
+)
+
+
+def faults(config: RunConfig) -> list[str]:
+    """Return what is wrong with a run's starting point; nothing once the run has a checkpoint of its own."""
+    start = config.checkpoint.start_from
+    if start is None or complete_steps(config.folder / CHECKPOINTS):
+        return []
+    named = named_checkpoint(start)
+    found = _folder_faults(config, Path(start)) if named is None else _checkpoint_faults(config, *named)
+    return [f"{_KEY}: {fault}" for fault in found]
+
+
+def weights_folder(config: RunConfig) -> Path | None:
+    """Return the Hugging Face folder that a run starts from; None if it starts otherwise."""
+    start = config.checkpoint.start_from
+    return None if start is None or named_checkpoint(start) is not None else Path(start)
+
+
+def refuse(config: RunConfig) -> None:
+    """Refuse a starting point that is missing, incomplete or of another model.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+    if found := faults(config):
+        raise ConfigError(found)
+
+
+def run_folder(config: RunConfig, run: str) -> Path:
+    """Return the folder of the run that RUN@STEP names: a path, or a name in output_dir."""
+    return Path(run) if (Path(run) / CHECKPOINTS).is_dir() else Path(config.output_dir) / run
+
+
+# ------------------------------------------------------------------------------------------------------- RUN@STEP
+
+
+def _checkpoint_faults(config: RunConfig, run: str, step: int) -> Iterator[str]:
+    folder = run_folder(config, run)
+    steps = complete_steps(folder / CHECKPOINTS)
+    if not folder.is_dir():
+        yield f"{folder} does not exist; write RUN@STEP with the name or path of a run, or a Hugging Face folder"
+        return
+    if step not in steps:
+        available = f"available steps: {', '.join(map(str, steps))}" if steps else "it has no checkpoints"
+        yield f"{folder} has no checkpoint for step {step}; {available}"
+    else:
+        yield from _file_faults(folder / CHECKPOINTS / step_name(step))
+    if step >= config.steps:
+        yield f"step {step} leaves nothing to train; raise steps ({config.steps})"
+    try:
+        other = read_run(folder)
+    except ConfigError as error:
+        yield f"{folder}: its configuration cannot be read: {error.faults[0]}"
+        return
+    if type(other.task.model) is not type(config.task.model):
+        yield f"{folder} trains another kind of model ({other.task.kind}); start from a run of {config.task.kind}"
+    else:
+        yield from _differences(asdict(other.task.model), asdict(config.task.model), folder)
+
+
+def _file_faults(checkpoint: Path) -> Iterator[str]:
+    """Yield files of a checkpoint that are missing or of another size than its manifest states; reads no file whole."""
+    try:
+        files = files_of(read_manifest(checkpoint))
+    except DamagedFileError as error:
+        yield f"{checkpoint} is damaged: {error}; name another step"
+        return
+    for file in files:
+        try:
+            size = (checkpoint / file.name).stat().st_size
+            fault = None if size == file.bytes else f"has {size:,} bytes instead of {file.bytes:,}"
+        except OSError as error:
+            fault = f"cannot be read ({error.strerror})"
+        if fault is not None:
+            yield f"{checkpoint / file.name} {fault}; name another step"
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], source: Path) -> Iterator[str]:
+    for key in new.keys() & old.keys() - set(_MAY_DIFFER):
+        before, after = (list(value) if isinstance(value, tuple) else value for value in (old[key], new[key]))
+        if before != after:
+            yield f"task.model.{key} is {show(after)}, but {show(before)} in {source}; write the latter"
+
+
+# ------------------------------------------------------------------------------------------------------- a folder
+
+
+def _folder_faults(config: RunConfig, folder: Path) -> Iterator[str]:
+    if not folder.is_dir():
+        yield f"{folder} does not exist; write RUN@STEP (runs/a@500), or an existing Hugging Face folder"
+        return
+    if not any(folder.glob("*.safetensors")):
+        yield f"{folder} contains no .safetensors file; pass a Hugging Face folder"
+    exported = read_json(folder / "config.json")
+    if not isinstance(exported, dict):
+        yield f"{folder / 'config.json'} is missing or unreadable, which states what the weights mean"
+        return
+    yield from _differences(exported, _exported_form(config), folder)
+
+
+def _exported_form(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of the model as an exported config.json states them: with its own width of a head."""
+    model = asdict(config.task.model)
+    if "head_dim" in model and model["head_dim"] is None:
+        model["head_dim"] = model["hidden_size"] // model["num_attention_heads"]
+    return model
+
+
+def weight_faults(folder: Path, model: nn.Module) -> list[str]:
+    """Return the tensors of a folder that do not fit a model by name or shape; reads headers only.
+
+    Args:
+        folder: A Hugging Face folder.
+        model: The model, which may be on the meta device; shared parameters need one name each.
+    """
+    saved: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            saved |= _shapes(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return [f"{_KEY}: {path} is damaged: {error}"]
+    shared = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in saved}
+    replaced = {n for n, p in model.named_parameters(remove_duplicate=False) if n not in saved and id(p) in shared}
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items() if name not in replaced}
+    found = [
+        f"{_KEY}: {name} is {wanted.get(name, 'absent')} here and {saved.get(name, 'absent')} in {folder}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    return found[:8] + [f"... and {len(found) - 8} more"] * (len(found) > 8)
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shapes of a safetensors file, whose size must be what its header states.
+
+    Raises:
+        ValueError: It is no complete safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size, _LONGEST_HEADER):
+            raise ValueError("its header is longer than the file")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size != 8 + length + end:
+        raise ValueError(f"it has {size:,} bytes instead of {8 + length + end:,}")
+    return {name: list(entry["shape"]) for name, entry in header.items()}
