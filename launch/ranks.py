@@ -94,16 +94,14 @@ def _follow(command: Sequence[str]) -> int:
     is_torchrun = _TORCHRUN in command
     child: subprocess.Popen[bytes] | None = None
     early: list[int] = []  # signals received while the process was starting
-    has_begun = True
+    has_ranks = False  # or had: they may have ended, and torchrun not yet
 
     def forward(number: int, _: object) -> None:
-        nonlocal has_begun
         if child is None:
             early.append(number)
             return
         ranks = (_children(child.pid) or _orphans()) if is_torchrun else [child.pid]
-        if not ranks:
-            has_begun = False
+        if not ranks and not has_ranks:
             child.terminate()
         for pid in ranks:
             try:
@@ -117,6 +115,9 @@ def _follow(command: Sequence[str]) -> int:
         child = subprocess.Popen(command, start_new_session=True, preexec_fn=_settle)
         for number in early:
             forward(number, None)
+        while is_torchrun and not has_ranks and child.poll() is None:
+            has_ranks = bool(_children(child.pid))
+            time.sleep(0.05)
         code = child.wait()
         if code < 0 and is_torchrun:
             _await_orphans()
@@ -126,7 +127,7 @@ def _follow(command: Sequence[str]) -> int:
     if code < 0 and not is_torchrun:
         print(f"the run was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
     code = _BY_SIGNAL - code if code < 0 else code
-    if not has_begun and code == _BY_SIGNAL + signal.SIGTERM:
+    if is_torchrun and not has_ranks and code == _BY_SIGNAL + signal.SIGTERM:
         print("stopped before any rank had started: nothing is lost; run the same command again", file=sys.stderr)
         return STOPPED_EARLY
     return code

@@ -18,7 +18,7 @@ from train.config.batch import check_world_size
 from train.config.errors import ConfigError
 from train.config.facts.run_layout import CONFIG, is_finished
 from train.config.load import load
-from train.config.resume import differences
+from train.config.resume import refuse_another_run
 from train.config.run import RunConfig
 
 _SHORT = {"norm_placement": "placement"}
@@ -142,10 +142,10 @@ def _member(sweep: Sweep, folder: str, name: str, point: Point) -> Member:
 
 def _refuse_another(member: Member) -> None:
     """Refuse a folder that holds another run up front, as train would later."""
-    existing = yaml_text.read(member.folder / CONFIG).tree
-    changed = differences(existing or {}, member.config)
-    if changed:
-        raise ConfigError([f"{member.folder} holds another run ({'; '.join(changed)}); give the sweep another name"])
+    try:
+        refuse_another_run(member.folder, member.config)
+    except ConfigError as error:
+        raise ConfigError([f"{'; '.join(error.faults)}; or give the sweep another name"]) from None
 
 
 def _fault_text(fault: str, names: Sequence[str], num_members: int) -> str:

@@ -164,8 +164,9 @@ def _gpu_share(devices: Sequence[str], slot: int, ranks: int) -> tuple[str, ...]
 
 def run(sweep: Sweep, loaded: Sequence[Member], slots: Sequence[Slot]) -> int:
     """Run the unfinished members, then report; return 0, 1 if a member failed, or 75 if a signal stopped the sweep."""
-    outcome = Outcome(finished=[member for member in loaded if member.is_finished])
-    waiting = deque(member for member in loaded if not member.is_finished)
+    finished = {member.name for member in loaded if member.is_finished}  # reads every byte of their last checkpoints
+    outcome = Outcome(finished=[member for member in loaded if member.name in finished])
+    waiting = deque(member for member in loaded if member.name not in finished)
     skipped = f", {len(outcome.finished)} already finished" if outcome.finished else ""
     print(f"{sweep.name}: {len(loaded)} members{skipped}, {len(slots)} at a time", flush=True)
     _Pool(sweep, slots, len(loaded), outcome).run_all(waiting)

@@ -229,7 +229,7 @@ def test_facts_of_another_form_are_left_out(workplace: Workplace, facts: str) ->
     assert exported(workplace).code == 0
 
 
-@pytest.mark.parametrize("name", [name for name in HARMS if name != "nested"])
+@pytest.mark.parametrize("name", HARMS)
 def test_a_damaged_configuration_is_refused(ranks: Ranks, workplace: Workplace, name: str) -> None:
     harmed(workplace.run / "config.yaml", HARMS[name])
     readers = [exported(workplace), evaluated(workplace), reported(workplace)]

@@ -44,11 +44,15 @@ def read_run(folder: Path) -> RunConfig:
     """Return the configuration of a run folder.
 
     Raises:
-        ConfigError: The folder is not a run folder.
+        ConfigError: The folder is not a run folder, or its configuration is damaged.
     """
     if not (folder / CONFIG).is_file():
         raise ConfigError([f"{folder}: not a run folder (it has no config.yaml); pass one like runs/NAME"])
-    return load(folder / CONFIG)
+    try:
+        return load(folder / CONFIG)
+    except ConfigError as error:
+        advice = f"{folder / CONFIG} is damaged, or was written by another version:"
+        raise ConfigError([advice, *error.faults]) from None
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

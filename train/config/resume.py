@@ -14,6 +14,8 @@ from train.config.run import RunConfig
 from train.config.schema import check
 from train.config.setting import AtResume, nearest, settings_in
 
+_IN_EVERY_RUN = {"name", "steps", "task", "optim"}  # a file that lacks one is cut off
+
 
 def differences(old: RunConfig | Mapping[str, Any], new: RunConfig) -> list[str]:
     """Return `path: old -> new` for every key that differs and must not change on resume.
@@ -44,7 +46,7 @@ def refuse_another_run(folder: Path, config: RunConfig) -> None:
     if not path.exists():
         return
     existing = yaml_text.read(path)
-    if existing.tree is None or existing.faults:
+    if existing.tree is None or existing.faults or not existing.tree.keys() >= _IN_EVERY_RUN:
         advice = f"{path} is damaged: restore it, or delete it to resume with the settings that are given now"
         raise ConfigError([advice, *existing.faults])
     faults = differences(existing.tree, config)

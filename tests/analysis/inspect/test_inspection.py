@@ -408,7 +408,7 @@ def test_a_hub_name_without_network_says_what_to_do(tmp_path: Path) -> None:
 
 def fake_run(folder: Path, *, checkpoints: tuple[int, ...], weights: tuple[int, ...] = ()) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").write_text("name: fake\n")
+    (folder / "config.yaml").write_text("name: fake\nsteps: 30\ntask: {kind: language_model}\noptim: {lr: 0.1}\n")
     for step in checkpoints:
         write_checkpoint(folder, step)
     for step in weights:

@@ -191,7 +191,7 @@ def test_all_members_are_checked_before_any_starts_and_each_fault_is_told_once(t
 def test_a_folder_that_holds_another_run_is_refused_before_any_starts(tmp_path: Path) -> None:
     path = sweep_file(tmp_path)
     write_config(members(read_sweep(path))[3].config)
-    with pytest.raises(ConfigError, match=r"holds another run .*steps: 8 -> 9"):
+    with pytest.raises(ConfigError, match=r"belongs to a different run.*steps: 8 -> 9.*another name"):
         members(read_sweep(path, ["steps=9"]))
 
 
