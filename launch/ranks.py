@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from train.config.facts.exit_codes import REFUSED, STOPPED_EARLY
-from train.config.facts.run_layout import STACKS, STOPPED
+from train.config.facts.run_layout import LOCK, STACKS, STOPPED
 
 _TORCHRUN = "train.ranks.torchrun"
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -79,7 +79,7 @@ def run(command: Sequence[str], *, run_folder: Path) -> int:
     began = time.time()
     code = _follow(command)
     from_outside = code > _BY_SIGNAL  # torchrun itself was killed: only the ranks know how they ended
-    if code in (0, REFUSED):  # refused: another run may be using the folder
+    if code == 0 or (code == REFUSED and (run_folder / LOCK).exists()):  # in use by another start: leave it alone
         return code
     if code == STOPPED_EARLY or _stopped_since(began, run_folder, in_preparation=from_outside):
         return STOPPED_EARLY

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.checkpoints import write_checkpoint
 from tests.tiny import tiny_file
 from tests.tiny_filter import tiny_filter_file
 from train.__main__ import main
@@ -61,19 +61,16 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "dangling").symlink_to(folder / "nowhere")
     (folder / "empty").mkdir()
     path = tiny_file(folder)
-    write_checkpoint(path, folder / "runs" / "other", step=3)
+    write_run(path, folder / "runs/other")
     write_folder(path, folder / "folder")
     names = {"file", "dangling", "empty", "folder"}
     return {name: str(folder / name) for name in names} | {"path": str(path), "other": str(folder / "runs/other")}
 
 
-def write_checkpoint(path: Path, run: Path, *, step: int) -> Path:
-    checkpoint = run / f"checkpoints/step_{step:06d}"
-    checkpoint.mkdir(parents=True)
+def write_run(path: Path, run: Path) -> Path:
+    """Write a run with a checkpoint of step 3; return that one's folder."""
+    checkpoint = write_checkpoint(run, 3)
     (run / "config.yaml").write_text(to_yaml(load(path)))
-    (checkpoint / "rank_00000.safetensors").write_bytes(b"x" * 10)
-    files = [{"name": "rank_00000.safetensors", "bytes": 10, "sha256": ""}]
-    (checkpoint / "manifest.json").write_text(json.dumps({"step": step, "files": files}))
     return checkpoint
 
 
@@ -120,7 +117,7 @@ def test_a_damaged_checkpoint_is_no_starting_point(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tiny_file(tmp_path)
-    checkpoint = write_checkpoint(path, tmp_path / "runs/other", step=3)
+    checkpoint = write_run(path, tmp_path / "runs/other")
     if damage == "cut":
         (checkpoint / "rank_00000.safetensors").write_bytes(b"x")
     elif damage == "gone":
