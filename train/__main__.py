@@ -229,7 +229,7 @@ def _train_locked(config: RunConfig, stop: StopSignal, *, is_main: bool) -> int:
 def _take(lock: RunLock, config: RunConfig) -> None:
     try:
         lock.take()
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
         raise ConfigError([f"output_dir: {config.folder} cannot be written ({error.strerror})"]) from None
 
 

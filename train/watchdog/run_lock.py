@@ -103,8 +103,8 @@ class RunLock:
         try:
             with os.fdopen(descriptor, "w") as file:
                 json.dump(asdict(self._me), file, indent=1)
-        except OSError:  # a full disk
-            self._path.unlink()
+        except BaseException:  # a full disk, or a signal
+            self._path.unlink(missing_ok=True)
             raise
         return True
 
@@ -138,10 +138,17 @@ class RunLock:
         except ValueError:
             removed = None
         if removed != asdict(holder):
-            with suppress(FileExistsError):
-                os.link(aside, self._path)
-        aside.unlink()
+            self._give_back(aside)
+        aside.unlink(missing_ok=True)
         return removed == asdict(holder)
+
+    def _give_back(self, aside: Path) -> None:
+        try:
+            os.link(aside, self._path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            aside.rename(self._path)
 
     def _release(self) -> None:
         if self._read() == self._me:
