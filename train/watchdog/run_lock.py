@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -84,7 +84,7 @@ class RunLock:
                 self._wait_for_content()
                 continue
             reason = self._why_gone(holder)
-            if self._remove(holder):
+            if self._remove_if(lambda holder=holder: self._read() == holder):
                 logger.warning("%s: took over the lock of %s, which %s", self._folder, holder, reason)
 
     # --------------------------------------------------------------------------------------------------- the file
@@ -118,37 +118,29 @@ class RunLock:
 
     def _wait_for_content(self) -> None:
         """Give the process that has just created the lock time to fill it; a kill in between leaves it empty."""
-        if _age(self._path) > _QUIET_SECONDS:
-            self._path.unlink(missing_ok=True)
+        self._remove_if(lambda: _QUIET_SECONDS < _age(self._path) < math.inf and self._read() is None)
         time.sleep(_POLL_SECONDS)
 
-    def _remove(self, holder: Holder) -> bool:
-        """Remove the lock of a holder that is gone; return False if another start was faster.
+    def _remove_if(self, is_stale: Callable[[], bool]) -> bool:
+        """Remove the lock if it is stale, and return whether it was.
 
-        Of several starts only one can rename the file. It may meanwhile be the lock of another start, which gets it
-        back.
+        Of several starts, only one at a time may look and remove: the one that can create a second file. Otherwise a
+        slow start could remove the new lock of a faster one, in place of the stale one that both have seen.
         """
-        aside = self._path.with_name(f"{LOCK}.{uuid.uuid4().hex}")
+        turn = self._path.with_name(f"{LOCK}.takeover")
         try:
-            self._path.rename(aside)
-        except FileNotFoundError:
+            os.close(os.open(turn, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            if _age(turn) > _QUIET_SECONDS:  # killed while it had its turn
+                turn.unlink(missing_ok=True)
             return False
         try:
-            removed = json.loads(aside.read_text())
-        except ValueError:
-            removed = None
-        if removed != asdict(holder):
-            self._give_back(aside)
-        aside.unlink(missing_ok=True)
-        return removed == asdict(holder)
-
-    def _give_back(self, aside: Path) -> None:
-        try:
-            os.link(aside, self._path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            aside.rename(self._path)
+            if not is_stale():
+                return False
+            self._path.unlink(missing_ok=True)
+            return True
+        finally:
+            turn.unlink(missing_ok=True)
 
     def _release(self) -> None:
         if self._read() == self._me:
@@ -243,7 +235,8 @@ class RunLock:
 
 
 def _age(path: Path) -> float:
+    """Return the seconds since a file was written; infinite if it is gone."""
     try:
         return max(0.0, time.time() - path.stat().st_mtime)
     except OSError:
-        return float("inf")
+        return math.inf

@@ -268,6 +268,16 @@ def _race(folder: Path, barrier: Any, results: Any) -> None:
     barrier.wait()  # the one that has it is alive until all have tried
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_start_killed_while_it_took_over_blocks_no_other(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        process.kill()
+        process.wait()
+    (tmp_path / "lock.takeover").touch()
+    take(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
 @pytest.mark.parametrize("is_stale", [True, False])
 def test_of_several_starts_at_once_one_gets_the_lock(tmp_path: Path, is_stale: bool) -> None:
     with holder(tmp_path) as process:
@@ -275,7 +285,7 @@ def test_of_several_starts_at_once_one_gets_the_lock(tmp_path: Path, is_stale: b
         process.wait()
     stale = (tmp_path / "lock").read_text()
     context = multiprocessing.get_context("fork")
-    for _ in range(5):
+    for _ in range(10):
         (tmp_path / "lock").unlink(missing_ok=True)
         if is_stale:
             (tmp_path / "lock").write_text(stale)
