@@ -235,7 +235,7 @@ def _take(lock: RunLock, config: RunConfig) -> None:
 
 def _is_finished(config: RunConfig) -> bool:
     """Return whether nothing is left to do, and say so."""
-    if not is_finished(config.folder, config.steps):
+    if not is_finished(config.folder, config.steps, keeps_weights=config.checkpoint.weights_every is not None):
         return False
     if os.environ.get("RANK", "0") == "0":
         print(f"{config.folder} is already finished: step {config.steps} of {config.steps} is saved")

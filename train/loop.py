@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from train.checkpoint.checkpoint import CheckpointError, NonFiniteStateError, Progress, Saver
+from train.config.facts.manifest import step_name
+from train.config.facts.run_layout import WEIGHTS
 from train.config.run import RunConfig
 from train.data.order import SampleOrder, combined_hash, content_hashes, rank_share
 from train.engine.engine import Engine, StepResult
@@ -85,7 +87,7 @@ def fit(run: Run) -> bool:
     config, task, engine, world, log, probes = run.config, run.task, run.engine, run.world, run.log, run.probes
     cost = task.cost(engine.module)
     watch = Stopwatch()
-    evaluate_when_due(run)  # an earlier start may have stopped before evaluating
+    make_up(run)
 
     for step, micro_batches in feed(run):
         lr = learning_rate(step, optim=config.optim, steps=config.steps)
@@ -148,6 +150,27 @@ def keeps_weights(config: RunConfig, step: int) -> bool:
     """Return whether a weights folder is written for this step."""
     every = config.checkpoint.weights_every
     return every is not None and due(step, every, config.steps)
+
+
+def make_up(run: Run) -> None:
+    """Do what an earlier start did not get to after its last step: the evaluation, or the weights folder."""
+    evaluate_when_due(run)
+    checkpoint = run.saver.folder / step_name(run.progress.step)
+    if checkpoint.exists() and not weights_folder(run, checkpoint).exists():
+        run.watchdog.enter("save", run.progress.step)
+        keep_weights(run, run.progress.step, checkpoint)
+
+
+def keep_weights(run: Run, step: int, checkpoint: Path) -> None:
+    """Write the weights folder of a step from its checkpoint on rank 0, if one is due."""
+    if keeps_weights(run.config, step) and run.world.is_main:
+        dtype = torch.bfloat16 if run.task.supports_bf16 else torch.float32
+        write_model_folder(run.task, checkpoint, weights_folder(run, checkpoint), dtype=dtype)
+
+
+def weights_folder(run: Run, checkpoint: Path) -> Path:
+    """Return the weights folder that belongs to a checkpoint."""
+    return run.folder / WEIGHTS / checkpoint.name
 
 
 def feed(run: Run) -> Iterator[tuple[int, list[MicroBatch]]]:
@@ -289,9 +312,7 @@ def save(run: Run) -> None:
 
     def after_save(folder: Path) -> None:
         run.log.event("save", step=progress.step, checkpoint=folder.name)
-        if keeps_weights(run.config, progress.step) and run.world.is_main:
-            dtype = torch.bfloat16 if run.task.supports_bf16 else torch.float32
-            write_model_folder(run.task, folder, run.folder / "weights" / folder.name, dtype=dtype)
+        keep_weights(run, progress.step, folder)
 
     try:
         run.saver.finish()

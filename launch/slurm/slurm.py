@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     config, where = load_both(options.config, options.overrides, options.cluster)
     run = run_folder(config)
-    if is_finished(run, config.steps):
+    if is_finished(run, config.steps, keeps_weights=config.checkpoint.weights_every is not None):
         print(f"{run} is finished: the checkpoint of step {config.steps} of {config.steps} is saved")
         return 0
     try:

@@ -53,7 +53,9 @@ class Member:
     @property
     def is_finished(self) -> bool:
         """Whether the last step is saved and evaluated."""
-        return is_finished(self.folder, self.config.steps)
+        return is_finished(
+            self.folder, self.config.steps, keeps_weights=self.config.checkpoint.weights_every is not None
+        )
 
     @property
     def is_begun(self) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from analysis.__main__ import main as analysis
-from tests.faults.processes import ROOT, training, wait_until
+from tests.faults.processes import ROOT, kill_all, training, wait_until
 from tests.tiny import tiny_file
 from train.export.__main__ import main as export
 
@@ -59,3 +59,20 @@ def test_a_killed_program_leaves_no_half_folder(run: Path, tmp_path: Path, what:
         assert is_complete(Path(again), what)
         assert all(path.name.isdecimal() for path in out.iterdir())  # the rest of the killed one is gone
     print(f"{halves} of 4 kills left a half folder under another name")
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_half_weights(tmp_path: Path) -> None:
+    path, weights = tiny_file(tmp_path), tmp_path / "runs/tiny/weights"
+    settings = ["steps=40", "checkpoint.every=1", "checkpoint.keep=1", "checkpoint.weights_every=1"]
+    chance = random.Random(0)
+    for _ in range(3):
+        known = len(list(weights.glob("step_*")))
+        with training(path, settings) as process:
+            wait_until(lambda known=known: len(list(weights.glob("step_*"))) > known + 2, pause=0.001)
+            time.sleep(chance.uniform(0.0, 0.1))
+            kill_all(process)
+        assert all(load_file(folder / "model.safetensors") for folder in weights.glob("step_??????"))
+    with training(path, settings) as process:
+        assert process.wait() == 0
+    assert sorted(folder.name for folder in weights.iterdir()) == [f"step_{step:06d}" for step in range(1, 41)]

@@ -17,6 +17,7 @@ EVENTS = "events.jsonl"
 STOPPED = "stopped.json"  # written by a run that stopped early, removed when it resumes
 STACKS = "stacks.txt"  # after a hang: the stacks of every rank
 CHECKPOINTS = "checkpoints"
+WEIGHTS = "weights"  # Hugging Face folders
 HEARTBEATS = "heartbeat"  # a file per rank
 LOCK = "lock"  # exists while the run trains; names the process that writes to the folder
 
@@ -29,8 +30,10 @@ def complete_steps(checkpoints: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-def is_finished(run: Path, steps: int) -> bool:
-    """Return whether a run's last step is both saved and evaluated: a signal may arrive between the two.
+def is_finished(run: Path, steps: int, *, keeps_weights: bool = False) -> bool:
+    """Return whether a run's last step is saved and evaluated, and its weights written if the run keeps them.
+
+    A signal or a kill may come in between.
 
     If the last checkpoint exists, every byte of it is verified (`train.config.facts.manifest`): a run whose result is
     damaged is not finished, and resumes from an older checkpoint. If it does not exist, nothing is read.
@@ -40,7 +43,7 @@ def is_finished(run: Path, steps: int) -> bool:
         manifest = read_manifest(checkpoint)
     except DamagedFileError:
         return False
-    if damaged_files(checkpoint, manifest):
+    if damaged_files(checkpoint, manifest) or (keeps_weights and not (run / WEIGHTS / checkpoint.name).exists()):
         return False
     return manifest.get("evaluated", steps) == steps or _ended_at(run / EVENTS, steps)
 
