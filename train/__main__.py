@@ -196,6 +196,8 @@ def _told(package: str) -> Iterator[None]:
 def train(config: RunConfig) -> int:
     """Train this rank, handling signals from before torch is imported; return the exit code."""
     is_main = os.environ.get("RANK", "0") == "0"
+    if not is_main:  # until each rank's log is set up
+        logging.getLogger("train").setLevel(logging.ERROR)
     launcher_env.refuse_other_engines(config, os.environ)
     refuse_another_run(config.folder, config)
     if _is_finished(config):
