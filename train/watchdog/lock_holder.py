@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from train.watchdog import heartbeat
@@ -19,7 +20,8 @@ class Holder:
     host: str
     pid: int
     started: int  # clock ticks after boot (/proc/PID/stat); 0 where unknown. Tells apart processes that share a pid
-    machine: str  # boot and pid namespace; processes can be looked up only within the same one
+    boot: str  # id of the machine's boot
+    namespace: str  # of process ids; a process can be looked up only within the same boot and namespace
     job: str  # SLURM job id; empty without SLURM
     world: str  # identical on all ranks of a launch, and different for every launch
     since: str
@@ -27,6 +29,18 @@ class Holder:
     def __str__(self) -> str:
         """Return "process 4711 on node7 (SLURM job 23)"."""
         return f"process {self.pid} on {self.host}" + (f" (SLURM job {self.job})" if self.job else "")
+
+
+def read_holder(lock: Path) -> Holder | None:
+    """Return the holder that a lock names; None if there is no lock, or none with readable content."""
+    try:
+        values = json.loads(lock.read_text())
+        found = Holder(**{key.name: values[key.name] for key in fields(Holder)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    numbers, words = (found.pid, found.started), (found.host, found.boot, found.namespace, found.job, found.world)
+    is_whole = all(type(number) is int for number in numbers) and all(isinstance(word, str) for word in words)
+    return found if is_whole else None
 
 
 def this_process(environment: Mapping[str, str]) -> Holder:
@@ -39,20 +53,26 @@ def this_process(environment: Mapping[str, str]) -> Holder:
         host=socket.gethostname(),
         pid=os.getpid(),
         started=_started(os.getpid()),
-        machine=_machine(),
+        boot=_boot(),
+        namespace=_namespace(),
         job=job,
         world=uuid.uuid4().hex if alone else " ".join([*launch, job, *step]),
         since=heartbeat.now(),
     )
 
 
-def _machine() -> str:
-    """Return the ids of this boot and of this process's pid namespace."""
+def _boot() -> str:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # no /proc
-        return f"{socket.gethostname()} -"
+        return ""
+
+
+def _namespace() -> str:
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return ""
 
 
 def _started(pid: int) -> int:

@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from train.config.errors import ConfigError
@@ -23,7 +23,7 @@ from train.config.facts.run_layout import CONFIG, HEARTBEATS, LOCK
 from train.ranks.launcher_env import slurm_job_is_running
 from train.watchdog import heartbeat
 from train.watchdog.heartbeat import BEAT_SECONDS, START_SECONDS
-from train.watchdog.lock_holder import Holder, is_alive, this_process
+from train.watchdog.lock_holder import Holder, is_alive, read_holder, this_process
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +79,12 @@ class RunLock:
             return
         self._make_folder()
         while not self._create():
-            holder = self._read()
+            holder = read_holder(self._path)
             if holder is None:
                 self._wait_for_content()
                 continue
             reason = self._why_gone(holder)
-            if self._remove_if(lambda holder=holder: self._read() == holder):
+            if self._remove_if(lambda holder=holder: read_holder(self._path) == holder):
                 logger.warning("%s: took over the lock of %s, which %s", self._folder, holder, reason)
 
     # --------------------------------------------------------------------------------------------------- the file
@@ -108,17 +108,9 @@ class RunLock:
             raise
         return True
 
-    def _read(self) -> Holder | None:
-        """Return the holder; None if there is no lock, or none with readable content."""
-        try:
-            values = json.loads(self._path.read_text())
-            return Holder(**{key.name: values[key.name] for key in fields(Holder)})
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
     def _wait_for_content(self) -> None:
         """Give the process that has just created the lock time to fill it; a kill in between leaves it empty."""
-        self._remove_if(lambda: _QUIET_SECONDS < _age(self._path) < math.inf and self._read() is None)
+        self._remove_if(lambda: _QUIET_SECONDS < _age(self._path) < math.inf and read_holder(self._path) is None)
         time.sleep(_POLL_SECONDS)
 
     def _remove_if(self, is_stale: Callable[[], bool]) -> bool:
@@ -143,7 +135,7 @@ class RunLock:
             turn.unlink(missing_ok=True)
 
     def _release(self) -> None:
-        if self._read() == self._me:
+        if read_holder(self._path) == self._me:
             self._path.unlink(missing_ok=True)
         if (self._folder / CONFIG).exists():
             return
@@ -162,9 +154,10 @@ class RunLock:
         Raises:
             RunInUseError: It is alive.
         """
-        if holder.host == self._me.host and holder.machine.split()[0] != self._me.machine.split()[0]:
+        if holder.host == self._me.host and holder.boot != self._me.boot:
+            self._await_silence(holder, _QUIET_SECONDS)  # two machines may share a name
             return "ended when the machine was restarted"
-        if holder.machine == self._me.machine:
+        if (holder.boot, holder.namespace) == (self._me.boot, self._me.namespace):
             if is_alive(holder):
                 raise self._in_use(holder)
             self._await_silence(holder, 0)
@@ -217,7 +210,7 @@ class RunLock:
 
     def _wait_for_rank_0(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while (holder := self._read()) is None or holder.world != self._me.world:
+        while (holder := read_holder(self._path)) is None or holder.world != self._me.world:
             if time.monotonic() > deadline:
                 if holder is not None:
                     raise self._in_use(holder)

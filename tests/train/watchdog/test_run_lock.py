@@ -32,7 +32,14 @@ HOLD = (
     "with RunLock(Path(sys.argv[1])) as lock:\n    lock.take(); print('taken', flush=True); time.sleep(600)"
 )
 ELSEWHERE = Holder(
-    host="elsewhere", pid=1, started=0, machine="other boot", job="", world="w", since="2026-01-01T00:00:00+00:00"
+    host="elsewhere",
+    pid=1,
+    started=0,
+    boot="other",
+    namespace="1",
+    job="",
+    world="w",
+    since="2026-01-01T00:00:00+00:00",
 )
 
 
@@ -119,17 +126,26 @@ def test_another_process_with_the_pid_of_the_holder_is_not_the_holder(tmp_path: 
     take(tmp_path)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_restart_of_the_machine_frees_its_locks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     me = this_process({})
-    take(locked_by(tmp_path, replace(me, machine="earlier " + me.machine.split()[1])))
+    take(locked_by(tmp_path, replace(me, boot="earlier")))
     assert "ended when the machine was restarted" in caplog.text
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_machine_of_the_same_name_is_another_one(tmp_path: Path) -> None:
+    locked_by(tmp_path, replace(this_process({}), boot="another machine"))
+    beat(tmp_path, 0)
+    with beating(tmp_path), pytest.raises(RunInUseError):
+        take(tmp_path)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_container_on_the_same_host_cannot_be_asked(tmp_path: Path) -> None:
     """Its process ids are its own: what exists under a number here is another process."""
     me = this_process({})
-    locked_by(tmp_path, replace(me, machine=me.machine.split()[0] + " 1", pid=2**22 - 1))
+    locked_by(tmp_path, replace(me, namespace="1", pid=2**22 - 1))
     with beating(tmp_path, host=me.host), pytest.raises(RunInUseError):
         take(tmp_path)
 
@@ -212,7 +228,7 @@ def test_ranks_that_outlive_rank_0_for_a_moment_are_waited_for(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"pid": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"pid": 1}', json.dumps({**asdict(ELSEWHERE), "boot": 3})])
 def test_a_lock_without_content_is_that_of_a_start_killed_while_it_wrote(tmp_path: Path, content: str) -> None:
     (tmp_path / "lock").write_text(content)
     began = time.monotonic()
