@@ -34,7 +34,7 @@ from tests.faults.processes import (
 from tests.tiny import tiny_file
 
 KILLS_PER_RUN = 4
-VICTIMS = ("rank", "torchrun", "launcher", "preparation")  # preparation: any process, while the data are prepared
+VICTIMS = ("rank", "torchrun", "launcher", "preparation")  # preparation: one of these, while the data are prepared
 # Wide enough that writing a checkpoint takes a while, small enough that a step does not.
 SETTINGS = [
     "steps=240",
@@ -139,7 +139,7 @@ def kill_once(
         everyone = [process.pid, *descendants(process.pid)]
         torchrun = parent(pids[0])
         named = {"rank": chance.choice(list(pids.values())), "torchrun": torchrun, "launcher": process.pid}
-        target = named.get(victim) or chance.choice(everyone)
+        target = named.get(victim) or chance.choice(list(named.values()))
         os.kill(target, signal.SIGKILL)
         left = len(still_there(everyone))
         _, said = process.communicate(timeout=HANG_SECONDS)
