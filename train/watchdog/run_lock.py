@@ -209,13 +209,21 @@ class RunLock:
         return min(_age(path) for path in (self._path, *beats))
 
     def _wait_for_rank_0(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        began = time.monotonic()
         while (holder := read_holder(self._path)) is None or holder.world != self._me.world:
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > START_SECONDS:
                 if holder is not None:
                     raise self._in_use(holder)
                 raise ConfigError([f"rank {self._rank}: rank 0 has not started within {START_SECONDS:g} s"])
-            time.sleep(_POLL_SECONDS)
+            time.sleep(max(_POLL_SECONDS, min(1.0, waited / 10)))  # there may be a thousand ranks
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Make a network file system look for the lock: it may remember for a minute that a file was absent."""
+        for folder in (self._folder.parent, self._folder):
+            with suppress(OSError):
+                os.utime(folder)
 
     def _in_use(self, holder: Holder) -> RunInUseError:
         stop = f"scancel {holder.job}" if holder.job else f"kill {holder.pid}"
