@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from launch.progress import Limits, last_start_time, note_ending, note_start
@@ -86,6 +87,8 @@ def decision_of(run: Path, code: int, *, environment: Mapping[str, str]) -> Deci
         return decision
     silent = [node for node in nodes if node not in evidence.nodes]
     lost = slurm.lost_nodes(silent, here=environment.get("SLURMD_NODENAME", ""))
+    # That may have taken minutes, in which SLURM has noticed by itself.
+    evidence = replace(evidence, state=slurm.job_state(slurm.job_id(environment)))
     return decide(evidence, lost, failure=first_failure(run, since=last_start_time(run)))
 
 

@@ -96,6 +96,20 @@ def test_a_lost_node_is_requeued(tmp_path: Path, played: Path, capsys: pytest.Ca
     assert "node n1 does not respond; job 77 is requeued and will resume" in capsys.readouterr().err
 
 
+def test_a_lost_node_that_slurm_notices_while_nodes_are_asked(
+    tmp_path: Path, played: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SLURM has requeued the job; no node of it can start a step then, not even that of the batch script."""
+    note_node(tmp_path, "n0", start="77-0", code=1)
+    (played / "lost").write_text("n0\nn1\n")
+    pending = RUNNING.replace("RUNNING", "PENDING").replace("Restarts=0", "Restarts=1")
+    slow = f'echo "{pending}" > "$(dirname "$0")/state"\n{SRUN}'
+    write_command(played / "srun", slow)
+    assert ended(tmp_path, 1) == 1
+    assert requeued(played) == []
+    assert "SLURM itself has requeued the job" in capsys.readouterr().err
+
+
 def test_nodes_are_not_asked_where_all_have_recorded_their_end(tmp_path: Path, played: Path) -> None:
     for node in ("n0", "n1"):
         note_node(tmp_path, node, start="77-0", code=1)
