@@ -219,9 +219,9 @@ def test_the_data_of_members_are_checked_once_for_each_kind_before_any_starts(
 
 
 @pytest.mark.slow
-def test_members_without_data_are_refused_before_any_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_members_without_data_are_refused_before_any_starts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", str(sweep_file(tmp_path, set={"task.data.tokenizer": "./nowhere"}))]) == 2
-    assert "task.data.tokenizer" in capsys.readouterr().err
+    assert "task.data.tokenizer" in capfd.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
