@@ -245,10 +245,10 @@ def advance(run: Run, step: int, result: StepResult, micro_batches: list[MicroBa
         samples = f"; samples {bad}" if bad else ""
         logger.warning("step %d skipped: %s is not finite%s (events.jsonl lists all samples)", step, reason, samples)
     if in_a_row >= run.config.optim.stop_after_skipped_steps:
-        harmless = all_agree(run.engine.weights_are_finite())
+        all_finite = all_agree(run.engine.weights_are_finite())
         raise TooManySkippedStepsError(
             f"{in_a_row} consecutive steps were skipped, up to step {step}: loss or gradient is not finite. "
-            f"The weights {'are all finite' if harmless else 'are NOT finite, unlike those in the checkpoints'}; "
+            f"The weights {'are all finite' if all_finite else 'are NOT finite'}; "
             "events.jsonl lists the samples. Lower optim.lr, or raise optim.stop_after_skipped_steps"
         )
     return replace(run.progress, step=step, updates=run.engine.updates, skipped_in_a_row=in_a_row)

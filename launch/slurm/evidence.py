@@ -1,4 +1,4 @@
-"""What a start of a job leaves behind: exit codes of its nodes, an early stop, failed ranks."""
+"""Evidence that a start of a job leaves behind: exit codes of its nodes, an early stop, failed ranks."""
 
 from __future__ import annotations
 

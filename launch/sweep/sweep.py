@@ -93,11 +93,10 @@ def main(arguments: Sequence[str]) -> int:
         _list(sweep, loaded, slots)
         return 0
     try:
-        check_data([member for member in loaded if not member.is_finished])
+        return run(sweep, loaded, slots)
     except CheckFailedError as error:
         print(error, file=sys.stderr)
         return 1
-    return run(sweep, loaded, slots)
 
 
 def check_data(waiting: Sequence[Member]) -> None:
@@ -163,10 +162,16 @@ def _gpu_share(devices: Sequence[str], slot: int, ranks: int) -> tuple[str, ...]
 
 
 def run(sweep: Sweep, loaded: Sequence[Member], slots: Sequence[Slot]) -> int:
-    """Run the unfinished members, then report; return 0, 1 if a member failed, or 75 if a signal stopped the sweep."""
+    """Run the unfinished members, then report; return 0, 1 if a member failed, or 75 if a signal stopped the sweep.
+
+    Raises:
+        ConfigError: The data of a member are invalid; none has started.
+        CheckFailedError: They could not be checked.
+    """
     finished = {member.name for member in loaded if member.is_finished}  # reads every byte of their last checkpoints
     outcome = Outcome(finished=[member for member in loaded if member.name in finished])
     waiting = deque(member for member in loaded if member.name not in finished)
+    check_data(waiting)
     skipped = f", {len(outcome.finished)} already finished" if outcome.finished else ""
     print(f"{sweep.name}: {len(loaded)} members{skipped}, {len(slots)} at a time", flush=True)
     _Pool(sweep, slots, len(loaded), outcome).run_all(waiting)

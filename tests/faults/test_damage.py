@@ -1,4 +1,4 @@
-"""What is damaged on the disk is found before it is believed: files of a run and its data x commands that read them.
+"""Table of damages: files of a run and its data x the commands that read them, which find each before they believe it.
 
 Each row damages one thing in a copy of a finished run (steps 3, 6 and 8 are saved).
 """

@@ -309,7 +309,7 @@ def restore(checkpoint: Path, engine: Engine, *, world: World) -> Progress:
         ConfigError: The checkpoint belongs to a model with other shapes.
     """
     reader = CheckpointReader(checkpoint)
-    require_same_shapes(reader.manifest["parameters"], engine.parameter_shapes(), checkpoint)
+    _require_same_shapes(reader.manifest["parameters"], engine.parameter_shapes(), checkpoint)
     engine.load(reader, updates=reader.progress.updates)
     engine.running_statistics.restore(reader.buffers())
     states = reader.random_state(world.rank)
@@ -320,7 +320,7 @@ def restore(checkpoint: Path, engine: Engine, *, world: World) -> Progress:
     return reader.progress
 
 
-def require_same_shapes(saved: Mapping[str, Any], wanted: Mapping[str, Any], source: Path) -> None:
+def _require_same_shapes(saved: Mapping[str, Any], wanted: Mapping[str, Any], source: Path) -> None:
     """Compare shapes by parameter.
 
     Raises:

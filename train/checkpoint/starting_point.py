@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _KEY = "checkpoint.start_from"
+_INDEX = "model.safetensors.index.json"  # of weights in several files: the file of each
 _LONGEST_HEADER = 100_000_000  # bytes, the limit of safetensors
 # Settings of a model that may differ: those of its initialization and loss, and the positions, which training on
 # longer text changes on purpose.
@@ -109,7 +110,7 @@ def _file_faults(checkpoint: Path) -> Iterator[str]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], source: Path) -> Iterator[str]:
-    for key in new.keys() & old.keys() - set(_MAY_DIFFER):
+    for key in (key for key in new if key in old and key not in _MAY_DIFFER):
         before, after = (list(value) if isinstance(value, tuple) else value for value in (old[key], new[key]))
         if before != after:
             yield f"task.model.{key} is {show(after)}, but {show(before)} in {source}; write the latter"
@@ -146,12 +147,10 @@ def weight_faults(folder: Path, model: nn.Module) -> list[str]:
         folder: A Hugging Face folder.
         model: The model, which may be on the meta device; shared parameters need one name each.
     """
-    saved: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            saved |= _shapes(path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return [f"{_KEY}: {path} is damaged: {error}"]
+    try:
+        saved = {name: shape for path in weight_files(folder) for name, shape in _shapes(path).items()}
+    except ConfigError as error:
+        return error.faults
     shared = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in saved}
     replaced = {n for n, p in model.named_parameters(remove_duplicate=False) if n not in saved and id(p) in shared}
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items() if name not in replaced}
@@ -163,12 +162,38 @@ def weight_faults(folder: Path, model: nn.Module) -> list[str]:
     return found[:8] + [f"... and {len(found) - 8} more"] * (len(found) > 8)
 
 
-def _shapes(path: Path) -> dict[str, list[int]]:
-    """Return the shapes of a safetensors file, whose size must be what its header states.
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors of a Hugging Face folder; with an index, those that it names.
 
     Raises:
-        ValueError: It is no complete safetensors file.
+        ConfigError: The index is damaged, or names files that are missing.
     """
+    files = sorted(folder.glob("*.safetensors"))
+    if not (folder / _INDEX).exists():
+        return files
+    try:
+        named = set((read_json(folder / _INDEX) or {})["weight_map"].values())
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError([f"{_KEY}: {folder / _INDEX} is damaged; copy the folder again"]) from None
+    if missing := sorted(map(str, named - {path.name for path in files})):
+        raise ConfigError([f"{_KEY}: {folder} lacks {', '.join(missing)}; copy the folder again"])
+    return [path for path in files if path.name in named]
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shapes of a safetensors file.
+
+    Raises:
+        ConfigError: It is no complete safetensors file.
+    """
+    try:
+        return _complete_header(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError([f"{_KEY}: {path} is damaged ({error}); copy it again"]) from None
+
+
+def _complete_header(path: Path) -> dict[str, list[int]]:
+    """Return the shapes in the header of a safetensors file, whose size must be what the header states."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
