@@ -217,10 +217,14 @@ def _log_text(value: float) -> str:
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
+    """Put the legend below the panel, in as many columns as fit into its width."""
     handles, labels = axes.get_legend_handles_labels()
-    if not handles:
-        return
-    columns = max(1, min(3, len(labels), int(76 / (max(map(len, labels)) + 8))))
-    rows = math.ceil(len(labels) / columns)
-    figure.set_size_inches(WIDTH, figure.get_size_inches()[1] + 0.14 * rows + 0.06)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, handlelength=2.2)
+    for columns in range(min(3, len(labels)), 0, -1):
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, handlelength=2.2
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            rows = math.ceil(len(labels) / columns)
+            figure.set_size_inches(WIDTH, figure.get_size_inches()[1] + 0.14 * rows + 0.06)
+            return
+        legend.remove()

@@ -16,7 +16,7 @@ from analysis.figures import sites as site_figures
 from analysis.figures import training as training_figures
 from analysis.figures.depth import FP16_MAX
 from analysis.runs import Record, activation_table, read_run
-from analysis.style import NAMES, Plate, look, shades
+from analysis.style import NAMES, Plate, finish, look, new_axes, shades
 from tests.analysis.synthetic import (
     GROWTH,
     TOKENS_PER_STEP,
@@ -155,6 +155,15 @@ def test_gradient_norms_of_layers_and_their_uniformity(runs: Sequence[Record]) -
     assert str(drawn.get_label()) == "Pre-LN: max/min 4, CV 0.56"
     first = gradient_figures.gradient_uniformity(runs)[0]
     assert first.uniformity.max_over_min == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("label", ["Pre-LN ", "Peri-LN: max/min 4.05, CV 0.5"])
+def test_a_legend_is_as_wide_as_its_figure_at_most(label: str) -> None:
+    axes = new_axes(x="layer", y="gradient norm")
+    for number in range(4):
+        axes.plot([0, 1], [number, number], label=f"{label}{number}")
+    (legend,) = finish(axes).legends
+    assert 0 < legend.get_window_extent().width <= axes.figure.bbox.width
 
 
 def test_output_norm_scales(runs: Sequence[Record]) -> None:
