@@ -8,19 +8,14 @@ reconstructs the block's output from them, one sub-layer at a time, and assigns 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from analysis.inspect.dataflow import ZERO, ArchitectureError, Combination, Flow, Parts, Trace, blocks_of, norms_outside
 from analysis.measure.activations import Site
-from modeling.decoder.facts_periln import PLACEMENTS
-
-# A placement by its norms: on the input, the output, the stream.
-_BY_NORMS: dict[tuple[bool, bool, bool], str] = {
-    (placement.input_norm, placement.output_norm, placement.stream_norm): name for name, placement in PLACEMENTS.items()
-}
+from modeling.decoder.facts_placements_periln import PATTERNS, PLACEMENTS, Branch, Placement
 
 __all__ = ["Architecture", "ArchitectureError", "Layer", "SubLayer", "recognize"]
 
@@ -34,20 +29,27 @@ class SubLayer:
         last: The module that returns the output: `first`, unless the MLP is two bare projections.
         module: Name of the module in its block.
         scale: alpha in x + alpha * output.
-        placement: A name of PLACEMENTS, `none` if it has no norm, or `mixed` if no placement has its norms.
+        placements: Names of the PLACEMENTS whose data flow it has, in their order; `none` if it has no norm.
         input_norm: Name, in its block, of the norm before it.
         output_norm: Name of the norm on its output.
-        stream_norm: Name of the norm on the stream after it.
+        stream_norm: Name of the norm on the stream: after it, or before it where it `normalizes_first`.
+        normalizes_first: Whether what it reads is also what it is added to.
     """
 
     first: nn.Module
     last: nn.Module
     module: str
     scale: float
-    placement: str
+    placements: tuple[str, ...]
     input_norm: str | None
     output_norm: str | None
     stream_norm: str | None
+    normalizes_first: bool = False
+
+    @property
+    def placement(self) -> str:
+        """The first of `placements`, or `mixed` if there is none."""
+        return self.placements[0] if self.placements else "mixed"
 
     def described(self) -> dict[str, Any]:
         """Return the names as JSON values."""
@@ -93,7 +95,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The blocks of a decoder and the norm after them."""
+    """The blocks of a decoder and the norm after them.
+
+    A placement that differs from another in its initialization alone is recognized as that one: `lns_learned` as `pre`,
+    `peri_depth_scaled` as `peri`.
+    """
 
     layers: tuple[Layer, ...]
     final_norm: str | None
@@ -101,9 +107,11 @@ class Architecture:
 
     @property
     def placement(self) -> str:
-        """The placement of all layers, or `mixed` where they differ."""
-        placements = {layer.placement for layer in self.layers}
-        return placements.pop() if len(placements) == 1 else "mixed"
+        """The placement of all layers, the name of their pattern over depth, or `mixed`."""
+        names = tuple(layer.placement for layer in self.layers)
+        if len(set(names)) == 1:
+            return names[0]
+        return next((name for name, each in PATTERNS.items() if each.of_layers(len(names)) == names), "mixed")
 
     def sites(self) -> list[Site]:
         """Return the sites to measure: those of the training probes, as far as this model has them.
@@ -127,7 +135,7 @@ class Architecture:
                 runs.append((layer.placement, layer.index, layer.index))
         if len(runs) == 1:
             return f"{runs[0][0]} ({len(self.layers)} layers)"
-        return "mixed: " + ", ".join(f"{name} {a}-{b}" if a != b else f"{name} {a}" for name, a, b in runs)
+        return f"{self.placement}: " + ", ".join(f"{name} {a}-{b}" if a != b else f"{name} {a}" for name, a, b in runs)
 
 
 def recognize(model: nn.Module, *, vocab_size: int | None = None) -> Architecture:
@@ -147,12 +155,25 @@ def recognize(model: nn.Module, *, vocab_size: int | None = None) -> Architectur
     outside = norms_outside(model, prefix)
     trace = Trace(model, blocks=blocks, parts=parts, outside=outside)
     trace.run(vocab_size or model.get_input_embeddings().num_embeddings)  # type: ignore[operator, union-attr]
-    layers = tuple(
-        _layer(index, block, name=f"{prefix}.{index}", parts=parts[index], flow=trace.flows[index])
+    layers = [
+        _layer(index, block, name=f"{prefix}.{index}", parts=parts[index], flow=trace.flows[index], depth=len(blocks))
         for index, block in enumerate(blocks)
-    )
+    ]
     final = trace.final_norm()
-    return Architecture(layers, final, None if final is None else outside[final])
+    return Architecture(_agreed(layers), final, None if final is None else outside[final])
+
+
+def _agreed(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Return the layers with a placement that all of them may have, if there is one: LNS's first is also Pre-LN."""
+    may_be = [_common(layer.attention, layer.mlp) for layer in layers if layer.attention and layer.mlp]
+    shared = [name for name in may_be[0] if all(name in names for names in may_be)] if may_be else []
+    if len(may_be) < len(layers) or not shared or any(layer.is_parallel for layer in layers):
+        return tuple(layers)
+    return tuple(replace(layer, placement=shared[0]) for layer in layers)
+
+
+def _common(attention: SubLayer, mlp: SubLayer) -> list[str]:
+    return [name for name in attention.placements if name in mlp.placements]
 
 
 class _Unclear(Exception):
@@ -168,94 +189,143 @@ class _Norms(NamedTuple):
         return [name for name, found in self.inputs.items() if name not in besides and _same(found, stream)]
 
 
-def _layer(index: int, block: nn.Module, *, name: str, parts: Parts, flow: Flow) -> Layer:
+def _layer(index: int, block: nn.Module, *, name: str, parts: Parts, flow: Flow, depth: int) -> Layer:
     if parts.fault:
         return Layer(index, block, name, "unknown", reason=parts.fault)
     try:
-        attention, mlp, parallel = _explain(parts, flow)
+        branches = _explain(parts, flow)
+        attention, mlp = (each.sub_layer(parts, layer=index + 1, depth=depth) for each in branches[:2])
     except _Unclear as unclear:
         return Layer(index, block, name, "unknown", reason=str(unclear))
-    placement = attention.placement if attention.placement == mlp.placement else "mixed"
-    if parallel:
+    common = _common(attention, mlp)
+    placement = common[0] if common else "mixed"
+    if branches.are_parallel:
         placement = f"parallel {placement}"
     return Layer(index, block, name, placement, attention, mlp)
 
 
-def _explain(parts: Parts, flow: Flow) -> tuple[SubLayer, SubLayer, bool]:
+class _Branch(NamedTuple):
+    """The norms of a sub-layer and the factors of its input, its output and the stream."""
+
+    name: Branch
+    input_norm: str | None
+    input_factor: float
+    output_norm: str | None = None
+    scale: float = 1.0
+    stream_norm: str | None = None
+    stream_factor: float = 1.0
+    normalizes_first: bool = False
+    has_inner_norm: bool = False
+    has_value_norm: bool = False
+
+    def sub_layer(self, parts: Parts, *, layer: int, depth: int) -> SubLayer:
+        """Return the sub-layer with the placements that have its data flow.
+
+        Raises:
+            _Unclear: None has its factors.
+        """
+        assert parts.attention is not None
+        assert parts.mlp is not None
+        module, first, last = parts.mlp if self.name == "mlp" else (*parts.attention, parts.attention[1])
+        alike = [each for each in PLACEMENTS.values() if self._has_norms_of(each)]
+        placements = tuple(each.name for each in alike if self._has_factors_of(each, layer, depth))
+        if not any((self.input_norm, self.output_norm, self.stream_norm, placements)):
+            placements = ("none",)
+        if alike and not placements:
+            factors = f"the input by {self.input_factor:.4g} and the stream by {self.stream_factor:.4g}"
+            raise _Unclear(f"the {self.name} multiplies {factors}, as no known placement does")
+        norms = self.input_norm, self.output_norm, self.stream_norm
+        return SubLayer(first, last, module, _rounded(self.scale), placements, *norms, self.normalizes_first)
+
+    def _has_norms_of(self, placement: Placement) -> bool:
+        norms = placement.attention if self.name == "attention" else placement.mlp
+        mine = [each is not None for each in (self.input_norm, self.output_norm, self.stream_norm)]
+        mine += [self.normalizes_first, self.has_inner_norm]
+        theirs = [norms.input_norm, norms.output_norm, norms.stream_norm, norms.normalizes_first, norms.inner_norm]
+        # Where other norms say enough, a norm on values is a detail of the attention, as on queries and keys.
+        return mine == theirs and (norms.value_norm <= self.has_value_norm)
+
+    def _has_factors_of(self, placement: Placement, layer: int, depth: int) -> bool:
+        mine = {"factor": self.input_factor, "stream": self.stream_factor}
+        factors = {"factor": placement.input_factor, "stream": placement.stream_factor}
+        return _same(mine, {name: factor.value(layer, depth) for name, factor in factors.items()})
+
+
+class _Explained(NamedTuple):
+    """Attention and MLP, and whether both read the same stream."""
+
+    attention: _Branch
+    mlp: _Branch
+    are_parallel: bool
+
+
+def _explain(parts: Parts, flow: Flow) -> _Explained:
     """Rebuild the block's output from the sources, sub-layer by sub-layer.
 
     Raises:
         _Unclear: It is not rebuilt.
     """
-    assert parts.attention is not None
-    assert parts.mlp is not None
     output = flow.combination("y")
     if output is None:
         raise _Unclear("the block's output is not a sum of its input, sub-layers and norms")
     norms = _Norms({name: found for name in parts.norms if (found := flow.combination(name)) is not None})
     stream: Combination = {"x": 1.0}
-    entered = _input_norm("attention", flow, norms=norms, streams=[stream])[0]
-    attention, after = _leave("attention", stream, output=output, norms=norms, entered=entered)
-    entered_mlp, base = _input_norm("mlp", flow, norms=norms, streams=[after, stream])
-    parallel = _same(base, stream)
-    mlp, last = _leave("mlp", after, output=output, norms=norms, entered=entered_mlp)
+    attention, _ = _enter("attention", flow, norms=norms, streams=[stream])
+    attention, after = _leave(attention, stream, output=output, norms=norms)
+    mlp, base = _enter("mlp", flow, norms=norms, streams=[after, stream])
+    mlp, last = _leave(mlp, after, output=output, norms=norms)
     if not _same(last, output):
         raise _Unclear(f"the block returns {_sum_text(output)}, but its sub-layers add up to {_sum_text(last)}")
-    name, module = parts.attention
-    mlp_name, first, final = parts.mlp
-    return attention.sub_layer(name, module, module), mlp.sub_layer(mlp_name, first, final), parallel
+    if attention.stream_norm is not None and not any((mlp.input_norm, mlp.output_norm, mlp.stream_norm)):
+        # One data flow, two ways to tell it: HybridNorm counts the norm between the two as the MLP's.
+        mlp = mlp._replace(
+            stream_norm=attention.stream_norm, stream_factor=attention.stream_factor, normalizes_first=True
+        )
+        attention = attention._replace(stream_norm=None, stream_factor=1.0)
+    return _Explained(attention, mlp, _same(base, stream))
 
 
-def _input_norm(
-    name: str, flow: Flow, *, norms: _Norms, streams: Sequence[Combination]
-) -> tuple[str | None, Combination]:
-    """Return the norm before a sub-layer, if any, and the stream that it reads."""
+def _enter(name: Branch, flow: Flow, *, norms: _Norms, streams: Sequence[Combination]) -> tuple[_Branch, Combination]:
+    """Return a sub-layer with the norm before it, if any, and the stream that it reads."""
     entering = flow.combination(name)
     if entering is None:
         raise _Unclear(f"the input of the {name} is not a sum of the block's input, sub-layers and norms")
+    inside = flow.inside[name]
+    has_inner, has_value = inside.inner_norm is not None, name == "attention" and inside.num_others == 3
     for stream in streams:
         if _same(entering, stream):
-            return None, stream
-    (source, scale), *more = entering.items()
-    if not more and abs(scale - 1) < ZERO:
+            return _Branch(name, None, 1.0, has_inner_norm=has_inner, has_value_norm=has_value), stream
+    (source, factor), *more = entering.items()
+    if not more:
         for stream in streams:
             if source in norms.on(stream):
-                return source, stream
+                return _Branch(name, source, factor, has_inner_norm=has_inner, has_value_norm=has_value), stream
     raise _Unclear(f"the {name} reads {_sum_text(entering)}, which is neither the stream nor a norm of it")
 
 
-class _Branch(NamedTuple):
-    """The norms of a sub-layer and the factor of its output."""
-
-    scale: float
-    input_norm: str | None
-    output_norm: str | None
-    stream_norm: str | None
-
-    def sub_layer(self, name: str, first: nn.Module, last: nn.Module) -> SubLayer:
-        norms = (self.input_norm is not None, self.output_norm is not None, self.stream_norm is not None)
-        placement = _BY_NORMS.get(norms, "mixed") if any(norms) else "none"
-        return SubLayer(first, last, name, self.scale, placement, self.input_norm, self.output_norm, self.stream_norm)
-
-
-def _leave(
-    name: str, stream: Combination, *, output: Combination, norms: _Norms, entered: str | None
-) -> tuple[_Branch, Combination]:
-    """Return a sub-layer's norms after it, and the stream that it leaves."""
+def _leave(branch: _Branch, stream: Combination, *, output: Combination, norms: _Norms) -> tuple[_Branch, Combination]:
+    """Return a sub-layer with its norms after it, and the stream that it leaves."""
+    name = branch.name
     behind = [norm for norm, found in norms.inputs.items() if set(found) == {name}]
     if len(behind) > 1:
         raise _Unclear(f"several norms read the output of the {name}: {', '.join(behind)}")
-    output_norm = behind[0] if behind else None
-    added = output_norm or name
+    branch = branch._replace(output_norm=behind[0] if behind else None)
+    added = branch.output_norm or name
     if added in output:
-        return _Branch(_rounded(output[added]), entered, output_norm, None), {**stream, added: output[added]}
+        return branch._replace(scale=output[added]), {**stream, added: output[added]}
     for norm, found in norms.inputs.items():
-        if set(found) == {*stream, added} and _same({key: found[key] for key in stream}, stream):
-            return _Branch(_rounded(found[added]), entered, output_norm, norm), {norm: 1.0}
+        if set(found) == {*stream, added} and (factor := _common_factor(found, stream)) is not None:
+            return branch._replace(scale=found[added], stream_norm=norm, stream_factor=factor), {norm: 1.0}
     raise _Unclear(
         f"the block does not add the output of the {name} to the stream, but returns {_sum_text(output)}: "
         f"the {name} may add the residual itself"
     )
+
+
+def _common_factor(found: Combination, stream: Combination) -> float | None:
+    """Return r where a combination holds r times the stream, or None."""
+    factor = found[next(iter(stream))] / next(iter(stream.values()))
+    return factor if _same({key: found[key] for key in stream}, {k: factor * v for k, v in stream.items()}) else None
 
 
 def _rounded(scale: float) -> float:
@@ -281,7 +351,7 @@ def _layer_sites(layer: Layer) -> list[Site]:
     if layer.attention.stream_norm is not None:
         sites.append(Site(layer.index, "attention.stream", _named(layer, layer.attention.stream_norm)))
     elif not layer.is_parallel:
-        norm = layer.mlp.input_norm
+        norm = layer.mlp.stream_norm if layer.mlp.normalizes_first else layer.mlp.input_norm
         reader = layer.mlp.first if norm is None else _named(layer, norm)
         sites.append(Site(layer.index, "attention.stream", reader, "input"))
     return [*sites, *_branch_sites(layer, "mlp", layer.mlp), stream]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -113,12 +113,37 @@ def _bare_projections(block: nn.Module) -> list[tuple[str, nn.Module, nn.Module]
     return [(f"{first_name}, {last_name}", first, last)]
 
 
+@dataclass
+class Inside:
+    """Norms inside attention or MLP.
+
+    Attributes:
+        normed: Outputs of its norms, by name.
+        last_input: Input of its last matrix.
+    """
+
+    normed: dict[str, Tensor] = field(default_factory=dict)
+    last_input: Tensor | None = None
+
+    @property
+    def inner_norm(self) -> str | None:
+        """The norm whose output enters the last matrix, or None."""
+        last = self.last_input
+        return next((name for name, output in self.normed.items() if output is last), None)
+
+    @property
+    def num_others(self) -> int:
+        """Norms besides that: on queries and keys, or also on values."""
+        return len(self.normed) - (self.inner_norm is not None)
+
+
 class Flow:
     """The data flow of one block: its sources, and the inputs that are combinations of them."""
 
     def __init__(self) -> None:
         self.sources: dict[str, Tensor] = {}
         self.seen: dict[str, Tensor] = {}
+        self.inside = {"attention": Inside(), "mlp": Inside()}
         self.dtype = torch.float32
 
     def combination(self, name: str) -> Combination | None:
@@ -198,6 +223,8 @@ class Trace:
                 self._replace_output(parts.attention[1], flow, "attention")
                 self._see_input(parts.mlp[1], flow, "mlp")
                 self._replace_output(parts.mlp[2], flow, "mlp")
+                self._look_inside(parts.attention[1], flow.inside["attention"])
+                self._look_inside(parts.mlp[1], flow.inside["mlp"])
         for name, module in self.outside.items():
             self._see_outside(module, name)
 
@@ -222,6 +249,23 @@ class Trace:
                 flow.seen[name] = given.detach().double().cpu()
 
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _look_inside(self, branch: nn.Module, inside: Inside) -> None:
+        def norm_hook(name: str) -> Any:
+            def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                if isinstance(output, Tensor):
+                    inside.normed[name] = output
+
+            return hook
+
+        def matrix_hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            inside.last_input = _first_tensor(args)
+
+        for name, module in branch.named_modules():
+            if name and _NORM.search(type(module).__name__):
+                self._handles.append(module.register_forward_hook(norm_hook(name)))
+            elif name and isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim == 2:  # type: ignore[union-attr]
+                self._handles.append(module.register_forward_pre_hook(matrix_hook))
 
     def _replace_output(self, module: nn.Module, flow: Flow, name: str) -> None:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

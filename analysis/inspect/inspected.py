@@ -15,7 +15,7 @@ from analysis.inspect.massive import Largest
 from analysis.inspect.measurement import Measurement
 from analysis.inspect.models import Subject
 from analysis.runs import Record, activation_table, gradient_table
-from modeling.decoder.facts_periln import PLACEMENTS
+from modeling.decoder.facts_placements_periln import CHOICES
 
 _PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")
 
@@ -81,7 +81,7 @@ class Inspected:
             gradients=gradient_table(
                 {"step": step, **row} for step, snapshot in snapshots for row in snapshot.measurement.gradients
             ),
-            placement=placement if placement in (*PLACEMENTS, "mixed") else "unknown",
+            placement=placement if placement in (*CHOICES, "mixed") else "unknown",
         )
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from modeling.decoder.facts_periln import PLACEMENTS, DecoderShape
+from modeling.decoder.facts_periln import DecoderShape
+from modeling.decoder.facts_placements_periln import PLACEMENTS, SubLayer
 
-# Number of stream-wide tensors (N, D) that a layer saves for its backward pass, by placement: inputs of norms and
-# projections. A compiled layer recomputes some of them. Counted with saved-tensor hooks; a test asserts that every
-# placement is listed.
-KEPT_STREAMS = {"pre": 4, "post": 4, "peri": 6, "output": 4}
-KEPT_STREAMS_COMPILED = {"pre": 4, "post": 4, "peri": 5, "output": 4}
 _KEPT_MLP, _KEPT_MLP_COMPILED = 4, 3  # (N, F): gate, up, act(gate) and their product; compiled without act(gate)
 _FLOAT = 4  # bytes
 
@@ -18,24 +14,55 @@ def kept_per_token(
 ) -> int:
     """Return the bytes per token that a layer saves for its backward pass, given fused norms (as on a GPU).
 
+    Counted with saved-tensor hooks; a test compares every placement.
+
     Args:
         model: Shape of the decoder.
         placement: Placement of the layer's norms.
         itemsize: Bytes of an activation.
-        compiled: Whether the layer is compiled (`engine.compile`).
+        compiled: Whether the layer is compiled (`engine.compile`), which recomputes some of them.
         attention: Implementation; `eager` saves the weights, (H, T) per token, others one log-sum-exp per head.
         sequence_length: Tokens per window.
     """
-    streams = (KEPT_STREAMS_COMPILED if compiled else KEPT_STREAMS)[placement] * model.hidden_size
-    elements = streams + (_KEPT_MLP_COMPILED if compiled else _KEPT_MLP) * model.intermediate_size
-    statistics = 2 * PLACEMENTS[placement].num_norms
+    in_attention, in_mlp = PLACEMENTS[placement].sub_layers
+    heads, groups = model.num_attention_heads, model.num_key_value_heads
+    streams = _kept_streams(in_attention, model) + _kept_streams(in_mlp, model)
+    if compiled and in_mlp.input_norm and in_mlp.output_norm:
+        streams -= 1  # the sum between attention and MLP is computed again
+    elements = streams * model.hidden_size
+    elements += (_KEPT_MLP_COMPILED if compiled else _KEPT_MLP) * model.intermediate_size
+    statistics = in_attention.num_norms + in_mlp.num_norms
+    extra = 0
     if attention == "eager":
-        weights = model.num_attention_heads * sequence_length * (_FLOAT + (itemsize if itemsize != _FLOAT else 0))
-        elements, extra = elements + 4 * model.query_width, weights
+        extra = heads * sequence_length * (_FLOAT + (itemsize if itemsize != _FLOAT else 0))
+        elements += 4 * model.query_width
     else:
-        elements, extra = elements + 2 * (model.query_width + model.key_width), _FLOAT * model.num_attention_heads
-    if model.qk_norm != "none":
-        elements += model.query_width + model.key_width
-        statistics += model.num_attention_heads + model.num_key_value_heads if model.qk_norm == "head" else 2
-    per_norm = _FLOAT * (2 if model.norm_kind == "layernorm" else 1)
+        elements, extra = elements + 2 * (model.query_width + model.key_width), _FLOAT * heads
+    normed: list[tuple[int, int]] = []  # width and norms per token of what stands inside attention and MLP
+    if model.qk_norm != "none" or in_attention.value_norm:
+        per_head = model.qk_norm != "projection"
+        normed += [(model.query_width, heads if per_head else 1), (model.key_width, groups if per_head else 1)]
+    if in_attention.value_norm:
+        normed.append((model.key_width, groups))
+    if in_attention.inner_norm:
+        normed.append((model.query_width, 1))
+    if in_mlp.inner_norm:
+        normed.append((model.intermediate_size, 1))
+    per_norm = {"rmsnorm": 1, "layernorm": 2, "dyt": 0}[model.norm_kind] * _FLOAT
+    for width, norms in normed:
+        elements, statistics = elements + width * _tensors_of_norm(model), statistics + norms
+    if model.attention_gate != "none":  # the gates, and the output after them
+        elements += model.query_width + model.attention_gate_width
     return elements * itemsize + statistics * per_norm + extra
+
+
+def _kept_streams(sub_layer: SubLayer, model: DecoderShape) -> int:
+    """Return the number of stream-wide tensors (N, D) that a sub-layer saves."""
+    of_norms = sub_layer.num_norms * _tensors_of_norm(model)
+    norm_follows = sub_layer.stream_norm and not sub_layer.normalizes_first  # GPAS keeps the sum, or what f reads too
+    return 1 + of_norms + (model.gpas and not norm_follows)  # 1: the input of the first matrices
+
+
+def _tensors_of_norm(model: DecoderShape) -> int:
+    """Return the tensors that a norm saves: its input, and DyT also the tanh."""
+    return 2 if model.norm_kind == "dyt" else 1

@@ -14,8 +14,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_u
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_periln import PeriLNConfig
+from .facts_placements_periln import PLACEMENTS
 from .norms_periln import ScaleNorm
-from .residual_periln import ResidualProjection
+from .residual_periln import BranchMatrix, GateMatrix
 
 
 class RotaryEmbedding(nn.Module):
@@ -82,7 +83,10 @@ def eager_attention(
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention with grouped queries, rotary positions and optional norms on queries and keys."""
+    """Causal self-attention with grouped queries, rotary positions, and optional norms and gates.
+
+    Gates (arXiv 2505.06708, eq. 5) multiply the output, per head or per element, before its projection.
+    """
 
     is_causal = True  # read by transformers' attention interface
 
@@ -96,14 +100,23 @@ class SelfAttention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.o_proj = ResidualProjection(query_size, config.hidden_size, bias=False)
-        if config.qk_norm != "none":
-            per_head = config.qk_norm == "head"
+        width, norms = config.hidden_size, PLACEMENTS[config.layer_norm_placements[layer_idx]].attention
+        self.q_proj = BranchMatrix(config, layer_idx, "query_key", width, query_size)
+        self.k_proj = BranchMatrix(config, layer_idx, "query_key", width, key_size)
+        self.v_proj = BranchMatrix(config, layer_idx, "value", width, key_size)
+        self.o_proj = BranchMatrix(config, layer_idx, "to_stream", query_size, width)
+        if config.attention_gate != "none":
+            gates = config.shape.attention_gate_width
+            self.attention_gate = GateMatrix(config, layer_idx, "attention_gate", width, gates)
+        self.qk_norm = "head" if norms.value_norm else config.qk_norm
+        if self.qk_norm != "none":
+            per_head = self.qk_norm == "head"
             self.q_norm = ScaleNorm(config, config.head_dim if per_head else query_size)
             self.k_norm = ScaleNorm(config, config.head_dim if per_head else key_size)
+        if norms.value_norm:
+            self.v_norm = ScaleNorm(config, config.head_dim)
+        if norms.inner_norm:
+            self.inner_norm = ScaleNorm(config, query_size)
 
     def forward(
         self,
@@ -126,14 +139,20 @@ class SelfAttention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, K)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation or "eager", eager_attention)
         output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs)
-        return self.o_proj(output.flatten(2)), weights
+        if self.config.attention_gate != "none":
+            gates = self.attention_gate(hidden_states).unflatten(-1, (query.shape[1], -1))  # (B, T, H, 1 or K)
+            output = output * gates.sigmoid()
+        output = output.flatten(2)  # (B, T, H K)
+        return self.o_proj(self.inner_norm(output) if hasattr(self, "inner_norm") else output), weights
 
     def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, H, T, K), keys and values (B, G, T, K), normalized, before rotation."""
         query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
-        if self.config.qk_norm == "projection":
+        if self.qk_norm == "projection":
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (x.unflatten(-1, (-1, self.head_dim)) for x in (query, key, value))
-        if self.config.qk_norm == "head":
+        if self.qk_norm == "head":
             query, key = self.q_norm(query), self.k_norm(key)
+        if hasattr(self, "v_norm"):
+            value = self.v_norm(value)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
-from .facts_periln import PLACEMENTS, DecoderShape, Fault, NormPlacement, default_rope_parameters
+from .facts_periln import DecoderShape, Fault, default_rope_parameters
+from .facts_placements_periln import CHOICES, PLACEMENTS, LayerPlacement, NormPlacement
 from .facts_rules_periln import shape_faults
 
 _FIELDS = tuple(each.name for each in fields(DecoderShape))
@@ -20,9 +21,6 @@ _CHOICES = {each.name: get_args(each.type) for each in fields(DecoderShape) if g
 
 class PeriLNConfig(PreTrainedConfig):
     """Shape and normalization of a decoder with a configurable norm placement.
-
-    For a sub-layer f (attention or MLP) with input x, the placements are (Peri-LN, arXiv 2502.02732, eq. 1-3):
-    `pre` x + f(norm(x)); `post` norm(x + f(x)); `peri` x + norm(f(norm(x))); `output` x + norm(f(x)) (OLMo 2).
 
     Args:
         vocab_size: Tokens that the model can read and write: the columns of its logits.
@@ -36,18 +34,28 @@ class PeriLNConfig(PreTrainedConfig):
         head_dim: Width of a head, even. None: hidden_size / num_attention_heads.
         hidden_act: Activation of the MLP's gate: one of ACTIVATIONS (facts_periln.py).
         max_position_embeddings: Longest sequence that the positions are designed for.
-        norm_placement: One name for all layers, or a sequence with one name per layer (Mix-LN and the like).
-        norm_kind: `rmsnorm`, or `layernorm` without bias; both with statistics in fp32.
+        norm_placement: One name for all layers, or a sequence with one name per layer; facts_placements_periln.py
+            lists them with equations, constants and sources.
+        norm_kind: `rmsnorm`, or `layernorm` without bias, both with statistics in fp32; or `dyt`,
+            scale * tanh(alpha x) + bias in the place of every norm (arXiv 2503.10622).
         norm_eps: Added to the mean square or variance.
-        frozen_norm_scales: Norms whose scales stay at one: `none`, those on sub-layer `output`s, or `all`. Frozen
-            scales are buffers: they keep their keys in the state dict, but no optimizer sees them.
+        dyt_alpha: Value at which every alpha of `dyt` starts.
+        frozen_norm_scales: Norms whose scales keep the value at which they start: `none`, those on sub-layer
+            `output`s, or `all`. Frozen scales are buffers: they keep their keys in the state dict, but no optimizer
+            sees them.
         embedding_norm: Whether there is a norm after the embedding.
         final_norm: Whether there is a norm before the head.
         qk_norm: Norm on queries and keys: over each head (Qwen 3) or over the whole projection (OLMo 2).
+        residual_factor: Factor of what each sub-layer adds to the stream (arXiv 2510.09904).
+        gpas: Gradient-preserving activation scaling (arXiv 2506.22049): after each addition, the stream shrinks by a
+            learned factor, one per layer, whose gradient does not shrink; before it, where a norm follows.
+        attention_gate: Sigmoid gates on the output of attention: `none`, one per `head`, or one per `element`
+            (arXiv 2505.06708).
         rope_parameters: As in transformers: rope_type (default, linear, dynamic, llama3, yarn), rope_theta, and the
             parameters of that type.
         tie_word_embeddings: Embedding and head share one matrix.
-        initializer_range: Standard deviation of every matrix and embedding.
+        initializer_range: Standard deviation of embedding, head and, unless the placement has an initialization of its
+            own, the matrices of the layers.
         initializer_scheme: `normal`, or `depth_scaled`: the matrices that write to the residual stream are divided
             by sqrt(2 num_hidden_layers) (GPT-2).
         z_loss_coefficient: Weight of logsumexp(logits)^2 in the loss (PaLM, section 5).
@@ -70,13 +78,17 @@ class PeriLNConfig(PreTrainedConfig):
     head_dim: int | None = DecoderShape.head_dim
     hidden_act: str = DecoderShape.hidden_act
     max_position_embeddings: int = DecoderShape.max_position_embeddings
-    norm_placement: NormPlacement | tuple[NormPlacement, ...] = DecoderShape.norm_placement
-    norm_kind: Literal["rmsnorm", "layernorm"] = DecoderShape.norm_kind
+    norm_placement: NormPlacement | tuple[LayerPlacement, ...] = DecoderShape.norm_placement
+    norm_kind: Literal["rmsnorm", "layernorm", "dyt"] = DecoderShape.norm_kind
     norm_eps: float = DecoderShape.norm_eps
+    dyt_alpha: float = DecoderShape.dyt_alpha
     frozen_norm_scales: Literal["none", "output", "all"] = DecoderShape.frozen_norm_scales
     embedding_norm: bool = DecoderShape.embedding_norm
     final_norm: bool = DecoderShape.final_norm
     qk_norm: Literal["none", "head", "projection"] = DecoderShape.qk_norm
+    residual_factor: float = DecoderShape.residual_factor
+    gpas: bool = DecoderShape.gpas
+    attention_gate: Literal["none", "head", "element"] = DecoderShape.attention_gate
     rope_parameters: dict[str, Any] = field(default_factory=default_rope_parameters)
     tie_word_embeddings: bool = DecoderShape.tie_word_embeddings
     initializer_range: float = DecoderShape.initializer_range
@@ -98,7 +110,7 @@ class PeriLNConfig(PreTrainedConfig):
         return DecoderShape.of(self)
 
     @property
-    def layer_norm_placements(self) -> tuple[NormPlacement, ...]:
+    def layer_norm_placements(self) -> tuple[LayerPlacement, ...]:
         """The placement of each layer."""
         return self.shape.layer_norm_placements
 
@@ -131,9 +143,11 @@ class PeriLNConfig(PreTrainedConfig):
         for name, allowed in _CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 yield Fault(name, f"{value!r} is none of {', '.join(allowed)}")
-        names = (self.norm_placement,) if isinstance(self.norm_placement, str) else self.norm_placement
-        if unknown := [name for name in names if name not in tuple(PLACEMENTS)]:
-            yield Fault("norm_placement", f"{unknown[0]!r} is none of {', '.join(PLACEMENTS)}")
+        is_one = isinstance(self.norm_placement, str)
+        names = (self.norm_placement,) if is_one else self.norm_placement
+        known = tuple(CHOICES if is_one else PLACEMENTS)
+        if unknown := [name for name in names if name not in known]:
+            yield Fault("norm_placement", f"{unknown[0]!r} is none of {', '.join(known)}")
 
 
 def _is_size(value: object) -> bool:

@@ -3,9 +3,11 @@
 Standard library only; no model is built.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from .facts_periln import PLACEMENTS, DecoderShape
+from .facts_periln import DecoderShape
+from .facts_placements_periln import PLACEMENTS, SubLayer
 
 
 class ParameterCounts(NamedTuple):
@@ -15,7 +17,7 @@ class ParameterCounts(NamedTuple):
     head: int
     attention: int
     mlp: int
-    norms: int
+    norms: int  # with the gates of GPAS
     output_norms: int  # those of `norms` on the outputs of sub-layers
 
     @property
@@ -49,7 +51,7 @@ def count_parameters(shape: DecoderShape) -> ParameterCounts:
         head=0 if shape.tie_word_embeddings else vocabulary,
         attention=shape.num_hidden_layers * _in_attention(shape),
         mlp=shape.num_hidden_layers * _in_mlp(shape),
-        norms=0 if shape.frozen_norm_scales == "all" else others + output_norms,
+        norms=shape.gpas * shape.num_hidden_layers if shape.frozen_norm_scales == "all" else others + output_norms,
         output_norms=output_norms,
     )
 
@@ -72,7 +74,8 @@ def flops_per_token(shape: DecoderShape, sequence_length: int) -> float:
 
 
 def _in_attention(shape: DecoderShape) -> int:
-    return 2 * shape.hidden_size * (shape.query_width + shape.key_width)
+    widths = 2 * (shape.query_width + shape.key_width) + shape.attention_gate_width
+    return shape.hidden_size * widths
 
 
 def _in_mlp(shape: DecoderShape) -> int:
@@ -80,14 +83,34 @@ def _in_mlp(shape: DecoderShape) -> int:
 
 
 def _scales(shape: DecoderShape) -> tuple[int, int]:
-    """Count the scales of the norms on the outputs of sub-layers, and of all other norms, frozen or not."""
-    placements = [PLACEMENTS[name] for name in shape.layer_norm_placements]
-    on_outputs = 2 * shape.hidden_size * sum(placement.output_norm for placement in placements)
-    others = 2 * shape.hidden_size * sum(placement.input_norm + placement.stream_norm for placement in placements)
-    of_queries_and_keys = {
-        "none": 0,
-        "head": 2 * shape.head_width,
-        "projection": shape.query_width + shape.key_width,
-    }[shape.qk_norm]
-    others += shape.num_hidden_layers * of_queries_and_keys
-    return on_outputs, others + shape.hidden_size * (shape.embedding_norm + shape.final_norm)
+    """Count the parameters of the norms on the outputs of sub-layers, and of all else that is no matrix."""
+    on_outputs, others = 0, shape.gpas * shape.num_hidden_layers
+    for name in shape.layer_norm_placements:
+        attention, mlp = PLACEMENTS[name].sub_layers
+        on_outputs += sum(_in_norm(shape, shape.hidden_size) for each in (attention, mlp) if each.output_norm)
+        sizes = [*_in_branches(shape, attention, mlp), *_on_stream(shape, attention), *_on_stream(shape, mlp)]
+        others += sum(_in_norm(shape, size) for size in sizes)
+    return on_outputs, others + (shape.embedding_norm + shape.final_norm) * _in_norm(shape, shape.hidden_size)
+
+
+def _in_norm(shape: DecoderShape, size: int) -> int:
+    return 2 * size + 1 if shape.norm_kind == "dyt" else size  # DyT: scale, bias and alpha
+
+
+def _on_stream(shape: DecoderShape, sub_layer: SubLayer) -> list[int]:
+    """Return the sizes of a sub-layer's input and stream norms."""
+    return [shape.hidden_size] * (sub_layer.input_norm + sub_layer.stream_norm)
+
+
+def _in_branches(shape: DecoderShape, attention: SubLayer, mlp: SubLayer) -> Iterator[int]:
+    """Yield the sizes of the norms inside attention and MLP."""
+    if attention.value_norm:
+        yield from 3 * [shape.head_width]
+    if shape.qk_norm == "head":
+        yield from 2 * [shape.head_width]
+    if shape.qk_norm == "projection":
+        yield from (shape.query_width, shape.key_width)
+    if attention.inner_norm:
+        yield shape.query_width
+    if mlp.inner_norm:
+        yield shape.intermediate_size

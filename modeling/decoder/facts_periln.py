@@ -1,93 +1,22 @@
-"""Facts about the PeriLN decoder: norm placements, shape and defaults.
+"""Facts about the PeriLN decoder: shape, activations and defaults.
 
 Standard library only: run configuration, launcher and analysis read these facts without importing torch, and exported
-folders include them. facts_rules_periln.py holds the rules for a shape, facts_rope_periln.py those for its positions,
-facts_counts_periln.py its counts.
+folders include them. facts_placements_periln.py holds the norm placements, facts_rules_periln.py the rules for a shape,
+facts_rope_periln.py those for its positions, facts_counts_periln.py its counts.
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, Self
 
-# ---------------------------------------------------------------------------------------------------- norm placements
-
-NormPlacement = Literal["pre", "post", "peri", "output"]  # the keys of PLACEMENTS, for type checkers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Norms of one sub-layer f (attention or MLP) on the residual stream x.
-
-    Every placement is a special case of x' = n_stream(x + n_output(f(n_input(x)))) that omits some of the norms.
-
-    Attributes:
-        name: Value of `norm_placement`.
-        title: Display name.
-        equation: The new stream, with every norm written as `norm`.
-        source: Paper and equation.
-        input_norm: Whether the sub-layer reads a normalized stream.
-        output_norm: Whether the sub-layer's output is normalized before it is added.
-        stream_norm: Whether the stream itself is normalized after the addition.
-    """
-
-    name: NormPlacement
-    title: str
-    equation: str
-    source: str
-    input_norm: bool = False
-    output_norm: bool = False
-    stream_norm: bool = False
-
-    @property
-    def num_norms(self) -> int:
-        """Norms of one sub-layer."""
-        return self.input_norm + self.output_norm + self.stream_norm
-
-
-PLACEMENTS: dict[str, Placement] = {
-    placement.name: placement
-    for placement in (
-        Placement(
-            name="pre",
-            title="Pre-LN",
-            equation="x + f(norm(x))",
-            source="Peri-LN (arXiv 2502.02732), eq. 1-3",
-            input_norm=True,
-        ),
-        Placement(
-            name="post",
-            title="Post-LN",
-            equation="norm(x + f(x))",
-            source="Peri-LN (arXiv 2502.02732), eq. 1-3",
-            stream_norm=True,
-        ),
-        Placement(
-            name="peri",
-            title="Peri-LN",
-            equation="x + norm(f(norm(x)))",
-            source="Peri-LN (arXiv 2502.02732), eq. 1-3",
-            input_norm=True,
-            output_norm=True,
-        ),
-        Placement(
-            name="output",
-            title="Output-LN",
-            equation="x + norm(f(x))",
-            source="OLMo 2 (arXiv 2501.00656)",
-            output_norm=True,
-        ),
-    )
-}
-
-
-def placements_per_layer(
-    norm_placement: NormPlacement | Sequence[NormPlacement], num_hidden_layers: int
-) -> tuple[NormPlacement, ...]:
-    """Return the placement of each layer: one name stands for all layers, a sequence has one name per layer."""
-    if isinstance(norm_placement, str):
-        return (norm_placement,) * num_hidden_layers
-    return tuple(norm_placement)
-
+from .facts_placements_periln import (
+    PLACEMENTS,
+    LayerPlacement,
+    Matrix,
+    MatrixRole,
+    NormPlacement,
+    placements_per_layer,
+)
 
 # ------------------------------------------------------------------------------------------------ activations, the loss
 
@@ -154,13 +83,17 @@ class DecoderShape:
     head_dim: int | None = None
     hidden_act: str = "silu"
     max_position_embeddings: int = 8192
-    norm_placement: NormPlacement | tuple[NormPlacement, ...] = "peri"
-    norm_kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_placement: NormPlacement | tuple[LayerPlacement, ...] = "peri"
+    norm_kind: Literal["rmsnorm", "layernorm", "dyt"] = "rmsnorm"
     norm_eps: float = 1e-6
+    dyt_alpha: float = 0.5
     frozen_norm_scales: Literal["none", "output", "all"] = "none"
     embedding_norm: bool = False
     final_norm: bool = True
     qk_norm: Literal["none", "head", "projection"] = "none"
+    residual_factor: float = 1.0
+    gpas: bool = False
+    attention_gate: Literal["none", "head", "element"] = "none"
     rope_parameters: dict[str, Any] = field(default_factory=default_rope_parameters)
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
@@ -173,7 +106,7 @@ class DecoderShape:
         return cls(**{each.name: getattr(config, each.name) for each in fields(cls)})
 
     @property
-    def layer_norm_placements(self) -> tuple[NormPlacement, ...]:
+    def layer_norm_placements(self) -> tuple[LayerPlacement, ...]:
         """The placement of each layer."""
         return placements_per_layer(self.norm_placement, self.num_hidden_layers)
 
@@ -196,3 +129,17 @@ class DecoderShape:
     def key_width(self) -> int:
         """Width G K of the keys of a token, and of its values."""
         return self.num_key_value_heads * self.head_width
+
+    @property
+    def attention_gate_width(self) -> int:
+        """Gates of a token's attention: H per head, H K per element, or 0."""
+        return {"none": 0, "head": self.num_attention_heads, "element": self.query_width}[self.attention_gate]
+
+    def initial_std(self, layer: int, role: MatrixRole, *, rows: int, columns: int) -> float:
+        """Return the standard deviation with which a matrix of a layer, counted from 0, starts."""
+        own = PLACEMENTS[self.layer_norm_placements[layer]].initialization
+        if own is not None:
+            return own.std(Matrix(role, rows, columns), self.hidden_size, self.num_hidden_layers)
+        if self.initializer_scheme == "depth_scaled" and role == "to_stream":
+            return self.initializer_range / math.sqrt(2 * self.num_hidden_layers)
+        return self.initializer_range

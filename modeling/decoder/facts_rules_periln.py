@@ -5,9 +5,13 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .facts_periln import ACTIVATIONS, PLACEMENTS, Fault
+from .facts_periln import ACTIVATIONS, DecoderShape, Fault
+from .facts_placements_periln import PATTERNS, PLACEMENTS, LayerPlacement, NormPlacement, distinct_placements
 from .facts_rope_periln import ROPE_RULES
 
+Placements = NormPlacement | Sequence[LayerPlacement]
+
+_SATURATING = 4.0  # factor of a stream of order one; KEEL's 2 L = 10 left gradients of 1e-43 after five layers
 _LISTED_HEADS = 1000  # up to which all divisors are listed
 
 
@@ -53,23 +57,76 @@ def _activation_is_known(hidden_act: str) -> Iterator[Fault]:
         yield Fault("hidden_act", f"{hidden_act!r} is none of {', '.join(ACTIVATIONS)}{hint}")
 
 
-def _every_layer_has_a_placement(norm_placement: str | Sequence[str], num_hidden_layers: int) -> Iterator[Fault]:
+def _every_layer_has_a_placement(norm_placement: Placements, num_hidden_layers: int) -> Iterator[Fault]:
     if not isinstance(norm_placement, str) and len(norm_placement) != num_hidden_layers:
         message = f"{len(norm_placement)} names for num_hidden_layers {num_hidden_layers}"
         yield Fault("norm_placement", f"{message}; write one name, or one per layer")
 
 
-def has_output_norms(norm_placement: str | Sequence[str]) -> bool:
+def _a_pattern_has_its_layers(norm_placement: Placements, num_hidden_layers: int) -> Iterator[Fault]:
+    pattern = PATTERNS.get(norm_placement) if isinstance(norm_placement, str) else None
+    if pattern is not None and num_hidden_layers < pattern.least_layers:
+        (alone,) = set(pattern.of_layers(num_hidden_layers))
+        why = f"{pattern.name} on num_hidden_layers {num_hidden_layers} would be {alone} alone"
+        yield Fault("norm_placement", f"{why}; write {alone}, or {pattern.least_layers} layers or more")
+
+
+def has_output_norms(norm_placement: Placements, num_hidden_layers: int) -> bool:
     """Return whether any layer has a norm on the outputs of its sub-layers."""
-    names = (norm_placement,) if isinstance(norm_placement, str) else norm_placement
-    return any(PLACEMENTS[name].output_norm for name in names)
+    return any(each.has_output_norms for each in distinct_placements(norm_placement, num_hidden_layers))
 
 
-def _frozen_norms_exist(frozen_norm_scales: str, norm_placement: str | Sequence[str]) -> Iterator[Fault]:
-    if frozen_norm_scales == "output" and not has_output_norms(norm_placement):
-        fitting = " or ".join(name for name, placement in PLACEMENTS.items() if placement.output_norm)
+def _frozen_norms_exist(frozen_norm_scales: str, norm_placement: Placements, num_hidden_layers: int) -> Iterator[Fault]:
+    if frozen_norm_scales == "output" and not has_output_norms(norm_placement, num_hidden_layers):
+        fitting = " or ".join(name for name, placement in PLACEMENTS.items() if placement.has_output_norms)
         why = "'output' has no effect, as no layer has a norm on its outputs"
         yield Fault("frozen_norm_scales", f"{why}; write none or all, or set norm_placement to {fitting}")
+
+
+def _learned_scales_are_learned(
+    frozen_norm_scales: str, norm_placement: Placements, num_hidden_layers: int
+) -> Iterator[Fault]:
+    names = [each.name for each in distinct_placements(norm_placement, num_hidden_layers)]
+    if frozen_norm_scales == "all" and "lns_learned" in names:
+        yield Fault("frozen_norm_scales", "'all' makes lns_learned the same as lns; write none, or use lns")
+
+
+def _only_one_initialization(
+    initializer_scheme: str, norm_placement: Placements, num_hidden_layers: int
+) -> Iterator[Fault]:
+    for placement in distinct_placements(norm_placement, num_hidden_layers):
+        if initializer_scheme == "depth_scaled" and placement.unscaled_because:
+            reason = f"depth_scaled makes no sense with {placement.name}: {placement.unscaled_because}"
+            yield Fault("initializer_scheme", f"{reason}; write normal")
+
+
+def _queries_are_normalized_once(qk_norm: str, norm_placement: Placements, num_hidden_layers: int) -> Iterator[Fault]:
+    for placement in distinct_placements(norm_placement, num_hidden_layers):
+        if qk_norm != "none" and placement.attention.value_norm:
+            why = f"{placement.name} already normalizes queries, keys and values of each head"
+            yield Fault("qk_norm", f"{qk_norm} makes no sense, as {why}; write none")
+
+
+def _tanh_reads_its_settings(
+    norm_kind: str, dyt_alpha: float, norm_eps: float, frozen_norm_scales: str
+) -> Iterator[Fault]:
+    if norm_kind != "dyt":
+        if dyt_alpha != DecoderShape.dyt_alpha:
+            yield Fault("dyt_alpha", f"{dyt_alpha:g} has no effect with norm_kind {norm_kind}; remove it")
+        return
+    if norm_eps != DecoderShape.norm_eps:
+        yield Fault("norm_eps", f"{norm_eps:g} has no effect with norm_kind dyt, which divides by nothing; remove it")
+    if frozen_norm_scales != "none":
+        why = "dyt would still learn its alpha and its bias"
+        yield Fault("frozen_norm_scales", f"{frozen_norm_scales!r} freezes scales, but {why}; write none")
+
+
+def _tanh_is_not_saturated(norm_kind: str, norm_placement: Placements, num_hidden_layers: int) -> Iterator[Fault]:
+    for placement in distinct_placements(norm_placement, num_hidden_layers):
+        factor = placement.stream_factor.value(num_hidden_layers, num_hidden_layers)
+        if norm_kind == "dyt" and factor > _SATURATING:
+            why = f"{placement.name} multiplies the stream by {factor:g}, where tanh is flat: no gradient passes"
+            yield Fault("norm_kind", f"dyt makes no sense, as {why}; write rmsnorm or layernorm")
 
 
 SHAPE_RULES: tuple[Callable[..., Iterator[Fault]], ...] = (
@@ -77,6 +134,12 @@ SHAPE_RULES: tuple[Callable[..., Iterator[Fault]], ...] = (
     _head_width_is_even,
     _activation_is_known,
     _every_layer_has_a_placement,
+    _a_pattern_has_its_layers,
     _frozen_norms_exist,
+    _learned_scales_are_learned,
+    _only_one_initialization,
+    _queries_are_normalized_once,
+    _tanh_reads_its_settings,
+    _tanh_is_not_saturated,
     *ROPE_RULES,
 )  # the parameters of a rule name the values that it reads

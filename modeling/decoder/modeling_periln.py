@@ -1,11 +1,10 @@
-"""Decoder-only transformer with norms before, after or around its sub-layers, or on their outputs.
+"""Decoder-only transformer with a choice of norm placements.
 
 Shapes: B batch, T tokens, S tokens with those of the cache, D model, H query heads, K head dim, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from .facts_counts_periln import flops_per_token
 from .head_periln import IGNORE_INDEX, LanguageModelHead, chunk_loss
 from .mlp_periln import GatedMLP
 from .norms_periln import ScaleNorm
-from .residual_periln import Residual, ResidualProjection
+from .residual_periln import BranchMatrix, GateMatrix, Residual
 
 ParameterRole = Literal["matrix", "embedding", "output_norm", "norm_or_bias"]
 
@@ -36,13 +35,14 @@ class DecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: PeriLNConfig, layer_idx: int) -> None:
         super().__init__()
-        placement = config.layer_norm_placements[layer_idx]
-        self.attention = Residual(config, placement, SelfAttention(config, layer_idx))
-        self.mlp = Residual(config, placement, GatedMLP(config))
+        self.attention = Residual(config, layer_idx, "attention", SelfAttention(config, layer_idx))
+        self.mlp = Residual(config, layer_idx, "mlp", GatedMLP(config, layer_idx))
+        self.gpas_gate = nn.Parameter(torch.zeros(1)) if config.gpas else None  # one for both sub-layers
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Map the stream (B, T, D) to the stream; keyword arguments are the attention's."""
-        return self.mlp(self.attention(hidden_states, **kwargs))
+        hidden_states = self.attention(hidden_states, gpas_gate=self.gpas_gate, **kwargs)
+        return self.mlp(hidden_states, gpas_gate=self.gpas_gate)
 
 
 class PeriLNPreTrainedModel(PreTrainedModel):
@@ -63,14 +63,17 @@ class PeriLNPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw one module's own weights: N(0, initializer_range) for matrices and embeddings, ones for norms."""
-        std = self.config.initializer_range
-        if isinstance(module, ResidualProjection) and self.config.initializer_scheme == "depth_scaled":
-            std /= math.sqrt(2 * self.config.num_hidden_layers)
-        if isinstance(module, nn.Linear | nn.Embedding):
-            initialization.normal_(module.weight, std=std)
+        """Draw one module's own weights: matrices and embeddings from N(0, std), scales and gates at their start."""
+        if isinstance(module, BranchMatrix):
+            generator = module.generator if isinstance(module, GateMatrix) else None
+            initialization.normal_(module.weight, std=module.initial_std, generator=generator)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            initialization.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, ScaleNorm):
-            initialization.ones_(module.weight)
+            module.reset()
+        elif isinstance(module, DecoderLayer):
+            if module.gpas_gate is not None:
+                initialization.zeros_(module.gpas_gate)
         else:
             super()._init_weights(module)  # the tables of RotaryEmbedding
 
@@ -259,6 +262,6 @@ def parameter_role(name: str) -> ParameterRole:
     module, _, kind = name.rpartition(".")
     if module.endswith("output_norm"):
         return "output_norm"
-    if module.endswith("norm") or kind == "bias":
+    if module.endswith("norm") or kind in ("bias", "gpas_gate"):
         return "norm_or_bias"
     return "embedding" if module.endswith("embed_tokens") else "matrix"

@@ -25,7 +25,8 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 import yaml
 
-from modeling.decoder.facts_periln import ACTIVATIONS, PLACEMENTS
+from modeling.decoder.facts_periln import ACTIVATIONS
+from modeling.decoder.facts_placements_periln import PLACEMENTS
 from modeling.decoder.facts_rope_periln import ROPE_KEYS
 from tests.tiny import tiny_config, write_corpus
 from tests.tiny_filter import tiny_filter_config

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling.decoder.configuration_periln import PeriLNConfig
-from modeling.decoder.facts_periln import PLACEMENTS
+from modeling.decoder.facts_placements_periln import PLACEMENTS
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
 from tests.gpu.bench import ROOT, Bench, SkippedError
 from tests.gpu.loops.rank import POISONED, SAVED

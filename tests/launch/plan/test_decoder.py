@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from launch.plan.decoder import DecoderWorkload, narrower_heads
-from launch.plan.decoder_layer import KEPT_STREAMS, KEPT_STREAMS_COMPILED
 from launch.plan.workload import workload_of
 from modeling.decoder.facts_counts_periln import count_frozen_scales, count_parameters, flops_per_token
-from modeling.decoder.facts_periln import PLACEMENTS, DecoderShape
+from modeling.decoder.facts_periln import DecoderShape
+from modeling.decoder.facts_placements_periln import CHOICES, PLACEMENTS
 from train.__main__ import describe
 from train.config.load import load
 from train.config.run import RunConfig
@@ -24,22 +24,24 @@ SMALL = DecoderConfig(
     vocab_size=300,
     hidden_size=48,
     intermediate_size=80,
-    num_hidden_layers=4,
+    num_hidden_layers=len(PLACEMENTS),
     num_attention_heads=6,
     num_key_value_heads=6,
     max_position_embeddings=64,
 )
 MIXED = tuple(PLACEMENTS)
 VARIANTS: list[dict[str, Any]] = [
-    *({"norm_placement": name} for name in MIXED),
+    *({"norm_placement": name} for name in CHOICES),
     {"norm_placement": MIXED},
+    {"norm_placement": MIXED, "gpas": True, "attention_gate": "head"},
+    {"norm_placement": "sub", "norm_kind": "dyt", "attention_gate": "element", "num_key_value_heads": 2},
     {"tie_word_embeddings": True},
     {"num_key_value_heads": 2},
     {"num_key_value_heads": 1, "head_dim": 20},
     {"qk_norm": "head"},
     {"qk_norm": "projection", "num_key_value_heads": 3},
     {"frozen_norm_scales": "output"},
-    {"frozen_norm_scales": "output", "norm_placement": MIXED, "qk_norm": "head"},
+    {"frozen_norm_scales": "output", "norm_placement": MIXED, "gpas": True},
     {"frozen_norm_scales": "all", "embedding_norm": True},
     {"embedding_norm": True, "final_norm": False, "norm_kind": "layernorm"},
     {"vocab_size_multiple": 1},
@@ -93,10 +95,6 @@ def test_groups_and_frozen_scales_are_those_of_the_model(variant: dict[str, Any]
     saved = {name: tensor for name, tensor in model.state_dict().items() if name not in dict(model.named_parameters())}
     saved.pop("lm_head.weight", None)  # tied: the embedding's
     assert sum(tensor.numel() for tensor in saved.values()) == count_frozen_scales(DecoderShape.of(task.model))
-
-
-def test_every_placement_is_planned() -> None:
-    assert KEPT_STREAMS.keys() == KEPT_STREAMS_COMPILED.keys() == PLACEMENTS.keys()
 
 
 def test_narrower_heads_keep_the_parameters() -> None:

@@ -16,6 +16,7 @@ from launch.plan.decoder import DecoderWorkload
 from launch.plan.decoder_layer import kept_per_token
 from launch.plan.workload import workload_of
 from modeling.decoder.facts_periln import LOSS_CHUNK_ELEMENTS
+from modeling.decoder.facts_placements_periln import PLACEMENTS
 from tests.launch.plan.operations import OperationCounter
 from tests.ranks import Ranks
 from tests.train.engine.test_engine import here
@@ -214,13 +215,22 @@ def kept_by_a_layer(engine: dict[str, Any], attention: str = "sdpa", **options: 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("placement", ["pre", "post", "peri", "output"])
 @pytest.mark.parametrize(
-    "model", [{}, {"qk_norm": "head"}, {"qk_norm": "projection"}, {"frozen_norm_scales": "all"}], ids=str
+    ("placement", "model"),
+    [
+        *((name, {}) for name in PLACEMENTS),
+        *((name, {"gpas": True, "residual_factor": 0.5}) for name in PLACEMENTS),
+        *((name, {"attention_gate": "element", "qk_norm": "head"}) for name in ("pre", "peri")),
+        *((name, {"attention_gate": "head", "qk_norm": "projection"}) for name in ("post", "output")),
+        *((name, {"norm_kind": "dyt"}) for name in ("pre", "post", "peri", "hybrid", "sub")),
+        *((name, {"norm_kind": "layernorm"}) for name in ("keel", "hybrid", "sub")),
+        *((name, {"frozen_norm_scales": "all"}) for name in ("pre", "post", "peri", "output")),
+    ],
+    ids=str,
 )
 def test_a_layer_keeps_exactly_what_is_planned(precision: str, placement: str, model: dict[str, Any]) -> None:
     measured, reckoned = kept_by_a_layer({"precision": precision}, norm_placement=placement, **model)
-    if precision == "fp32":
+    if precision == "fp32" or model.get("norm_kind") == "dyt":  # which has no statistics
         assert measured == reckoned
     else:  # the CPU keeps LayerNorm's statistics in bf16, a GPU in fp32: 0.1 %, with a norm per head 0.4 %
         assert 0.99 * reckoned < measured < reckoned
@@ -243,7 +253,7 @@ def test_with_checkpointing_a_layer_keeps_its_input_alone() -> None:
     "placement",
     [
         *(pytest.param(placement, marks=SLOW) for placement in ("pre", "peri")),
-        *(pytest.param(placement, marks=pytest.mark.nightly) for placement in ("post", "output")),
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("post", "output")),
     ],
 )
 @pytest.mark.parametrize("model", [{}, {"qk_norm": "head"}], ids=str)

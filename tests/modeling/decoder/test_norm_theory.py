@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modeling.decoder.facts_periln import NormPlacement
+from modeling.decoder.facts_placements_periln import LayerPlacement
 from modeling.decoder.mlp_periln import GatedMLP
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
 from modeling.decoder.norms_periln import ScaleNorm
@@ -206,11 +206,11 @@ def test_the_bound_is_reached_across_the_output_on_the_largest_scales(placement:
         torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=1e-12)  # measured: 1.1e-15
 
 
-def mlp_sublayer(placement: NormPlacement, *, neurons: slice, factor: float) -> Residual:
+def mlp_sublayer(placement: LayerPlacement, *, neurons: slice, factor: float) -> Residual:
     """A sub-layer whose MLP has some of its activations h multiplied."""
     torch.manual_seed(0)
-    config = tiny_config(norm_eps=0.0)
-    residual = Residual(config, placement, GatedMLP(config)).double()
+    config = tiny_config(norm_placement=placement, norm_eps=0.0)
+    residual = Residual(config, 0, "mlp", GatedMLP(config, 0)).double()
     with torch.no_grad():
         for parameter in residual.parameters():
             if parameter.ndim == 2:
@@ -234,7 +234,7 @@ def gradient_and_activation_norms(residual: Residual) -> tuple[Tensor, Tensor, T
 
 @pytest.mark.parametrize(("placement", "growth"), [("peri", 1.0), ("output", 1.0), ("pre", 1e4)])
 def test_activations_that_grow_do_not_reach_the_gradient_through_an_output_norm(
-    placement: NormPlacement, growth: float
+    placement: LayerPlacement, growth: float
 ) -> None:
     everything = slice(None)
     before, _, _ = gradient_and_activation_norms(mlp_sublayer(placement, neurons=everything, factor=1.0))
@@ -243,7 +243,7 @@ def test_activations_that_grow_do_not_reach_the_gradient_through_an_output_norm(
 
 
 @pytest.mark.parametrize("placement", ["peri", "output"])
-def test_an_output_norm_keeps_the_gradient_of_one_massive_activation_below_a_limit(placement: NormPlacement) -> None:
+def test_an_output_norm_keeps_the_gradient_of_one_massive_activation_below_a_limit(placement: LayerPlacement) -> None:
     """As h_k takes over, |h| / |a| -> 1 / |k-th column of W2|, and the bound with it."""
     residual = mlp_sublayer(placement, neurons=slice(1), factor=1e8)
     gradients, _, g = gradient_and_activation_norms(residual)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from modeling.decoder.facts_periln import NormPlacement, default_rope_parameters
+from modeling.decoder.facts_periln import default_rope_parameters
+from modeling.decoder.facts_placements_periln import LayerPlacement, NormPlacement
 from train.config.setting import section, setting
 
 EMBEDDED_CORPUS = "python-stdlib"  # the source that every machine has
@@ -42,18 +43,30 @@ class DecoderConfig:
     )
     hidden_act: str = setting("Activation of the MLP's gate, by its name in transformers", default="silu")
     max_position_embeddings: int = setting("Longest sequence", default=8192, at_least=1, unit="tokens", at_most=10**9)
-    norm_placement: NormPlacement | tuple[NormPlacement, ...] = setting(
-        "Placement of norms around each sub-layer: one name, or one per layer", default="peri"
+    norm_placement: NormPlacement | tuple[LayerPlacement, ...] = setting(
+        "Placement of norms around each sub-layer: one name, or one per layer (docs/placements.md)", default="peri"
     )
-    norm_kind: Literal["rmsnorm", "layernorm"] = setting("Kind of every norm but QK-norm", default="rmsnorm")
+    norm_kind: Literal["rmsnorm", "layernorm", "dyt"] = setting(
+        "Kind of every norm; dyt is scale * tanh(alpha x) + bias", default="rmsnorm"
+    )
     norm_eps: float = setting("Added to the mean square before its root", default=1e-6, at_least=1e-24, at_most=1e3)
+    dyt_alpha: float = setting("Start of every alpha of dyt", default=0.5, at_least=1e-6, at_most=1e3)
     frozen_norm_scales: Literal["none", "output", "all"] = setting(
-        "Norm scales fixed at 1: none, those on sub-layer outputs, or all", default="none"
+        "Norm scales fixed at their start: none, those on sub-layer outputs, or all", default="none"
     )
     embedding_norm: bool = setting("Normalize the embeddings", default=False)
     final_norm: bool = setting("Normalize the stream before the head", default=True)
     qk_norm: Literal["none", "head", "projection"] = setting(
-        "RMSNorm on queries and keys: none, per head, or over the whole projection", default="none"
+        "Norm on queries and keys: none, per head, or over the whole projection", default="none"
+    )
+    residual_factor: float = setting(
+        "Factor of what each sub-layer adds to the stream", default=1.0, at_least=1e-6, at_most=1e3
+    )
+    gpas: bool = setting(
+        "Shrink the stream by a learned factor per layer that leaves its gradient alone (GPAS)", default=False
+    )
+    attention_gate: Literal["none", "head", "element"] = setting(
+        "Sigmoid gates on the output of attention: none, one per head, or one per element", default="none"
     )
     rope_parameters: dict[str, Any] = setting(
         "Rotary position parameters in transformers' format: rope_type, rope_theta, and any others the type requires",
@@ -61,7 +74,10 @@ class DecoderConfig:
     )
     tie_word_embeddings: bool = setting("Share the embedding matrix with the head", default=False)
     initializer_range: float = setting(
-        "Standard deviation of initial weights", default=0.02, at_least=1e-12, at_most=1e6
+        "Standard deviation of initial weights, unless the placement has an initialization of its own",
+        default=0.02,
+        at_least=1e-12,
+        at_most=1e6,
     )
     initializer_scheme: Literal["normal", "depth_scaled"] = setting(
         "depth_scaled divides the deviation of output projections by sqrt(2 num_hidden_layers)", default="normal"

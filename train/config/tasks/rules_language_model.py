@@ -34,7 +34,8 @@ def _model_can_exist(values: Values) -> Iterator[str]:
 
 
 def _decayed_norms_exist(values: Values) -> Iterator[str]:
-    frozen, lacking = values["task.model.frozen_norm_scales"], not has_output_norms(values["task.model.norm_placement"])
+    frozen, layers = values["task.model.frozen_norm_scales"], values["task.model.num_hidden_layers"]
+    lacking = not has_output_norms(values["task.model.norm_placement"], layers)
     if values["optim.output_norm_weight_decay"] and (lacking or frozen != "none"):
         why = "no layer has an output norm" if lacking else f"task.model.frozen_norm_scales is {frozen}"
         yield f"optim.output_norm_weight_decay: has no effect because {why}; write 0"
