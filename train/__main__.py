@@ -114,7 +114,8 @@ def check(config: RunConfig) -> int:
     except OSError as error:  # a path that no file system takes, or one that may not be read
         faults.append(f"task.data: {error}")
     start = starting_point.weights_folder(config)
-    faults += _outline_faults(task, start if start is not None and start.is_dir() and not starting_faults else None)
+    usable_start = start if start is not None and start.is_dir() and not starting_faults else None
+    faults += _outline_faults(config, task, usable_start)
     if faults:
         raise ConfigError(faults)
     print("\n".join([*lines, f"{config.name}: configuration and data are valid"]))
@@ -130,13 +131,16 @@ def _folder_faults(config: RunConfig) -> Iterator[str]:
             yield f"{key}: {folder} cannot be written to: {reason}; choose another folder"
 
 
-def _outline_faults(task: Task, folder: Path | None) -> list[str]:
-    """Build the model on the meta device; return why it cannot be built, or why a folder's weights do not fit it."""
+def _outline_faults(config: RunConfig, task: Task, folder: Path | None) -> list[str]:
+    """Build the model on the meta device; return why it cannot be built, or why layers or weights do not fit it."""
+    from train.evaluate.layers import layer_faults
+
     try:
         model = _outline(task)
     except ConfigError as error:
         return error.faults
-    return [] if folder is None else starting_point.weight_faults(folder, model)
+    faults = layer_faults(config.probes.layers_every, task, model)
+    return faults if folder is None else [*faults, *starting_point.weight_faults(folder, model)]
 
 
 def describe(config: RunConfig) -> int:

@@ -25,6 +25,7 @@ from train.data import summary
 from train.data.budget import Budget
 from train.engine.engine import BatchPlan, Engine, resolve_precision, wrap
 from train.engine.initialization import drawn_in_parallel
+from train.evaluate.layers import layer_faults
 from train.loop import Run
 from train.observe import attention, run_facts
 from train.observe.probes import Probes
@@ -52,6 +53,8 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     engine = _build_engine(config, task, world)
+    if faults := layer_faults(config.probes.layers_every, task, engine.module):
+        raise ConfigError(faults)
     torch.manual_seed(config.seed + 1 + world.rank)  # random numbers during training differ between ranks
     progress, notes = _resume(config, folder, engine, task, world)
     if world.is_main:

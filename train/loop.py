@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from train.config.run import RunConfig
 from train.data.order import SampleOrder, combined_hash, content_hashes, rank_share
 from train.engine.engine import Engine, StepResult
 from train.engine.schedule import learning_rate
-from train.evaluate.validation import validation_chunks, validation_means
+from train.evaluate.layers import layer_contributions
+from train.evaluate.validation import first_of, validation_chunks, validation_means
 from train.export.model_folder import write_model_folder
 from train.observe.accumulator import Accumulator
 from train.observe.probes import Probes
@@ -275,23 +277,33 @@ def ends_the_run(failure: CheckpointError, config: RunConfig) -> bool:
 
 
 def evaluate_when_due(run: Run) -> None:
-    """Evaluate after this step if it is due and not yet done, and log the result."""
+    """Evaluate after this step and measure its layers, if due and not yet done, and log the results: all or none."""
     step, config = run.progress.step, run.config
-    if step == 0 or not due(step, config.evaluate_every, config.steps) or run.progress.evaluated >= step:
+    evaluates, measures = due(step, config.evaluate_every, config.steps), measures_layers(config, step)
+    if step == 0 or not (evaluates or measures) or run.progress.evaluated >= step:
         return
-    run.watchdog.enter("evaluation", step)
-    metrics = evaluate(run, step)
-    if metrics is not None:
+    metrics = evaluate(run, step) if evaluates else {}
+    layers = [] if metrics is None or not measures else measure_layers(run, step)
+    if metrics is None or layers is None:
+        return
+    if evaluates:
         cost = run.task.cost(run.engine.module)
         run.log.row(step, {**amount_seen(step, config, cost, run.task.num_training_samples), **metrics})
-        run.progress = replace(run.progress, evaluated=step)
+    run.log.layers(step, layers)
+    run.progress = replace(run.progress, evaluated=step)
+
+
+def measures_layers(config: RunConfig, step: int) -> bool:
+    """Return whether the layers are measured after this step."""
+    every = config.probes.layers_every
+    return every is not None and due(step, every, config.steps)
 
 
 def evaluate(run: Run, step: int) -> dict[str, float] | None:
     """Return the metrics of the validation split and show samples; None if a stop is requested meanwhile."""
+    run.watchdog.enter("evaluation", step)
     task, model = run.task, run.engine.model
-    size = run.engine.plan.micro_batch_size  # the shape that blocks were compiled for
-    chunks = validation_chunks(task.validation_sets, size=size, ranks=run.world.size)
+    chunks = chunks_of(run, task.validation_sets)
     model.eval()
     means = validation_means(task, model, chunks, world=run.world, step=step, is_stopped=lambda: stop_requested(run))
     if means is not None:
@@ -299,6 +311,31 @@ def evaluate(run: Run, step: int) -> dict[str, float] | None:
             task.illustrate(model, run.log.gallery(step))
     model.train()
     return None if means is None else task.validation_report(means)
+
+
+def measure_layers(run: Run, step: int) -> list[dict[str, Any]] | None:
+    """Return the contribution of each layer, by the first validation samples; None if a stop is requested meanwhile."""
+    run.watchdog.enter("evaluation", step)  # with a deadline of its own
+    task, model = run.task, run.engine.model
+    chunks = chunks_of(run, first_of(task.validation_sets, run.config.probes.layer_windows))
+    model.eval()
+    try:
+        return layer_contributions(
+            task,
+            model,
+            chunks,
+            layers=task.layers(run.engine.module),
+            world=run.world,
+            step=step,
+            is_stopped=lambda: stop_requested(run),
+        )
+    finally:
+        model.train()
+
+
+def chunks_of(run: Run, sets: Sequence[int]) -> list[np.ndarray]:
+    """Return the ids of validation samples by pass, in the shape that the loss and the blocks were compiled for."""
+    return validation_chunks(sets, size=run.engine.plan.micro_batch_size, ranks=run.world.size)
 
 
 def save(run: Run) -> None:

@@ -1,12 +1,10 @@
 """Angular distance between the residual streams at different depths.
 
-d(x, y) = arccos(cos(x, y)) / pi (Gromov et al. 2024, arXiv 2403.17887, eq. 4): 0 for the same direction, 0.5 for
-orthogonal vectors, 1 for opposite ones. Shapes: P depths, N tokens, D model.
+Shapes: P depths, N tokens, D model.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from analysis.inspect.streams import Stream, watching
+from analysis.measure.angular import between, directions
 
 TOKENS_PER_WINDOW = 128  # evenly spaced: 65 depths of 128 tokens of width 8192 are 273 MB in fp32
 
@@ -21,17 +20,13 @@ TOKENS_PER_WINDOW = 128  # evenly spaced: 65 depths of 128 tokens of width 8192 
 def angular_distances(vectors: Tensor) -> Tensor:
     """Return the angular distances between all pairs of depths, (P, P) fp64, the mean over tokens.
 
-    The angle is 2 atan2(||u - v||, ||u + v||) of the unit vectors u and v (Kahan), which is exact where arccos is not:
-    near 0 and pi.
-
     Args:
         vectors: (P, N, D). A zero vector has no direction, so its token is left out.
     """
-    unit = torch.nn.functional.normalize(vectors.double(), dim=-1)  # (P, N, D)
+    unit = directions(vectors)  # (P, N, D)
     valid = unit.square().sum(dim=-1).gt(0.5).all(dim=0)  # (N,)
     unit = unit[:, valid]
-    rows = [2 * torch.atan2((one - unit).norm(dim=-1), (one + unit).norm(dim=-1)).mean(dim=1) / math.pi for one in unit]
-    return torch.stack(rows)
+    return torch.stack([between(one, unit).mean(dim=1) for one in unit])
 
 
 class AngularProbe:

@@ -48,6 +48,7 @@ class Workplace(NamedTuple):
         """The configuration that started the run."""
         path, settings = self.folder / "tiny.yaml", tiny_config(self.folder)
         settings["task"]["data"]["sources"] = [str(self.corpus / "*.txt")]  # type: ignore[index]
+        settings["probes"] = {"layers_every": 4}  # so that every table has rows
         path.write_text(yaml.safe_dump(settings))
         return path
 

@@ -166,7 +166,7 @@ def with_junk(content: bytes) -> bytes:
     return first + b"\n" + JUNK + rest + b'{"step": 5, "l'
 
 
-TABLES = ("metrics.jsonl", "events.jsonl", "activations.jsonl", "gradients.jsonl")
+TABLES = ("metrics.jsonl", "events.jsonl", "activations.jsonl", "gradients.jsonl", "layers.jsonl")
 LONE_FILES = ("environment.json", "settings.json", "deepspeed.json", "stopped.json")
 HARMS: dict[str, Harm | None] = {
     "gone": None,

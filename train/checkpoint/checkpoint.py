@@ -52,7 +52,7 @@ class Progress:
     step: int = 0  # optimizer steps taken, skipped ones included
     updates: int = 0  # those that reached the weights
     skipped_in_a_row: int = 0
-    evaluated: int = 0  # the last step after which the validation split was evaluated
+    evaluated: int = 0  # the last step whose evaluation is done, and its measurement of layers
     spikes: int = 0  # of loss and gradient norm
     recent: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by quantity: values for spike detection
 

@@ -131,6 +131,12 @@ def _spikes_have_a_window(values: Values) -> Iterator[str]:
         yield "probes.spike_window: has no effect while probes.spike_threshold is null; remove it, or set a threshold"
 
 
+def _measured_layers_have_windows(values: Values) -> Iterator[str]:
+    windows, every = values["probes.layer_windows"], values["probes.layers_every"]
+    if every is None and windows != default_of(ProbesConfig, "layer_windows"):
+        yield "probes.layer_windows: has no effect while probes.layers_every is null; remove it, or set an interval"
+
+
 def _stage_3_is_not_compiled(values: Values) -> Iterator[str]:
     if values["engine.compile"] and values["engine.zero_stage"] == 3:
         yield (
@@ -171,6 +177,7 @@ RULES: tuple[Rule, ...] = (
     _step_decay_is_complete,
     _stage_0_partitions_nothing,
     _spikes_have_a_window,
+    _measured_layers_have_windows,
     _stage_3_is_not_compiled,
     _updates_stay_finite,
 )

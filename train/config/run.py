@@ -142,6 +142,23 @@ class ProbesConfig:
         null="never",
         at_most=MOST_STEPS,
     )
+    layers_every: int | None = setting(
+        "Interval of measuring each layer's contribution: the validation loss without it, and the angle by which it "
+        "turns the stream, both with the weights after the step, as in evaluations; the last step is always measured. "
+        "Takes 1 + (number of layers) evaluations of layer_windows",
+        default=None,
+        at_least=1,
+        unit="steps",
+        null="never",
+        at_most=MOST_STEPS,
+    )
+    layer_windows: int = setting(
+        "Number of validation windows, the first ones, by which layers are measured; all of them if there are fewer",
+        default=16,
+        at_least=1,
+        unit="windows",
+        at_most=1_000_000,
+    )
     spike_threshold: float | None = setting(
         "Distance above the median from which a loss or gradient norm counts as a spike",
         default=6.0,
@@ -224,7 +241,12 @@ class WatchdogConfig:
         at_most=LONGEST,
     )
     evaluation: float | None = setting(
-        "Deadline for an evaluation", default=3600, unit="seconds", null="no deadline", at_least=0.01, at_most=LONGEST
+        "Deadline for an evaluation, and for a measurement of the layers",
+        default=3600,
+        unit="seconds",
+        null="no deadline",
+        at_least=0.01,
+        at_most=LONGEST,
     )
     save: float | None = setting(
         "Deadline for a save", default=1800, unit="seconds", null="no deadline", at_least=0.01, at_most=LONGEST

@@ -11,7 +11,7 @@ from torch import nn
 
 from train.observe.accumulator import Accumulator
 from train.ranks.distributed import World
-from train.tasks.task import Task
+from train.tasks.task import Batch, Sums, Task
 
 
 def validation_means(
@@ -22,6 +22,7 @@ def validation_means(
     world: World,
     step: int = 0,
     is_stopped: Callable[[], bool] = lambda: False,
+    evaluate: Callable[[nn.Module, Batch], Sums] | None = None,
 ) -> dict[str, float] | None:
     """Return the means over a validation split, divided evenly among the ranks; None if stopped meanwhile.
 
@@ -34,15 +35,16 @@ def validation_means(
         world: This rank's position.
         step: The step, for anything random in the task.
         is_stopped: Called before every pass; must return the same value on all ranks.
+        evaluate: Returns the sums of one batch; None for the task's own.
     """
-    means = Accumulator()
+    evaluate, means = evaluate or task.evaluate, Accumulator()
     with torch.no_grad():
         for index in range(world.rank, math.ceil(len(chunks) / world.size) * world.size, world.size):
             if is_stopped():
                 return None
             counted = index < len(chunks)
             batch = task.batch(chunks[index if counted else -1], split="validation", step=step)
-            sums = task.evaluate(model, {key: value.to(world.device) for key, value in batch.items()})
+            sums = evaluate(model, {key: value.to(world.device) for key, value in batch.items()})
             means.add(sums if counted else {name: (value * 0, weight * 0) for name, (value, weight) in sums.items()})
     return means.means()
 
@@ -66,3 +68,11 @@ def validation_chunks(sets: Sequence[int], *, size: int, ranks: int) -> list[np.
         chunks += [first + np.arange(i, i + 1) for i in range(whole, samples)]
         first += samples
     return chunks
+
+
+def first_of(sets: Sequence[int], samples: int) -> list[int]:
+    """Return the sizes of consecutive sets that are cut off after this many samples."""
+    kept: list[int] = []
+    for size in sets:
+        kept.append(min(size, samples - sum(kept)))
+    return kept

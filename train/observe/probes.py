@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from analysis.measure.activations import ActivationProbe, Site
 from analysis.measure.gradients import layer_of, norm_scales, squared_norm
 from train.config.run import RunConfig
+from train.engine.eager import uncompiled
 from train.engine.engine import Engine
 from train.engine.optimizers import OPTIMIZERS
 from train.observe.run_log import RunLog
@@ -64,7 +65,7 @@ class Probes:
         if not self.measures_activations(step):
             yield
             return
-        with _uncompiled(self._engine.module), self._activations.watching():
+        with uncompiled(self._engine.module), self._activations.watching():
             yield
 
     def read_gradients(self, step: int) -> None:
@@ -138,19 +139,6 @@ class Probes:
             "scale_min": joined["scale_min"].amin(dim=0).tolist(),
             "scale_max": joined["scale_max"].amax(dim=0).tolist(),
         }
-
-
-@contextmanager
-def _uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run compiled modules eagerly, as hooks inside them would require a second graph; the loss stays compiled."""
-    compiled = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl}
-    for module in compiled:
-        module._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        for module, call in compiled.items():
-            module._compiled_call_impl = call
 
 
 def _column(values: list[Tensor | None], neutral: float) -> Tensor:

@@ -25,6 +25,7 @@ _PLOTTED_GRADIENTS = {
     "update_ratio": "update_ratio",
     "scale_mean": "norm_scale_mean",
 }
+_PLOTTED_LAYERS = ("loss_without", "angular_distance")
 
 
 class RunLog:
@@ -87,6 +88,12 @@ class RunLog:
             self._row("gradients", step, {"step": step, **row})
             scalars = {f"{label}/{row['parameter']}": row.get(name) for name, label in _PLOTTED_GRADIENTS.items()}
             self._scalars(step, scalars)
+
+    def layers(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log the contributions of the layers: a row per layer."""
+        for row in rows:
+            self._row("layers", step, {"step": step, **row})
+            self._scalars(step, {f"{name}/layer_{row['layer']:03d}": row[name] for name in _PLOTTED_LAYERS})
 
     def gallery(self, step: int) -> RunGallery:
         """Return the gallery for the images and arrays of this step."""

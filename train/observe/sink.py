@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Table = Literal["metrics", "events", "activations", "gradients"]
+Table = Literal["metrics", "events", "activations", "gradients", "layers"]
 
 
 class Histogram(NamedTuple):
@@ -34,7 +34,7 @@ class Sink(Protocol):
         """Receive a row of a table as in TABLE.jsonl; rows of `events` may come from another thread."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Receive finite numbers by tag: from a row of metrics, or from one site or parameter of a probed step."""
+        """Receive finite numbers by tag: from a row of metrics, or from a measured site, parameter or layer."""
 
     def histogram(self, step: int, name: str, histogram: Histogram) -> None:
         """Receive a histogram of log2 magnitudes."""

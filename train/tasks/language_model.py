@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -165,6 +165,11 @@ class LanguageModel(Task):
         """Return the residual stream and each sub-layer's output, before and after its output norm."""
         assert isinstance(model, PeriLNForCausalLM)
         return list(_probe_sites(model.model))
+
+    def layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """Return the blocks."""
+        assert isinstance(model, PeriLNForCausalLM)
+        return list(model.model.layers)
 
     def cost(self, model: nn.Module) -> SampleCost:
         """Return the tokens and operations per window."""

@@ -192,6 +192,14 @@ class Task(ABC):
         """Return the sites where activations are measured."""
         return sites_of_any(model)
 
+    def layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """Return the layers whose contribution can be measured, in order; none if the network is no stack of layers.
+
+        Each maps the stream to the stream: the first tensor that it takes to the one that it returns, of equal shape
+        (..., D).
+        """
+        return []
+
     def cost(self, model: nn.Module) -> SampleCost:
         """Return the cost of one training sample."""
         return SampleCost(tokens=None, flops=None)

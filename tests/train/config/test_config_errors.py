@@ -84,6 +84,15 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "override without a value": (["optim.lr"], ["optim.lr", "="]),
     "probes at no interval": (["probes.activations_every=0"], ["probes.activations_every", "null"]),
     "gradient probes at no interval": (["probes.gradients_every=0"], ["probes.gradients_every", "null"]),
+    "layer probes at no interval": (["probes.layers_every=0"], ["probes.layers_every", "null for never"]),
+    "layers measured by nothing": (
+        ["probes.layers_every=5", "probes.layer_windows=0"],
+        ["probes.layer_windows", "from 1 to"],
+    ),
+    "windows of layers that are not measured": (
+        ["probes.layer_windows=8"],
+        ["probes.layer_windows: has no effect while probes.layers_every is null"],
+    ),
     "spikes above nothing": (["probes.spike_threshold=0"], ["probes.spike_threshold", "null"]),
     "spikes judged by few steps": (["probes.spike_window=10"], ["probes.spike_window", "10", "20"]),
     "window of no spikes": (
@@ -180,6 +189,7 @@ WRONG_FILTER: dict[str, tuple[list[str], list[str]]] = {
     "activation checkpointing": (["engine.activation_checkpointing=true"], ["activation_checkpointing", "twice"]),
     "decay of embeddings": (["optim.embedding_weight_decay=0.1"], ["embedding_weight_decay", "no embeddings"]),
     "decay of output norms": (["optim.output_norm_weight_decay=0.1"], ["output_norm_weight_decay", "write 0"]),
+    "layers of a filter": (["probes.layers_every=5"], ["probes.layers_every", "no stack of layers; write null"]),
     "nothing made smaller": (["task.data.scale=1"], ["task.data.scale", "from 2 to"]),
     "crop of one pixel": (["task.data.scale=16"], ["task.data.crop", "24", "32"]),
     "small crop": (["task.data.crop=8", "task.data.scale=2"], ["task.data.crop", "8", "16"]),

@@ -89,12 +89,15 @@ def test_a_sink_receives_what_the_probes_measured(log: RunLog) -> None:
     counts[127] = 5
     log.activations(1, [{"layer": 0, "site": "mlp", **statistics}], {(0, "mlp"): counts, (1, "mlp"): torch.zeros(256)})
     log.gradients(1, [{"parameter": "w", "norm": 1.0, "parameter_norm": 2.0, "update_ratio": None}])
+    log.layers(2, [{"layer": 3, "loss": 2.0, "loss_without": float("nan"), "angular_distance": 0.25}])
     assert received(log)[1:] == [
         ("activations", 1),
         ("scalars", 1, {f"{name}/layer_000.mlp": value for name, value in statistics.items()}),
         ("histogram", 1, "log2_magnitude/layer_000.mlp"),
         ("gradients", 1),
         ("scalars", 1, {"gradient_norm/w": 1.0, "parameter_norm/w": 2.0}),
+        ("layers", 2),
+        ("scalars", 2, {"angular_distance/layer_003": 0.25}),
     ]
 
 

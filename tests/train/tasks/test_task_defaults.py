@@ -83,6 +83,7 @@ def test_the_defaults_fit_any_network(tmp_path: Path) -> None:
     assert not task.supports_bf16
     assert task.describe(model) == {}
     assert [site.name for site in task.probe_sites(model)] == ["0"]
+    assert list(task.layers(model)) == []
     assert task.cost(model) == SampleCost(tokens=None, flops=None)
     assert task.validation_report({"loss": 1.0, "error": 2.0}) == {"validation_loss": 1.0, "validation_error": 2.0}
     assert "Doubling" in task.card().summary

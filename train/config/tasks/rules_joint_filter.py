@@ -85,6 +85,11 @@ def _decayed_weights_exist(values: Values) -> Iterator[str]:
         yield "optim.output_norm_weight_decay: has no effect because a filter has no output norms; write 0"
 
 
+def _measured_layers_exist(values: Values) -> Iterator[str]:
+    if values["probes.layers_every"] is not None:
+        yield "probes.layers_every: has no effect because a filter has no stack of layers; write null"
+
+
 RULES: tuple[Rule, ...] = (
     _shape_goes_together,
     _channels_are_the_images,
@@ -96,4 +101,5 @@ RULES: tuple[Rule, ...] = (
     _precision_is_fp32,
     _batch_norm_sees_each_batch_once,
     _decayed_weights_exist,
+    _measured_layers_exist,
 )
