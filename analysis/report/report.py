@@ -74,6 +74,7 @@ def report_sections(records: Sequence[Record], notes: Sequence[str] = ()) -> lis
 
 def _task_sections(records: Sequence[Record], notes: Sequence[str], *, prefix: str) -> list[Section]:
     from analysis.figures import training as training_figures
+    from analysis.figures.loss import loss
     from analysis.figures.modules import is_one_stack
     from analysis.groups import by_numbers
     from analysis.page import Section
@@ -97,7 +98,7 @@ def _task_sections(records: Sequence[Record], notes: Sequence[str], *, prefix: s
             title=f"{heading}Training",
             tables=tables.validation(records),
             plates=[
-                training_figures.loss(records),
+                loss(records),
                 training_figures.validation(records),
                 training_figures.gradient_norm(records),
                 training_figures.learning_rate(records),
