@@ -214,7 +214,11 @@ def series_of(figure: Figure) -> list[Series]:
 
 def _are_equal(one: Series | None, other: Series) -> bool:
     """Return whether two series are the same, as a baseline's is in each of small panels."""
-    return one is not None and one[:2] == other[:2] and np.array_equal(one.y, other.y, equal_nan=True)
+    return (
+        one is not None
+        and one[:2] == other[:2]
+        and all(np.array_equal(*arrays, equal_nan=True) for arrays in ((one.x, other.x), (one.y, other.y)))
+    )
 
 
 def _as_drawn(axes: Axes, line: Line2D) -> Series:

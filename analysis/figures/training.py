@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 from analysis.figures.lines import Line, is_wide, line_figure, over_training, shown_text
 from analysis.groups import Curve, Group, axis_of, group_records, progress, with_arms
 from analysis.runs import Record, column, setting
-from analysis.style import NAMES, Panel, Plate, finish, new_axes, paper
+from analysis.style import NAMES, Panel, Plate, Series, finish, keep, new_axes, paper
 from analysis.validation import (
     CONTROLS,
     METHODS,
@@ -263,15 +264,21 @@ def _mark_events(axes: Axes, group: Group, record: Record, axis: str) -> None:
     ]
     at_top = [e["step"] for e in events if (e["step"], e.get("value")) not in on_curve]
     look = {"color": group.look.color, "linestyle": "none", "label": "_", "markersize": 4}
+
+    def plot(kind: str, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
+        (marks,) = axes.plot(x, y, gid=kind, **style, **look)
+        is_at_edge = style.get("transform") is edge
+        keep(axes, marks, Series(record.label, kind, x, np.full(len(x), np.nan) if is_at_edge else y))
+
     if on_curve:
         steps, values = np.array(on_curve, dtype=float).T
-        axes.plot(progress(record, steps, axis), values, marker="^", gid="spike", **look)
+        plot("spike", progress(record, steps, axis), values, marker="^")
     if at_top:
         x = progress(record, np.array(at_top), axis)
-        axes.plot(x, np.full(len(x), 0.98), marker="v", transform=edge, gid="loss spike", **look)
+        plot("loss spike", x, np.full(len(x), 0.98), marker="v", transform=edge)
     if skipped := skipped_steps(record)[:_MOST_MARKS]:
         x = progress(record, np.array(skipped), axis)
-        axes.plot(x, np.full(len(x), 0.02), marker="x", transform=edge, gid="skip", **look)
+        plot("skip", x, np.full(len(x), 0.02), marker="x", transform=edge)
 
 
 def _event_sentences(records: Sequence[Record]) -> list[str]:

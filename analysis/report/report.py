@@ -78,20 +78,19 @@ def _task_sections(records: Sequence[Record], notes: Sequence[str], *, prefix: s
     from analysis.figures.modules import is_one_stack
     from analysis.groups import by_numbers
     from analysis.page import Section
-    from analysis.report import tables
+    from analysis.report import facts, tables
 
     records = by_numbers(records)
-
-    of_runs = [f"{record.label}: {note}" for record in records for note in record.notes]
     heading = f"{prefix}: " if prefix else ""
     parts = [
         Section(
             title=f"{heading}Runs",
-            notes=[*notes, *of_runs],
+            notes=[*notes, *facts.collected_notes(records)],
             tables=[
-                tables.facts(records),
-                *_present(tables.differences(records)),
-                *_present(tables.data(records)),
+                facts.facts(records),
+                *facts.differences(records),
+                *_present(facts.data(records)),
+                facts.files(records),
             ],
         ),
         Section(
