@@ -32,6 +32,7 @@ from analysis.style import PAPER, WIDTH, Panel, Plate, Series, series_of
 
 DPI = 300
 _MOST_ITEMS, _FIRST_ITEMS = 10, 6  # of a list that is open, and of one whose end is closed
+_LONGEST_WORD = 24  # letters that stay on one line of a table
 _STYLE = Path(__file__).with_name("page.css")
 _NO_METADATA: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _MARK = re.compile(r'<meta name="periln" content="([^"]*)">')
@@ -314,7 +315,7 @@ def _table(table: Table, out: Path) -> str:
     columns = range(len(table.header))
     numeric = [i > 0 and not table.is_upright and any(_is_number(row[i]) for row in table.rows) for i in columns]
     head = "".join(
-        f'<th scope="col"{_kind(is_number)}>{_breakable(name)}</th>'
+        f'<th scope="col"{_classes(name, is_number)}>{_breakable(name)}</th>'
         for name, is_number in zip(table.header, numeric, strict=True)
     )
     rows = "".join(
@@ -323,7 +324,8 @@ def _table(table: Table, out: Path) -> str:
     )
     caption = f"<p>{_text(table.caption)}</p>" if table.caption else ""
     body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-    grid = f'<div class="scroll" tabindex="0"><table>{body}</table></div>' if table.rows else ""
+    kind = ' class="upright"' if table.is_upright else ""
+    grid = f'<div class="scroll" tabindex="0"><table{kind}>{body}</table></div>' if table.rows else ""
     if table.is_folded and grid:
         grid = f"<details><summary>{len(table.rows)} rows</summary>{grid}</details>"
     return f"<h3>{_text(table.title)}</h3>\n{caption}{_same(table.same)}{grid}"
@@ -340,9 +342,12 @@ def _cell(value: Any, column: int, is_numeric: bool, is_best: bool, out: Path) -
         relative = os.path.relpath(os.path.realpath(value.path), os.path.realpath(out))
         return f'<td><a href="{html.escape(_address(relative))}">{_text(value.text)}</a></td>'
     if column == 0:
-        return f'<th scope="row">{_breakable(number_text(value))}</th>'
+        name = number_text(value)
+        return f'<th scope="row"{_classes(name)}>{_breakable(name)}</th>'
     text = _text(number_text(value))
-    kind = _kind(is_numeric and (value is None or _is_number(value)))
+    if isinstance(value, Spread):  # a line may end between mean and range, not within them
+        text = text.replace(" to ", "&nbsp;to&nbsp;")
+    kind = _classes(number_text(value), is_numeric and (value is None or _is_number(value)))
     return f"<td{kind}>{f'<strong>{text}</strong>' if is_best else text}</td>"
 
 
@@ -351,8 +356,11 @@ def _breakable(name: str) -> str:
     return re.sub(r"([./_])(?=[A-Za-z])", r"\1<wbr>", _text(name))
 
 
-def _kind(is_number: bool) -> str:
-    return ' class="number"' if is_number else ""
+def _classes(text: str, is_number: bool = False) -> str:
+    """Return the classes of a cell: numbers are aligned right, and only words that are too long are broken."""
+    is_long = max(map(len, text.split()), default=0) > _LONGEST_WORD
+    names = " ".join(name for name, holds in (("number", is_number), ("long", is_long)) if holds)
+    return f' class="{names}"' if names else ""
 
 
 def _is_number(value: Any) -> bool:

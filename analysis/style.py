@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ PAPER: dict[Any, Any] = {
 }
 WIDTH, HEIGHT = 3.5, 2.45  # inches, without the legend
 _TITLE_LETTERS = 56
+_MOST_COLUMNS = 3  # of a legend
 
 # A placement has the same color, marker and line everywhere: these, in the order of PLACEMENTS. The first four colors
 # are Okabe-Ito's, the others Tol's or darker. No two share a color, nor both marker and line.
@@ -189,7 +190,7 @@ def new_axes(*, x: str, y: str, title: str = "") -> Axes:
 
 def plain(text: str) -> str:
     """Return a text that matplotlib draws as it is: dollars are no mathematics, an underscore hides no label."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text).replace("$", r"\$")
+    shown = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 
@@ -322,31 +323,30 @@ def _log_text(value: float) -> str:
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
     """Put the legend below the panel, and make the figure taller by its height."""
-    if (legend := fitted_legend(figure, axes, columns=3)) is not None:
+    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if (legend := fitted_legend(figure, entries, place="outside lower center")) is not None:
         height = legend.get_window_extent().height / figure.dpi
         figure.set_size_inches(WIDTH, figure.get_size_inches()[1] + height + 0.02)
 
 
-def fitted_legend(figure: Figure, axes: Axes, *, columns: int) -> Legend | None:
-    """Add a legend below a figure: in as many columns as fit, with labels wrapped where one alone is too wide.
+def fitted_legend(figure: Figure, entries: Mapping[str, Any], *, place: str) -> Legend | None:
+    """Add a legend: in as many columns as fit, with labels wrapped where one alone is too wide.
 
     Args:
         figure: The figure.
-        axes: The panel whose labeled lines are the entries.
-        columns: The most columns.
+        entries: The artists by label.
+        place: Where it is, as matplotlib names it.
 
     Returns:
         The legend, not wider than the figure; None without entries.
     """
-    handles, labels = axes.get_legend_handles_labels()
-    if not labels:
+    if not entries:
         return None
-    tries = [(count, 0) for count in range(min(columns, len(labels)), 0, -1)]
-    for count, letters in [*tries, *((1, letters) for letters in range(60, 0, -6))]:
-        texts = [textwrap.fill(label, letters) for label in labels] if letters else labels
-        legend = figure.legend(
-            handles, texts, loc="outside lower center", ncols=count, columnspacing=1.2, handlelength=2.2
-        )
+    tries = [(columns, 0) for columns in range(min(_MOST_COLUMNS, len(entries)), 0, -1)]
+    for columns, letters in [*tries, *((1, letters) for letters in range(60, 0, -6))]:
+        labels = [textwrap.fill(label, letters) if letters else label for label in entries]
+        look = {"loc": place, "ncols": columns, "columnspacing": 1.2, "handlelength": 2.2}
+        legend = figure.legend(list(entries.values()), labels, **look)
         if legend.get_window_extent().width <= figure.bbox.width:
             return legend
         legend.remove()

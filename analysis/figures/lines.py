@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from analysis.style import (
     Plot,
     Series,
     finish,
+    fitted_legend,
     keep,
     new_axes,
     plain,
@@ -35,7 +36,9 @@ _COLUMNS = 4  # of small multiples
 _PANEL_HEIGHT, _LEFT, _BOTTOM, _TITLE = 1.3, 0.62, 0.46, 0.2  # inches
 _MOST_POINTS = 500  # of a line in a small panel, which is some 450 dots wide at 300 dpi
 _POINTS_BEHIND = 120
+_SMALL_MARKER = 2.2  # points
 _TITLE_LETTERS = 28
+_LABEL_LETTERS = 24
 _MOST_NAMES = 24  # that a caption lists
 
 Decorate = Callable[[Axes, "Sequence[Line]"], None]
@@ -179,10 +182,13 @@ def shown_text(groups: Sequence[Group]) -> str:
     if not groups:
         return ""
     names = [group.label for group in groups]
+    arms = list(dict.fromkeys(group.arm or group.label for group in groups))
+    is_by_arm = len(groups) > MOST_LINES and len(arms) > 1
+    if is_by_arm and len(arms) < len(groups):  # each at several learning rates
+        names = arms
     listed = "; ".join(names[:_MOST_NAMES]) + (f"; and {len(names) - _MOST_NAMES} more" * (len(names) > _MOST_NAMES))
     sentences = [f"Shown: {listed}."]
-    arms = {group.arm or group.label for group in groups}
-    if len(groups) > MOST_LINES and len(arms) > 1:
+    if is_by_arm:
         sentences.append("One panel per arm, on the same axes; light gray: the other arms.")
     if counts := sorted({len(group.records) for group in groups if len(group.records) > 1}):
         count = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -210,7 +216,7 @@ def _multiples(
         own = of_arm[name]
         labels = _labels_within(own)
         for line, label in zip(own, labels, strict=True):
-            draw(axes, line, most=_MOST_POINTS, label=label)
+            draw(axes, replace(line, look={**line.look, "markersize": _SMALL_MARKER}), most=_MOST_POINTS, label=label)
         if any(labels):
             axes.legend(fontsize=5.5, loc="upper right", handlelength=1.8, labelspacing=0.2, borderpad=0.1)
         if decorate is not None:
@@ -226,7 +232,10 @@ def _labels_within(lines: Sequence[Line]) -> list[str]:
     if len(groups) == 1 and len({line.quantity for line in lines if line.label}) <= 1:
         return [""] * len(lines)
     title = lines[0].title
-    return [line.label.removeprefix(title).strip(" ,:") or line.label if line.label else "" for line in lines]
+    labels = [line.label.removeprefix(title).strip(" ,:") or line.quantity or line.label for line in lines]
+    return [
+        textwrap.fill(label, _LABEL_LETTERS) if line.label else "" for label, line in zip(labels, lines, strict=True)
+    ]
 
 
 def _draw_behind(axes: Axes, lines: Sequence[Line]) -> None:
@@ -265,7 +274,9 @@ def finish_grid(
     """
     wrapped = [textwrap.wrap(name, _TITLE_LETTERS) or [""] for name in names]
     for axes, words in zip(panels, wrapped, strict=True):
-        axes.set_title("\n".join(map(plain, words)), loc="left", fontsize=7, pad=3)
+        axes.set_title(
+            "\n".join(map(plain, words)), loc="left", fontsize=7, pad=3, y=1.0
+        )  # a given height is found at once
         axes.tick_params(labelsize=6.5)
     if x in (DEPTH, LAYER):
         panels[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -296,7 +307,5 @@ def _legend_of_extras(figure: Figure, axes: Axes) -> float:
     within = {text.get_text() for text in own.get_texts()} if own is not None else set()
     entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     entries = {label: handle for label, handle in entries.items() if label not in within}
-    if not entries:
-        return 0.0
-    legend = figure.legend(entries.values(), entries.keys(), loc="lower center", ncols=3, handlelength=2.2)
-    return legend.get_window_extent().height / figure.dpi
+    legend = fitted_legend(figure, entries, place="lower center")
+    return 0.0 if legend is None else legend.get_window_extent().height / figure.dpi

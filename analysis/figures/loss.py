@@ -24,7 +24,7 @@ from analysis.validation import ValidationMetric, baselines, comparisons
 FEWEST_POINTS = 20  # logged steps below which nothing is smoothed
 _SHARE = 0.04  # of the logged steps, in one window
 _SMALLEST_WINDOW = 5
-_PALE = 0.35
+_PALE = 0.45
 
 
 def window_of(count: int) -> int:

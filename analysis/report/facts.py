@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from analysis.figures.training import outcome, skipped_steps, spikes
-from analysis.groups import differing_keys, group_records, leaves
+from analysis.groups import differing_keys, group_records, leaves, with_arms
 from analysis.page import FileLink, Spread, Table, number_text
 from analysis.runs import Record, column, rows_where, setting
 from analysis.setting_facts import merged
@@ -60,8 +60,12 @@ def _facts_of_groups(
     records: Sequence[Record], of_runs: Sequence[Mapping[str, Any]], differing: Sequence[str], same: Mapping[str, str]
 ) -> Table:
     facts_by_label = {record.label: facts for record, facts in zip(records, of_runs, strict=True)}
-    groups = group_records(records)
+    groups = with_arms(records)
+    arms = list(dict.fromkeys(group.arm for group in groups))
+    groups.sort(key=lambda group: arms.index(group.arm))
     own = [name for name in differing if name.startswith("validation ") and name not in _IMPORTANT]
+    if all(facts["best validation loss"] == facts["validation loss"] for facts in of_runs):
+        differing = [name for name in differing if name != "best validation loss"]
     ranked = [name for name in (*_IMPORTANT[:3], *own, *_IMPORTANT[3:]) if name in differing]
     shown = ranked[:MOST_COLUMNS]
     rest = [name for name in differing if name not in (*shown, "seed", "placement", "lr")]

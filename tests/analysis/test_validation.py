@@ -150,7 +150,7 @@ def test_spreads_and_marks_reach_the_page(tmp_path: Path) -> None:
     assert number_text(Spread(2.0, 1.5, 2.5)) == "2.000 (1.500 to 2.500)"
     table = Table(title="t", header=["a", "b"], rows=[["x", Spread(2.0, 1.5, 2.5)], ["y", None]], best=[(0, 1)])
     text = write_page(tmp_path / "out", "x", [Section(title="s", tables=[table])]).read_text()
-    assert '<td class="number"><strong>2.000 (1.500 to 2.500)</strong></td>' in text
+    assert '<td class="number"><strong>2.000 (1.500&nbsp;to&nbsp;2.500)</strong></td>' in text
     assert '<th scope="col" class="number">b</th>' in text
     assert '<td class="number">-</td>' in text
 
