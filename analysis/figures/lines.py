@@ -32,13 +32,11 @@ from analysis.style import (
 
 WIDE_RANGE = 20.0  # ratio of largest to smallest value above which a linear axis hides the small ones
 _BEHIND = "#c9c9c9"
-_COLUMNS = 4  # of small multiples
 _PANEL_HEIGHT, _LEFT, _BOTTOM, _TITLE = 1.3, 0.62, 0.46, 0.2  # inches
 _MOST_POINTS = 500  # of a line in a small panel, which is some 450 dots wide at 300 dpi
 _POINTS_BEHIND = 120
 _SMALL_MARKER = 2.2  # points
-_TITLE_LETTERS = 28
-_LABEL_LETTERS = 24
+_LETTERS_OF_TITLES = 112  # side by side, with a few between them; labels are a little shorter
 _MOST_NAMES = 24  # that a caption lists
 
 Decorate = Callable[[Axes, "Sequence[Line]"], None]
@@ -214,7 +212,7 @@ def _multiples(
             if other != name:
                 _draw_behind(axes, others)
         own = of_arm[name]
-        labels = _labels_within(own)
+        labels = _labels_within(own, letters=_LETTERS_OF_TITLES // max(_columns(len(names)), 4) - 4)
         for line, label in zip(own, labels, strict=True):
             draw(axes, replace(line, look={**line.look, "markersize": _SMALL_MARKER}), most=_MOST_POINTS, label=label)
         if any(labels):
@@ -226,16 +224,14 @@ def _multiples(
     return figure
 
 
-def _labels_within(lines: Sequence[Line]) -> list[str]:
+def _labels_within(lines: Sequence[Line], *, letters: int) -> list[str]:
     """Return the labels within an arm's panel, without what its title says; none if there is one group."""
     groups = {line.group.label for line in lines}
     if len(groups) == 1 and len({line.quantity for line in lines if line.label}) <= 1:
         return [""] * len(lines)
     title = lines[0].title
     labels = [line.label.removeprefix(title).strip(" ,:") or line.quantity or line.label for line in lines]
-    return [
-        textwrap.fill(label, _LABEL_LETTERS) if line.label else "" for label, line in zip(labels, lines, strict=True)
-    ]
+    return [textwrap.fill(label, letters) if line.label else "" for label, line in zip(labels, lines, strict=True)]
 
 
 def _draw_behind(axes: Axes, lines: Sequence[Line]) -> None:
@@ -248,7 +244,7 @@ def _draw_behind(axes: Axes, lines: Sequence[Line]) -> None:
 
 def panel_grid(count: int) -> tuple[Plot, list[Axes]]:
     """Return a figure with small panels that share their axes."""
-    columns = min(_COLUMNS, count)
+    columns = _columns(count)
     figure = Plot(figsize=(2 * WIDTH + 0.2, HEIGHT))
     grid = figure.subplots(math.ceil(count / columns), columns, sharex=True, sharey=True, squeeze=False)
     panels = list(grid.flat)
@@ -257,6 +253,11 @@ def panel_grid(count: int) -> tuple[Plot, list[Axes]]:
     for axes in panels[count - columns : count]:
         axes.tick_params(labelbottom=True)
     return figure, panels[:count]
+
+
+def _columns(count: int) -> int:
+    """Return the columns of small multiples: four, or five where the last row would have a single panel."""
+    return min(count, 5 if count % 4 == 1 else 4)
 
 
 def finish_grid(
@@ -272,7 +273,8 @@ def finish_grid(
         y: Label of the vertical axis.
         title: Title of the figure.
     """
-    wrapped = [textwrap.wrap(name, _TITLE_LETTERS) or [""] for name in names]
+    columns = _columns(len(panels))
+    wrapped = [textwrap.wrap(name, _LETTERS_OF_TITLES // max(columns, 4)) or [""] for name in names]
     for axes, words in zip(panels, wrapped, strict=True):
         axes.set_title(
             "\n".join(map(plain, words)), loc="left", fontsize=7, pad=3, y=1.0
@@ -282,7 +284,6 @@ def finish_grid(
         panels[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     elif panels[0].get_xscale() == "linear":
         panels[0].xaxis.set_major_locator(MaxNLocator(nbins=4))
-    columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     gap = _TITLE + 0.11 * (max(map(len, wrapped)) - 1)  # above each panel, for its name
     bottom = _BOTTOM + _legend_of_extras(figure, panels[0])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+from urllib.request import url2pathname
 
 import pytest
 
@@ -13,7 +16,7 @@ from analysis import __main__ as entry
 from analysis.page import Section, Table, number_text, write_page
 from analysis.report import facts
 from analysis.runs import InputError, read_runs
-from tests.analysis.synthetic import metric_rows, write_depth_run, write_run
+from tests.analysis.synthetic import TOKENS_PER_STEP, loss_at, metric_rows, write_depth_run, write_run
 
 ROOT = Path(__file__).parents[3]
 VOID = {"meta", "link", "img", "br"}
@@ -202,3 +205,69 @@ def test_amounts_of_data_are_shown(tmp_path: Path) -> None:
         ["a", "validation set b", None, 2, None, 55, 5],
     ]
     assert facts.data(read_runs([str(write_run(tmp_path / "b"))])[0]) is None
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_numbers_of_a_figure_lie_beside_it(tmp_path: Path) -> None:
+    """All of them, at full precision: 5,000 logged steps are thinned in the picture only."""
+    runs = [
+        write_run(tmp_path / f"s{seed}", seed=seed, steps=5000, metrics=metric_rows(5000, offset=0.1 * seed))
+        for seed in (0, 1)
+    ]
+    report(runs, tmp_path / "out")
+    rows = rows_of(tmp_path / "out/figures/loss.csv")
+    raw = [row for row in rows if row["quantity"] == "training loss"]
+    assert len(raw) == 5000
+    assert {row["label"] for row in rows} == {"Peri-LN (2 seeds)"}
+    assert [float(row["y"]) for row in raw] == [(loss_at(step) + (loss_at(step) + 0.1)) / 2 for step in range(1, 5001)]
+    assert raw[6]["x"] == str(7.0 * TOKENS_PER_STEP)
+    ends = [row for row in rows if row["quantity"] == "validation loss"]
+    assert (float(ends[-1]["low"]), float(ends[-1]["high"])) == (loss_at(5000) + 0.1, loss_at(5000) + 0.1 + 0.1)
+    fits = {row["quantity"] for row in rows_of(tmp_path / "out/figures/variance-last.csv")}
+    assert fits == {"", "linear fit", "exponential fit"}
+    marks = rows_of(tmp_path / "out/figures/maxima-abs-depth.csv")
+    assert [(row["x"], row["y"]) for row in marks if row["quantity"] == "fp16 limit"] == [("", "65504.0")] * 2
+
+
+def test_a_gap_is_an_empty_cell(tmp_path: Path) -> None:
+    rows = [{**row, "grad_norm": None} if row["step"] == 3 else row for row in metric_rows(10)]
+    report([write_run(tmp_path / "run", metrics=rows, activations=[], gradients=[])], tmp_path / "out")
+    assert [row["y"] for row in rows_of(tmp_path / "out/figures/gradient-norm.csv")][1:4] == ["0.5", "", "0.25"]
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "it's", 'double"quote', "#1", "100%25", "a:b", "?q=1&<b>", "ü"])
+@pytest.mark.parametrize("out", ["report", "runs/report", "runs/{}/report", "elsewhere/deep/report"])
+def test_links_to_the_runs_files_are_relative_and_quoted(tmp_path: Path, name: str, out: str) -> None:
+    folder = write_run(tmp_path / "runs" / name, activations=[], gradients=[], metrics=[])
+    place = tmp_path / out.format(name)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    (record,) = read_runs([str(folder)])[0]
+    write_page(place, "x", [Section(title="Runs", tables=[facts.files([record])])])
+    links = [address for address in Page(place / "index.html").addresses if not address.startswith("data:")]
+    reached = [Path(url2pathname(urlsplit(urljoin((place / "index.html").as_uri(), link)).path)) for link in links]
+    assert [path.resolve() for path in reached] == [folder / "config.yaml", folder / "events.jsonl"]
+    assert all(not urlsplit(link).scheme and not link.startswith("/") for link in links)
+    assert not set("#?\"'<> ") & set("".join(links))
+
+
+def test_a_file_that_is_missing_is_not_linked(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", events=[], activations=[], gradients=[])
+    (record,) = read_runs([str(folder)])[0]
+    assert list(facts.files([record]).rows[0])[2] is None
+
+
+def test_the_policy_forbids_everything_but_embedded_images(tmp_path: Path) -> None:
+    text = write_page(tmp_path / "out", "x", []).read_text()
+    assert "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\"" in text
+    assert "<script" not in text
+
+
+def test_a_long_list_is_closed(tmp_path: Path) -> None:
+    notes = [f"note {i}" for i in range(40)]
+    page = write_page(tmp_path / "out", "x", [Section(title="s", notes=notes)])
+    assert "<summary>34 more</summary>" in page.read_text()
+    assert all(f"note {i}" in Page(page).text for i in range(40))
