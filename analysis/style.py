@@ -203,8 +203,9 @@ def keep(axes: Axes, line: Line2D, series: Series | None) -> None:
 
 def series_of(figure: Figure) -> list[Series]:
     """Return the numbers of all lines of a figure, as kept or else as drawn; empty for a picture."""
-    kept = figure.kept if isinstance(figure, Plot) else {}
-    series: list[Series] = []
+    if not isinstance(figure, Plot):
+        return []
+    kept, series = figure.kept, list[Series]()
     for axes in figure.axes:
         for line in axes.get_lines():
             of_line = kept[line] if line in kept else _as_drawn(axes, line)

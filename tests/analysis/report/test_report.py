@@ -193,7 +193,7 @@ def test_amounts_of_data_are_shown(tmp_path: Path) -> None:
     }
     (folder / "environment.json").write_text(json.dumps(environment))
     (record,) = read_runs([str(folder)])[0]
-    values = dict(facts.facts([record]).rows)
+    values = {row[0]: row[1] for row in facts.facts([record]).rows}
     assert (values["epochs"], values["tokens per parameter"]) == (4.0, 20.0)
     of_data = facts.data([record])
     assert of_data is not None
