@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -13,8 +14,10 @@ from analysis.setting_facts import SettingFacts, merged
 from analysis.style import NAMES, Look, look
 
 MAX_POINTS = 2000  # of a curve; a column is some 1,000 dots wide at 300 dpi
-MOST_LINES = 6  # in a plot over depth
+MOST_LINES = 6  # in one panel
+MOST_PANELS = 20  # of one figure
 
+_COUNT = re.compile(r" \(\d+ (seeds|runs)\)$")
 Curve = Callable[[Record], tuple[np.ndarray, np.ndarray]]
 
 
@@ -29,11 +32,19 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs that differ only in seed, drawn as one line."""
+    """Runs that differ only in seed, drawn as one line.
+
+    Attributes:
+        label: Display name, with the number of runs if there are several.
+        records: The runs.
+        look: Color, marker and line.
+        arm: Name shared with the groups that differ from this one only in the peak learning rate.
+    """
 
     label: str
     records: tuple[Record, ...]
     look: Look
+    arm: str = ""
 
     @property
     def placement(self) -> str:
@@ -108,26 +119,53 @@ def group_records(records: Sequence[Record], *, also_ignored: Sequence[str] = ()
     return groups
 
 
-def for_depth(records: Sequence[Record]) -> tuple[list[Group], list[str]]:
+def with_arms(records: Sequence[Record]) -> list[Group]:
+    """Return the groups of runs with their arms: a placement at several peak learning rates is one arm.
+
+    A run without a placement is in an arm of its own group.
+    """
+    placed = [record for record in records if record.placement != "unknown"]
+    arms = group_records(placed, also_ignored=("optim.lr",))
+    arm_of = {record.label: _COUNT.sub("", arm.label) for arm in arms for record in arm.records}
+    return [replace(group, arm=arm_of.get(group.records[0].label, group.label)) for group in group_records(records)]
+
+
+def for_depth(records: Sequence[Record], *, most: int = MOST_PANELS) -> tuple[list[Group], list[str]]:
     """Return the groups that a plot over depth shows, and notes on those it leaves out.
 
-    More than six lines are indistinguishable. In that case, the group with the lowest final validation loss of each
-    placement is shown; of runs without a placement, the best six.
+    More than six lines are indistinguishable in one panel. In that case, each arm is shown at the learning rate with
+    the lowest final validation loss; of more arms than fit, those with the lowest.
+
+    Args:
+        records: The runs.
+        most: The most groups that fit, in one panel or in one each.
     """
-    groups = group_records(records)
+    groups = with_arms(records)
     if len(groups) <= MOST_LINES:
         return groups, []
+    ranked = sorted(groups, key=final_loss)
     best: dict[str, Group] = {}
-    for group in (ranked := sorted(groups, key=final_loss)):
-        best.setdefault(group.placement, group)
-    if set(best) == {"unknown"}:
-        chosen = [group for group in groups if group in ranked[:MOST_LINES]]
-        alone = [replace(group, look=look("unknown", variant=i, variants=MOST_LINES)) for i, group in enumerate(chosen)]
-    else:
-        chosen = [group for group in groups if group in best.values()]
-        alone = [replace(group, look=look(group.placement)) for group in chosen]
-    names = ", ".join(group.label for group in chosen)
-    return alone, [f"Of {len(groups)} lines, only those with the lowest final validation loss are shown: {names}."]
+    for group in ranked:
+        best.setdefault(group.arm, group)
+    fitting = list(best.values())[:most]
+    chosen = [group for group in groups if group in fitting]
+    notes = []
+    if len(best) < len(groups):
+        names = ", ".join(group.label for group in chosen)
+        notes.append(
+            f"Of {len(groups)} lines, those with the lowest final validation loss of each arm are shown, at its best "
+            f"learning rate: {names}."
+        )
+    if len(chosen) < len(best):
+        what = "arms" if notes else "lines"
+        notes.append(f"Of {len(best)} {what}, only the {most} with the lowest final validation loss are shown.")
+    return [replace(group, look=_look_among(chosen, group)) for group in chosen], notes
+
+
+def _look_among(groups: Sequence[Group], group: Group) -> Look:
+    same = [other for other in groups if other.placement == group.placement]
+    variant = next(i for i, other in enumerate(same) if other is group)
+    return look(group.placement, variant=variant, variants=len(same))
 
 
 def final_loss(group: Group) -> float:

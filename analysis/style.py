@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 
 from modeling.decoder.facts_periln import PLACEMENTS
 
@@ -44,13 +47,35 @@ PAPER: dict[Any, Any] = {
     "savefig.facecolor": "white",
 }
 WIDTH, HEIGHT = 3.5, 2.45  # inches, without the legend
+_TITLE_LETTERS = 56
+_MOST_COLUMNS = 3  # of a legend
 
-# Okabe-Ito; the same placement has the same color, marker and line everywhere.
-_LOOKS = {
-    "pre": ("#D55E00", "s", "--"),
-    "post": ("#0072B2", "v", "-."),
-    "peri": ("#009E73", "o", "-"),
-    "output": ("#CC79A7", "D", (0, (3, 1, 1, 1, 1, 1))),
+# A placement has the same color, marker and line everywhere: these, in the order of PLACEMENTS. The first four colors
+# are Okabe-Ito's, the others Tol's or darker. No two share a color, nor both marker and line.
+_DOTS: tuple[int, tuple[int, ...]] = (0, (3, 1, 1, 1, 1, 1))
+PALETTE: tuple[tuple[str, str, str | tuple[int, tuple[int, ...]]], ...] = (
+    ("#D55E00", "s", "--"),
+    ("#0072B2", "v", "-."),
+    ("#009E73", "o", "-"),
+    ("#CC79A7", "D", _DOTS),
+    ("#4E2A84", "^", "-"),
+    ("#B8860B", "<", "--"),
+    ("#44AA99", ">", "-."),
+    ("#AA4499", "p", "-"),
+    ("#117733", "h", "--"),
+    ("#CC6677", "*", "-."),
+    ("#3B6FB6", "d", "-"),
+    ("#6B4226", "H", "--"),
+    ("#8A8A00", "8", "-."),
+    ("#B2182B", "o", ":"),
+    ("#2AA6C4", "s", ":"),
+    ("#7B9F35", "^", ":"),
+    ("#9970AB", "v", "-"),
+    ("#E0803C", "D", "-"),
+    ("#1B4B5A", "p", ":"),
+    ("#D6498F", "d", "--"),
+)
+_LOOKS = dict(zip(PLACEMENTS, PALETTE, strict=False)) | {
     "mixed": ("#E69F00", "P", (0, (6, 2))),
     "unknown": ("#555555", "X", "-"),
 }
@@ -59,7 +84,7 @@ _OTHERS = (
     ("#555555", "X", "-"),
     ("#56B4E9", "o", "--"),
     ("#882255", "s", "-."),
-    ("#999933", "^", (0, (3, 1, 1, 1, 1, 1))),
+    ("#999933", "^", _DOTS),
     ("#332288", "D", (0, (6, 2))),
     ("#DDAA77", "v", "-"),
 )
@@ -68,6 +93,26 @@ NAMES = {name: placement.title for name, placement in PLACEMENTS.items()} | {
     "unknown": "unknown placement",
 }
 paper = matplotlib.rc_context(PAPER)  # as a decorator: what a function draws has this style
+
+
+class Series(NamedTuple):
+    """The numbers of one line, at full precision and in full number; (N,) each, NaN where there is no value."""
+
+    label: str
+    quantity: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+class Plot(Figure):
+    """A figure that keeps the numbers it shows, for the file beside it."""
+
+    def __init__(self, **options: Any) -> None:
+        """Create an empty figure; the options are Figure's."""
+        super().__init__(**options)
+        self.kept: dict[Line2D, Series | None] = {}
 
 
 class Look(NamedTuple):
@@ -111,8 +156,9 @@ class Plate:
 def look(placement: str, *, variant: int = 0, variants: int = 1) -> Look:
     """Return the look of a placement: variants are shades of its color; without a placement, they differ in color."""
     color, marker, line = _LOOKS.get(placement, _LOOKS["unknown"])
-    if color == _LOOKS["unknown"][0] and 1 < variants <= len(_OTHERS):
-        return Look(*_OTHERS[variant])
+    if color == _LOOKS["unknown"][0] and variants > 1:
+        row, at = divmod(variant, len(_OTHERS))
+        return Look(_OTHERS[at][0], *_OTHERS[(at + row) % len(_OTHERS)][1:])
     if variants == 1:
         return Look(color, marker, line)
     return Look(shades(color, variants)[variant], marker, line)
@@ -132,15 +178,59 @@ def shades(color: str | tuple[float, float, float], count: int) -> list[tuple[fl
 
 def new_axes(*, x: str, y: str, title: str = "") -> Axes:
     """Return empty axes of a figure of their own."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    axes = figure.add_subplot()
+    axes = Plot(figsize=(WIDTH, HEIGHT), layout="constrained").add_subplot()
     axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set_ylabel(plain(y))
     if x in (DEPTH, LAYER):
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     if title:
-        axes.set_title(title, loc="left")
+        axes.set_title(textwrap.fill(plain(title), _TITLE_LETTERS), loc="left")
     return axes
+
+
+def plain(text: str) -> str:
+    """Return a text that matplotlib draws as it is: dollars are no mathematics, an underscore hides no label."""
+    shown = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def keep(axes: Axes, line: Line2D, series: Series | None) -> None:
+    """Keep the numbers of a line for the file beside the figure; None: it repeats what another panel shows."""
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Plot)
+    figure.kept[line] = series
+
+
+def series_of(figure: Figure) -> list[Series]:
+    """Return the numbers of all lines of a figure, as kept or else as drawn; empty for a picture."""
+    if not isinstance(figure, Plot):
+        return []
+    kept, series = figure.kept, list[Series]()
+    for axes in figure.axes:
+        for line in axes.get_lines():
+            of_line = kept[line] if line in kept else _as_drawn(axes, line)
+            is_new = line in kept or not any(_are_equal(of_line, other) for other in series)
+            series += [of_line] if of_line is not None and len(of_line.x) and is_new else []
+    return series
+
+
+def _are_equal(one: Series | None, other: Series) -> bool:
+    """Return whether two series are the same, as a baseline's is in each of small panels."""
+    return (
+        one is not None
+        and one[:2] == other[:2]
+        and all(np.array_equal(*arrays, equal_nan=True) for arrays in ((one.x, other.x), (one.y, other.y)))
+    )
+
+
+def _as_drawn(axes: Axes, line: Line2D) -> Series:
+    """Return a line's numbers; a coordinate given as a share of the panel, such as a baseline's, is NaN."""
+    x, y = (np.atleast_1d(np.asarray(values, dtype=float)) for values in line.get_data())
+    across, up = axes.get_yaxis_transform(), axes.get_xaxis_transform()
+    x = np.full(len(x), np.nan) if line.get_transform() == across else x
+    y = np.full(len(y), np.nan) if line.get_transform() == up else y
+    label = str(line.get_label())
+    return Series("" if label.startswith("_") else label.strip(), str(line.get_gid() or ""), x, y)
 
 
 def shade(
@@ -157,8 +247,21 @@ def finish(axes: Axes, *, log: str = "", counts: str = "", legend: bool = True) 
         axes: With everything drawn.
         log: Axes that are logarithmic: "", "x", "y" or "xy"; an axis without a positive value stays linear.
         counts: Axes whose ticks are counts, like 30M.
-        legend: Whether there is one; lines without a label are not in it.
+        legend: Whether there is one; lines without a label, or without a visible point, are not in it.
     """
+    set_scales(axes, log=log, counts=counts)
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    for line in axes.get_lines():
+        if not _is_visible(axes, line):
+            line.set_label("_")
+    if legend:
+        _legend_below(figure, axes)
+    return figure
+
+
+def set_scales(axes: Axes, *, log: str = "", counts: str = "") -> None:
+    """Set the scales and ticks of one panel; the arguments are those of `finish`."""
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if name in log and _has_positive(axes, name):
             axes.set_xscale("log", nonpositive="mask") if name == "x" else axes.set_yscale("log", nonpositive="mask")
@@ -167,11 +270,6 @@ def finish(axes: Axes, *, log: str = "", counts: str = "", legend: bool = True) 
             _log_ticks(axis, *limits)
         if name in counts:
             axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: count_text(value)))
-    figure = axes.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    if legend:
-        _legend_below(figure, axes)
-    return figure
 
 
 def count_text(value: float) -> str:
@@ -180,6 +278,14 @@ def count_text(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
     return f"{value:.4g}"
+
+
+def _is_visible(axes: Axes, line: Line2D) -> bool:
+    """Return whether a line has a point on its axes; one without any points is an entry of the legend only."""
+    x, y = (np.atleast_1d(np.asarray(values, dtype=float)) for values in line.get_data())
+    x_is_log, y_is_log = axes.get_xscale() == "log", axes.get_yscale() == "log"
+    is_inside = np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not x_is_log)) & ((y > 0) | (not y_is_log))
+    return not len(x) or bool(is_inside.any()) or line.get_transform() != axes.transData
 
 
 def _has_positive(axes: Axes, name: str) -> bool:
@@ -217,14 +323,32 @@ def _log_text(value: float) -> str:
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
-    """Put the legend below the panel, in as many columns as fit into its width."""
-    handles, labels = axes.get_legend_handles_labels()
-    for columns in range(min(3, len(labels)), 0, -1):
-        legend = figure.legend(
-            handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, handlelength=2.2
-        )
-        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
-            rows = math.ceil(len(labels) / columns)
-            figure.set_size_inches(WIDTH, figure.get_size_inches()[1] + 0.14 * rows + 0.06)
-            return
+    """Put the legend below the panel, and make the figure taller by its height."""
+    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if (legend := fitted_legend(figure, entries, place="outside lower center")) is not None:
+        height = legend.get_window_extent().height / figure.dpi
+        figure.set_size_inches(WIDTH, figure.get_size_inches()[1] + height + 0.02)
+
+
+def fitted_legend(figure: Figure, entries: Mapping[str, Any], *, place: str) -> Legend | None:
+    """Add a legend: in as many columns as fit, with labels wrapped where one alone is too wide.
+
+    Args:
+        figure: The figure.
+        entries: The artists by label.
+        place: Where it is, as matplotlib names it.
+
+    Returns:
+        The legend, not wider than the figure; None without entries.
+    """
+    if not entries:
+        return None
+    tries = [(columns, 0) for columns in range(min(_MOST_COLUMNS, len(entries)), 0, -1)]
+    for columns, letters in [*tries, *((1, letters) for letters in range(60, 0, -6))]:
+        labels = [textwrap.fill(label, letters) if letters else label for label in entries]
+        look = {"loc": place, "ncols": columns, "columnspacing": 1.2, "handlelength": 2.2}
+        legend = figure.legend(list(entries.values()), labels, **look)
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return legend
         legend.remove()
+    raise AssertionError("a legend of six letters is wider than its figure")

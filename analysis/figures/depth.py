@@ -6,18 +6,32 @@ l + 1. All functions take the records of runs or of inspected models; a model wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from analysis.figures.training import SEEDS, axis_label, draw_band
-from analysis.fits import Fit, Growth, fit_growth
-from analysis.groups import Band, Curve, Group, axis_of, band, for_depth, group_records
+from analysis.figures.lines import (
+    Decorate,
+    Line,
+    draw,
+    draw_extra,
+    finish_grid,
+    line_figure,
+    over_depth,
+    over_training,
+    panel_grid,
+    shown_text,
+)
+from analysis.figures.training import axis_label
+from analysis.fits import Growth, fit_growth
+from analysis.groups import MOST_LINES, Curve, Group, axis_of, band, for_depth, group_records
 from analysis.runs import Record, absence, column, rows_where
-from analysis.style import DEPTH, Panel, Plate, finish, new_axes, paper, shade, shades
+from analysis.style import DEPTH, Panel, Plate, finish, new_axes, paper, set_scales, shades
 
 _MOST_STEPS = 6  # distinguishable shades of one color
 FP16_MAX = float(np.finfo(np.float16).max)  # as in moments.py, which imports torch and so takes seconds
@@ -102,14 +116,27 @@ def largest_over_depth(quantity: str) -> Curve:
     return curve
 
 
-def draw_depth(axes: Axes, group: Group, curve: Curve, *, label: str, **line) -> Band:
-    """Draw a group over depth: a solid line with markers, and a band over its seeds."""
-    drawn = band(group, curve)
-    if np.isfinite(drawn.mean).any():
-        axes.plot(drawn.x, drawn.mean, label=label, **{"color": group.look.color, "marker": group.look.marker, **line})
-        if len(group.records) > 1:
-            shade(axes, drawn.x, drawn.low, drawn.high, color=group.look.color)
-    return drawn
+def depth_figure(
+    groups: Sequence[Group],
+    point: TrainingPoint,
+    curve_at: Callable[[float], Curve],
+    *,
+    x: str = DEPTH,
+    y: str,
+    decorate: Decorate | None = None,
+) -> Figure | None:
+    """Draw a quantity over depth at one point of training; return None if nothing is finite.
+
+    Args:
+        groups: The groups; those not measured at this point are left out.
+        point: The point of training.
+        curve_at: Function from a step to the curve there.
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
+        decorate: As in `line_figure`.
+    """
+    lines = [over_depth(group, curve_at(point.steps[group.label])) for group in measured_at(groups, point)]
+    return line_figure(lines, x=x, y=y, title=point.title, log="y", decorate=decorate)
 
 
 class GrowthOfGroup(NamedTuple):
@@ -143,31 +170,45 @@ def variance_growth(records: Sequence[Record]) -> list[GrowthOfGroup]:
 def variance(records: Sequence[Record]) -> Plate:
     """Draw the variance of the residual stream against depth: first, last, and over training for each line."""
     groups, notes = for_depth(records)
-    axis = axis_of(records)
     labels = {group.label for group in groups}
     growths = [growth for growth in variance_growth(records) if growth.group.label in labels]
     panels = []
     for point in first_and_last(groups, "activations"):
-        axes = new_axes(x=DEPTH, y="variance of the residual stream", title=point.title)
-        fits = [_draw_variance(axes, group, point.steps[group.label]) for group in measured_at(groups, point)]
-        _fit_legend(axes, any(fits))
-        if axes.get_lines():
-            panels.append(Panel(point.name, f"Variance against depth, {point.title}", finish(axes, log="y")))
-    panels += [panel for i, group in enumerate(groups) if (panel := _variance_over_training(group, i)) is not None]
-    if over := _over_training(groups, axis, "variance", "largest variance over depth"):
+        figure = depth_figure(
+            groups,
+            point,
+            lambda step: stream_curve(step, "variance"),
+            y="variance of the residual stream",
+            decorate=_draw_fits,
+        )
+        if figure is not None:
+            panels.append(Panel(point.name, f"Variance against depth, {point.title}", figure))
+    panels += _variance_over_training(groups)
+    if over := _over_training(groups, axis_of(records), "variance", "largest variance over depth"):
         panels.append(over)
     return Plate(
         name="variance",
         title="Variance of the residual stream",
-        caption="Variance over all elements of all tokens in the batch, after each sub-layer. Dashed: "
-        "least-squares line; dotted: least-squares exponential. Both are fitted to the variance itself, excluding the "
-        "embedding at depth 0; a straight line appears curved on this logarithmic axis. Shades run from light at the "
-        f"start of training to dark at its end. {SEEDS} Post-LN keeps the variance near the square of its norms' "
-        "scales by construction; the other placements add to the stream.",
+        caption=" ".join([_variance_caption(groups, growths, panels), *notes]),
         panels=panels,
-        findings=[*notes, *(verdict(growth) for growth in growths)] if panels else [],
+        findings=[verdict(growth) for growth in growths] if panels else [],
         missing=missing_rows(records, "activations"),
     )
+
+
+def _variance_caption(groups: Sequence[Group], growths: Sequence[GrowthOfGroup], panels: Sequence[Panel]) -> str:
+    sentences = ["Variance over all elements of all tokens in the batch, after each sub-layer."]
+    if any(growth.growth.verdict != "constant" for growth in growths):
+        sentences.append(
+            "Dashed: least-squares line; dotted: least-squares exponential. Both are fitted to the variance itself, "
+            "excluding the embedding at depth 0; a straight line appears curved on this logarithmic axis."
+        )
+    if any(panel.name.startswith("training") for panel in panels):
+        sentences.append("Over training: shades run from light at its start to dark at its end.")
+    placements = {group.placement for group in groups}
+    if "post" in placements:
+        sentences.append("Post-LN keeps the variance near the square of its norms' scales by construction.")
+    return " ".join([*sentences, shown_text(groups)])
 
 
 def verdict(of_group: GrowthOfGroup) -> str:
@@ -202,30 +243,44 @@ def maxima(records: Sequence[Record]) -> Plate:
         ("max_abs", "largest |x| of the stream", "abs"),
         ("top1_over_median", "top-1 over median |x| of a token", "ratio"),
     ):
-        limit = FP16_MAX if quantity == "max_abs" else None
-        if over := _over_training(groups, axis, quantity, words, file=f"{file}-training", limit=limit):
+        decorate = _draw_fp16_limit if quantity == "max_abs" else None
+        if over := _over_training(groups, axis, quantity, words, file=f"{file}-training", decorate=decorate):
             panels.append(over)
-        points = first_and_last(groups, "activations")
-        if points:
-            point = points[-1]
-            axes = new_axes(x=DEPTH, y=words, title=point.title)
-            for group in measured_at(groups, point):
-                curve = stream_curve(point.steps[group.label], quantity)
-                draw_depth(axes, group, curve, label=group.label)
-            _limit(axes, limit)
-            if _has_data(axes):
-                panels.append(Panel(f"{file}-depth", f"{words} against depth", finish(axes, log="y")))
+        for point in first_and_last(groups, "activations")[-1:]:
+            figure = depth_figure(
+                groups, point, lambda step, name=quantity: stream_curve(step, name), y=words, decorate=decorate
+            )
+            if figure is not None:
+                panels.append(Panel(f"{file}-depth", f"{words} against depth", figure))
     return Plate(
         name="maxima",
         title="Maxima and massive activations",
-        caption="Largest absolute element of the residual stream: over all depths against training, and against "
-        f"depth. The line at {FP16_MAX:,.0f} marks the largest fp16 number. Top-1 over median: largest over median |x| "
-        "within a token, maximum over tokens; large values indicate massive activations (arXiv 2402.17762). "
-        f"{SEEDS}",
+        caption=" ".join([_maxima_caption(panels, axis), shown_text(groups), *notes]),
         panels=panels,
-        findings=[*notes, *_overflows(records)] if panels else [],
+        findings=_overflows(records) if panels else [],
         missing=missing_rows(records, "activations"),
     )
+
+
+def _maxima_caption(panels: Sequence[Panel], axis: str) -> str:
+    names = {panel.name for panel in panels}
+    sentences = []
+    if names & {"abs-training", "abs-depth"}:
+        ways = [
+            words
+            for name, words in (("abs-training", f"over all depths against {axis}"), ("abs-depth", "against depth"))
+            if name in names
+        ]
+        sentences.append(
+            f"Largest absolute element of the residual stream, {' and '.join(ways)}. The line at {FP16_MAX:,.0f} marks "
+            "the largest fp16 number."
+        )
+    if names & {"ratio-training", "ratio-depth"}:
+        sentences.append(
+            "Top-1 over median: largest over median |x| within a token, maximum over tokens; large values indicate "
+            "massive activations (arXiv 2402.17762)."
+        )
+    return " ".join(sentences)
 
 
 def missing_rows(records: Sequence[Record], name: str) -> list[str]:
@@ -233,79 +288,100 @@ def missing_rows(records: Sequence[Record], name: str) -> list[str]:
     return [absence(record, name) for record in records if getattr(record, name).empty]
 
 
-def _draw_variance(axes: Axes, group: Group, step: float) -> bool:
-    drawn = draw_depth(axes, group, stream_curve(step, "variance"), label=group.label)
-    growth = fit_growth(drawn.x[drawn.x > 0], drawn.mean[drawn.x > 0])
-    if growth is None or growth.verdict == "constant":
-        return False
-    depth = np.linspace(float(drawn.x[drawn.x > 0].min()), float(drawn.x.max()), 200)
-    _draw_fit(axes, group, growth.linear, depth, "--")
-    _draw_fit(axes, group, growth.exponential, depth, ":")
-    return True
-
-
-def _draw_fit(axes: Axes, group: Group, fit: Fit, depth: np.ndarray, line: str) -> None:
-    values = fit(depth)
-    values = np.where(values > 0, values, np.nan)  # a line may drop below zero, which a logarithmic axis cannot show
-    axes.plot(depth, values, line, color=group.look.color, linewidth=0.8, label="_", gid=f"{fit.kind} fit")
-
-
-def _fit_legend(axes: Axes, any_fit: bool) -> None:
+def _draw_fits(axes: Axes, lines: Sequence[Line]) -> None:
+    """Draw both fits of every line that is not constant, and explain their dashes in the legend."""
+    any_fit = False
+    for line in lines:
+        x, mean = line.band.x, line.band.mean
+        growth = fit_growth(x[x > 0], mean[x > 0])
+        if growth is None or growth.verdict == "constant":
+            continue
+        any_fit = True
+        depth = np.linspace(float(x[x > 0].min()), float(x.max()), 200)
+        for fit, dashes in ((growth.linear, "--"), (growth.exponential, ":")):
+            values = fit(depth)  # a line may drop below zero, which a logarithmic axis cannot show
+            values = np.where(values > 0, values, np.nan)
+            draw_extra(axes, line, depth, values, quantity=f"{fit.kind} fit", linestyle=dashes, linewidth=0.8)
     if any_fit:
         axes.plot([], [], "--", color="#555555", linewidth=0.8, label="linear fit")
         axes.plot([], [], ":", color="#555555", linewidth=0.8, label="exponential fit")
 
 
-def _variance_over_training(group: Group, index: int) -> Panel | None:
+def _variance_over_training(groups: Sequence[Group]) -> list[Panel]:
+    """Return a panel for each group that was measured three times; of many groups, one figure with small ones."""
+    words = "variance of the residual stream"
+    chosen = [(group, steps) for group in groups if (steps := _shown_steps(group)) is not None]
+    if len(chosen) > MOST_LINES:
+        return [_variance_multiples(chosen, y=words)]
+    panels = []
+    for i, (group, steps) in enumerate(chosen):
+        axes = new_axes(x=DEPTH, y=words, title=group.label)
+        for line in _lines_of_steps(group, steps):
+            draw(axes, line)
+        if axes.get_lines():
+            alt = f"Variance against depth over training, {group.label}"
+            panels.append(Panel(f"training-{i + 1}", alt, finish(axes, log="y")))
+    return panels
+
+
+def _shown_steps(group: Group) -> np.ndarray | None:
+    """Return at most six of the measured steps, evenly spaced among them; None for fewer than three."""
     steps = measured_steps(group, "activations")
     if len(steps) < 3:
         return None
-    chosen = steps[np.unique(np.linspace(0, len(steps) - 1, _MOST_STEPS).round().astype(int))]
-    axes = new_axes(x=DEPTH, y="variance of the residual stream", title=group.label)
-    for step, color in zip(chosen, shades(group.look.color, len(chosen)), strict=True):
-        draw_depth(axes, group, stream_curve(step, "variance"), label=f"step {step:,.0f}", color=color)
-    if not axes.get_lines():
-        return None
-    return Panel(f"training-{index + 1}", f"Variance against depth over training, {group.label}", finish(axes, log="y"))
+    return steps[np.unique(np.linspace(0, len(steps) - 1, _MOST_STEPS).round().astype(int))]
+
+
+def _lines_of_steps(group: Group, steps: np.ndarray) -> list[Line]:
+    lines = [
+        over_depth(group, stream_curve(step, "variance"), label=f"step {step:,.0f}", quantity=f"step {step:.0f}",
+                   color=color)
+        for step, color in zip(steps, shades(group.look.color, len(steps)), strict=True)
+    ]  # fmt: skip
+    return [line for line in lines if line.is_finite]
+
+
+def _variance_multiples(chosen: Sequence[tuple[Group, np.ndarray]], *, y: str) -> Panel:
+    """Draw the variance over training in a small panel for each group, its steps from light to dark."""
+    figure, panels = panel_grid(len(chosen))
+    for axes, (group, steps) in zip(panels, chosen, strict=True):
+        for line in _lines_of_steps(group, steps):
+            draw(axes, replace(line, look={**line.look, "markersize": 2, "linewidth": 0.9}), label="")
+    for axes in panels:
+        set_scales(axes, log="y")
+    same = len({tuple(steps) for _, steps in chosen}) == 1
+    listed = ", ".join(f"{step:,.0f}" for step in chosen[0][1])
+    title = f"steps {listed}, from light to dark" if same else "from the first measured step (light) to the last (dark)"
+    finish_grid(figure, panels, [group.arm or group.label for group, _ in chosen], x=DEPTH, y=y, title=title)
+    return Panel("training", f"Variance against depth, {title}", figure)
 
 
 def _over_training(
-    groups: Sequence[Group], axis: str, quantity: str, words: str, *, file: str = "largest", limit: float | None = None
+    groups: Sequence[Group],
+    axis: str,
+    quantity: str,
+    words: str,
+    *,
+    file: str = "largest",
+    decorate: Decorate | None = None,
 ) -> Panel | None:
     """Return the panel of a quantity's maximum over depth, or None if nothing was measured twice."""
     if all(len(measured_steps(group, "activations")) < 2 for group in groups):
         return None
-    axes = new_axes(x=axis_label(axis), y=words)
-    for group in groups:
-        draw_band(
-            axes,
-            group,
-            largest_over_depth(quantity),
-            axis=axis,
-            label=group.label,
-            marker=group.look.marker,
-            markersize=3,
-        )
-    if not axes.get_lines():
-        return None
-    _limit(axes, limit)
-    return Panel(file, f"{words} against {axis}", finish(axes, log="y", counts="x"))
+    curve = largest_over_depth(quantity)
+    lines = [over_training(group, curve, axis=axis, marker=group.look.marker, markersize=3) for group in groups]
+    figure = line_figure(lines, x=axis_label(axis), y=words, log="y", counts="x", decorate=decorate)
+    return None if figure is None else Panel(file, f"{words} against {axis}", figure)
 
 
-def _limit(axes: Axes, limit: float | None) -> None:
-    if limit is None or not axes.get_lines():
-        return
-    axes.axhline(limit, color="#1b1b1b", linewidth=0.8, label="_", gid="fp16 limit")
+def _draw_fp16_limit(axes: Axes, _: Sequence[Line]) -> None:
+    axes.axhline(FP16_MAX, color="#1b1b1b", linewidth=0.8, label="_", gid="fp16 limit")
     axes.set_yscale("log", nonpositive="mask")  # before the limits: a linear axis may have negative ones
-    axes.set_ylim(top=limit * 10)  # room for the annotation
+    axes.set_ylim(top=FP16_MAX * 10)  # room for the annotation
     axes.annotate(
-        f"fp16 limit {limit:,.0f}", (0.01, limit), xycoords=("axes fraction", "data"), va="bottom", fontsize=7,
+        f"fp16 limit {FP16_MAX:,.0f}", (0.01, FP16_MAX), xycoords=("axes fraction", "data"), va="bottom", fontsize=6.5,
         xytext=(0, 1.5), textcoords="offset points",
     )  # fmt: skip
-
-
-def _has_data(axes: Axes) -> bool:
-    return any(line.get_gid() is None for line in axes.get_lines())
 
 
 def _overflows(records: Sequence[Record]) -> list[str]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 
-from analysis.figures.depth import draw_depth, first_and_last, measured_steps, missing_rows
+from analysis.figures.depth import first_and_last, measured_at, measured_steps, missing_rows
+from analysis.figures.lines import Line, line_figure, over_depth, over_training, shown_text
 from analysis.figures.modules import is_one_stack, module_updates, named_figure
-from analysis.figures.training import SEEDS, axis_label, draw_band
+from analysis.figures.training import axis_label
 from analysis.fits import Uniformity, uniformity
-from analysis.groups import Curve, Group, axis_of, band, for_depth, group_records
+from analysis.groups import MOST_LINES, Band, Curve, Group, axis_of, band, for_depth, group_records
 from analysis.runs import Record, column, rows_where
-from analysis.style import LAYER, Panel, Plate, finish, new_axes, paper
+from analysis.style import LAYER, Panel, Plate, paper
+
+_UPDATE, _LAST_UPDATE = "||update|| / ||weights||", "last measured step with an update"
 
 
 class UniformityOfGroup(NamedTuple):
@@ -56,100 +59,121 @@ def gradient_over_depth(records: Sequence[Record]) -> Plate:
     groups, notes = for_depth(records)
     panels = []
     for point in first_and_last(groups, "gradients"):
-        axes = new_axes(x=LAYER, y="gradient norm of the layer", title=point.title)
-        for group in groups:
-            if group.label not in point.steps:
-                continue
-            curve = layer_norms(point.steps[group.label])
-            spread = uniformity(band(group, curve).mean)
-            words = f": max/min {spread.max_over_min:.3g}, CV {spread.coefficient_of_variation:.2g}" if spread else ""
-            draw_depth(axes, group, curve, label=group.label + words)
-        if axes.get_lines():
-            panels.append(Panel(point.name, f"Gradient norm against layer, {point.title}", finish(axes, log="y")))
+        lines = [_with_uniformity(group, point.steps[group.label]) for group in measured_at(groups, point)]
+        figure = line_figure(lines, x=LAYER, y="gradient norm of the layer", title=point.title, log="y")
+        if figure is not None:
+            panels.append(Panel(point.name, f"Gradient norm against layer, {point.title}", figure))
+    sentences = [
+        "L2 norm of the gradient over all parameters of a layer, after reduction over ranks and before clipping.",
+        "max/min: largest over smallest layer, 1 if all layers are equal; CV: standard deviation over mean of the "
+        "layers, 0 if all layers are equal." if len(groups) <= MOST_LINES else "",
+        shown_text(groups),
+        *notes,
+    ]  # fmt: skip
     return Plate(
         name="gradient-depth",
         title="Gradient norm against depth",
-        caption="L2 norm of the gradient over all parameters of a layer, after reduction over ranks and before "
-        "clipping. max/min: largest over smallest layer, 1 if all layers are equal; CV: standard deviation over mean "
-        f"of the layers, 0 if all layers are equal. {SEEDS}",
+        caption=" ".join(filter(None, sentences)),
         panels=panels,
-        findings=notes if panels else [],
         missing=missing_rows(records, "gradients"),
     )
+
+
+def _with_uniformity(group: Group, step: float) -> Line:
+    line = over_depth(group, layer_norms(step))
+    spread = uniformity(line.band.mean)
+    words = f": max/min {spread.max_over_min:.3g}, CV {spread.coefficient_of_variation:.2g}" if spread else ""
+    return replace(line, label=group.label + words)
 
 
 @paper
 def norm_scales(records: Sequence[Record]) -> Plate:
     """Draw the output norms' scales against depth: mean and range over the channels."""
-    groups, _ = for_depth(records)
+    groups, notes = for_depth(records)
     scaled = [group for group in groups if any(not _output_scales(record).empty for record in group.records)]
     panels = []
     for point in first_and_last(scaled, "gradients"):
-        axes = new_axes(x=LAYER, y="scale of the output norm", title=point.title)
-        for group in scaled:
-            if group.label not in point.steps:
-                continue
-            for branch in ("attention", "mlp"):
-                _draw_scales(axes, group, point.steps[group.label], branch)
-        if axes.get_lines():
-            panels.append(Panel(point.name, f"Output-norm scales against layer, {point.title}", finish(axes)))
+        lines = [
+            _scale_line(group, point.steps[group.label], branch)
+            for group in measured_at(scaled, point)
+            for branch in ("attention", "mlp")
+        ]
+        figure = line_figure(lines, x=LAYER, y="scale of the output norm", title=point.title)
+        if figure is not None:
+            panels.append(Panel(point.name, f"Output-norm scales against layer, {point.title}", figure))
     without = [group for group in groups if group not in scaled and not group.records[0].gradients.empty]
     return Plate(
         name="norm-scales",
         title="Scales of the output norms",
-        caption="Scale of each output norm: mean over channels, with a band from the smallest to the largest channel. "
-        "Filled: after attention; hollow: after the MLP.",
+        caption=" ".join([
+            "Scale of each output norm: mean over channels, with a band from the smallest to the largest channel (of "
+            "all seeds). Filled: after attention; hollow: after the MLP.",
+            f"Shown: {'; '.join(group.label for group in scaled)}.",
+            *notes,
+        ]),
         panels=panels,
         missing=[
             *missing_rows(records, "gradients"),
             *(f"{group.label}: has no output-norm scales" for group in without),
         ],
-    )
+    )  # fmt: skip
 
 
 @paper
 def update_ratios(records: Sequence[Record]) -> Plate:
     """Draw the size of the updates relative to the weights, over training and over layers."""
+    by_layer = is_one_stack(records)
     groups, notes = for_depth(records)
     axis = axis_of(records)
     panels = []
     if any(len(measured_steps(group, "gradients")) > 1 for group in groups):
-        axes = new_axes(x=axis_label(axis), y="||update|| / ||weights||")
-        for group in groups:
-            look = {"marker": group.look.marker, "markersize": 3}
-            draw_band(axes, group, _whole_update, axis=axis, label=group.label, **look)
-        if axes.get_lines():
-            figure = finish(axes, log="y", counts="x")
+        lines = [
+            over_training(group, _whole_update, axis=axis, marker=group.look.marker, markersize=3) for group in groups
+        ]
+        figure = line_figure(lines, x=axis_label(axis), y=_UPDATE, log="y", counts="x")
+        if figure is not None:
             panels.append(Panel("training", f"Update over weights against {axis}", figure))
-    if panel := _last_update_panel(groups, by_layer=is_one_stack(records)):
-        panels.append(panel)
+    last = _last_update_panel(groups) if by_layer else _last_update_by_module(records)
+    panels += [] if last is None else [last]
     without = [
         r for r in records if not r.gradients.empty and not np.isfinite(column(r.gradients, "update_ratio")).any()
     ]
     return Plate(
         name="update-ratio",
         title="Size of the updates",
-        caption="Norm of the optimizer's update over the norm of the weights, computed from the optimizer state: for "
-        "the whole model over training, and for each layer (each module, if the layers do not form a single stack) at "
-        f"the last measured step with a learning rate above zero (a schedule may end at zero). {SEEDS}",
+        caption=" ".join(filter(None, [_update_caption(panels, axis), shown_text(groups), *notes])),
         panels=panels,
-        findings=notes if panels else [],
         missing=[*missing_rows(records, "gradients"), *(f"{r.label}: no update ratio was measured" for r in without)],
     )
 
 
-def _last_update_panel(groups: Sequence[Group], *, by_layer: bool) -> Panel | None:
-    """Return the panel of the last updates by layer, or by module if layers have no depth."""
-    words, title = "||update|| / ||weights||", "last measured step with an update"
-    steps = {group.label: step for group in groups if (step := _last_update(group)) is not None}
-    moved = [group for group in groups if group.label in steps]
-    if not by_layer:
-        figure = named_figure([(group, module_updates(steps[group.label])) for group in moved], x=words, title=title)
-        return Panel("modules", "Update over weights by module", figure) if figure else None
-    axes = new_axes(x=LAYER, y=words, title=title)
-    for group in moved:
-        draw_depth(axes, group, _layer_update(steps[group.label]), label=group.label)
-    return Panel("depth", "Update over weights against layer", finish(axes, log="y")) if axes.get_lines() else None
+def _update_caption(panels: Sequence[Panel], axis: str) -> str:
+    places = {"training": f"of the whole model against {axis}", "depth": "of each layer", "modules": "of each module"}
+    words = [places[panel.name] for panel in panels]
+    last = (
+        " at the last measured step with a learning rate above zero"
+        if panels[-1:] and panels[-1].name != "training"
+        else ""
+    )
+    return (
+        "Norm of the optimizer's update over the norm of the weights, computed from the optimizer state: "
+        f"{', and '.join(words)}{last}."
+    )
+
+
+def _last_update_panel(groups: Sequence[Group]) -> Panel | None:
+    """Return the panel of the last updates by layer."""
+    lines = [over_depth(group, _layer_update(step)) for group in groups if (step := _last_update(group)) is not None]
+    figure = line_figure(lines, x=LAYER, y=_UPDATE, title=_LAST_UPDATE, log="y")
+    return Panel("depth", "Update over weights against layer", figure) if figure else None
+
+
+def _last_update_by_module(records: Sequence[Record]) -> Panel | None:
+    """Return the panel of the last updates by module, for layers without depth."""
+    groups, _ = for_depth(records, most=MOST_LINES)
+    lines = [(group, module_updates(step)) for group in groups if (step := _last_update(group)) is not None]
+    figure = named_figure(lines, x=_UPDATE, title=_LAST_UPDATE)
+    return Panel("modules", "Update over weights by module", figure) if figure else None
 
 
 def _last_update(group: Group) -> float | None:
@@ -170,13 +194,15 @@ def _output_scales(record: Record):
     return rows.iloc[np.flatnonzero(np.isfinite(column(rows, "scale_mean")))]
 
 
-def _draw_scales(axes: Axes, group: Group, step: float, branch: str) -> None:
-    look = {"linestyle": ":", "markerfacecolor": "white"} if branch == "mlp" else {}
-    label = f"{group.label}, {'MLP' if branch == 'mlp' else branch}"
-    mean = draw_depth(axes, group, _scale_curve(step, branch, "scale_mean"), label=label, **look)
+def _scale_line(group: Group, step: float, branch: str) -> Line:
+    """Return the mean over a norm's channels, with a band from the smallest channel of any run to the largest."""
+    hollow = {"linestyle": ":", "markerfacecolor": "white"} if branch == "mlp" else {}
+    words = "MLP" if branch == "mlp" else branch
+    line = over_depth(
+        group, _scale_curve(step, branch, "scale_mean"), label=f"{group.label}, {words}", quantity=words, **hollow
+    )
     low, high = (band(group, _scale_curve(step, branch, name)) for name in ("scale_min", "scale_max"))
-    if len(mean.x):
-        axes.fill_between(mean.x, low.low, high.high, color=group.look.color, alpha=0.15, linewidth=0)
+    return replace(line, band=Band(line.band.x, line.band.mean, low.low, high.high), has_band=True)
 
 
 def _scale_curve(step: float, branch: str, quantity: str) -> Curve:

@@ -19,7 +19,7 @@ from analysis.figures.images import ImageOfRuns, slug
 from analysis.figures.picture import color_bar, figure_of, picture_axes, range_of, show
 from analysis.images import FilteredImage
 from analysis.runs import Record, setting
-from analysis.style import Panel, Plate, new_axes, paper
+from analysis.style import Panel, Plate, Series, keep, new_axes, paper
 
 _MOST_PIXELS = 3
 _MOST_NUMBERS = 25  # samples up to which each is numbered
@@ -148,7 +148,8 @@ def _bars(weights: np.ndarray, scale: Normalize, title: str) -> Figure:
     finite = np.where(np.isfinite(weights), weights, 0.0)
     order = np.arange(1, len(weights) + 1)
     axes.barh(order, finite, color=colormaps[_COLOURS](scale(finite)), edgecolor="#555555", linewidth=0.5, height=0.75)
-    axes.axvline(0, color="black", linewidth=0.6, gid="zero")
+    zero = axes.axvline(0, color="black", linewidth=0.6, gid="zero")
+    keep(axes, zero, Series("", "weight by sample", order.astype(float), weights))
     axes.set_ylim(len(weights) + 0.6, 0.4)
     axes.set_xlim(1.35 * float(scale.vmin or -1), 1.35 * float(scale.vmax or 1))
     if len(weights) <= _MOST_NUMBERS:

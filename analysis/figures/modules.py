@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from analysis.figures.depth import first_and_last, measured_at, missing_rows, stream_rows
-from analysis.figures.training import SEEDS
-from analysis.groups import Curve, Group, band, for_depth
+from analysis.figures.lines import shown_text
+from analysis.groups import MOST_LINES, Curve, Group, band, for_depth
 from analysis.runs import Record, column, rows_where
-from analysis.style import WIDTH, Panel, Plate, finish, new_axes, paper
+from analysis.style import WIDTH, Panel, Plate, Series, finish, keep, new_axes, paper, plain
 
 MOST_NAMES = 60  # that fit one panel
 _ROW = 0.135  # inches per name
@@ -26,7 +26,7 @@ Values = Callable[[Record], Mapping[str, float]]  # a run's values by name, in t
 @paper
 def gradient_by_module(records: Sequence[Record]) -> Plate:
     """Draw the gradient norm of every module at the first and last measured step."""
-    groups, notes = for_depth(records)
+    groups, notes = for_depth(records, most=MOST_LINES)
     panels = []
     for point in first_and_last(groups, "gradients"):
         figure = named_figure(
@@ -39,12 +39,15 @@ def gradient_by_module(records: Sequence[Record]) -> Plate:
     return Plate(
         name="gradient-modules",
         title="Gradient norm by module",
-        caption="L2 norm of the gradient over a module's own parameters (weight and bias), after reduction over ranks "
-        f"and before clipping. {SEEDS}",
+        caption=" ".join([
+            "L2 norm of the gradient over a module's own parameters (weight and bias), after reduction over ranks and "
+            "before clipping.",
+            shown_text(groups),
+            *notes,
+        ]),
         panels=panels,
-        findings=notes if panels else [],
         missing=missing_rows(records, "gradients"),
-    )
+    )  # fmt: skip
 
 
 def is_one_stack(records: Sequence[Record]) -> bool:
@@ -140,13 +143,15 @@ def _draw(axes: Axes, group: Group, curve: Curve, parts: Sequence[tuple[int, int
     if not np.isfinite(values.mean).any():
         return
     look = {"color": group.look.color, "marker": group.look.marker, "linewidth": 0.8, "markersize": 3}
-    label = group.label
+    label = plain(group.label)
     for begin, end in parts:
         part = (values.x >= begin) & (values.x < end)
         if not part.any():
             continue
-        axes.plot(values.mean[part], values.x[part], label=label, **look)
+        (line,) = axes.plot(values.mean[part], values.x[part], label=label, **look)
         label = "_"
+        limits = (values.low[part], values.high[part]) if len(group.records) > 1 else (None, None)
+        keep(axes, line, Series(group.label, "", values.mean[part], values.x[part], *limits))
         if len(group.records) > 1:
             axes.fill_betweenx(values.x[part], values.low[part], values.high[part], color=group.look.color, alpha=0.2,
                                linewidth=0)  # fmt: skip

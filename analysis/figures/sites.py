@@ -8,47 +8,56 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.depth import draw_depth, first_and_last, measured_at, missing_rows
+from analysis.figures.depth import first_and_last, measured_at, missing_rows
+from analysis.figures.lines import Line, line_figure, over_depth, shown_text
 from analysis.figures.modules import Values, named_figure
-from analysis.figures.training import SEEDS
-from analysis.groups import Curve, Group, for_depth
+from analysis.groups import MOST_LINES, Curve, Group, for_depth
 from analysis.runs import Record, column, rows_where
-from analysis.style import Panel, Plate, finish, new_axes, paper
+from analysis.style import LAYER, Panel, Plate, paper
 
 
 @paper
 def module_outputs(records: Sequence[Record]) -> Plate:
     """Draw the variance of the outputs of attention and MLP over layers, before and after the output norm."""
     groups, notes = for_depth(records)
-    panels = []
-    for branch in ("attention", "mlp"):
+    panels, is_normed = [], False
+    for branch, words in (("attention", "attention"), ("mlp", "MLP")):
         for point in first_and_last(groups, "activations"):
-            words = "attention" if branch == "attention" else "MLP"
-            axes = new_axes(x="layer", y=f"variance of {words} output", title=point.title)
-            for group in measured_at(groups, point):
-                step = point.steps[group.label]
-                draw_depth(axes, group, _site_curve(step, f"{branch}.output"), label=group.label)
-                after = {"linestyle": ":", "markerfacecolor": "white"}
-                label = f"{group.label}, normed"
-                draw_depth(axes, group, _site_curve(step, f"{branch}.normed_output"), label=label, **after)
-            if axes.get_lines():
+            lines = [
+                line
+                for group in measured_at(groups, point)
+                for line in _output_lines(group, point.steps[group.label], branch)
+            ]
+            figure = line_figure(lines, x=LAYER, y=f"variance of {words} output", title=point.title, log="y")
+            if figure is not None:
+                is_normed |= any(line.quantity == "normed" and line.is_finite for line in lines)
                 name = "-".join(filter(None, (branch, point.name)))
-                panels.append(Panel(name, f"Variance of {words} output, {point.title}", finish(axes, log="y")))
+                panels.append(Panel(name, f"Variance of {words} output, {point.title}", figure))
+    normed = (
+        "Filled: before the output norm; hollow and dotted: after it, of placements that have one." if is_normed else ""
+    )
+    sentences = ["Variance of a sub-layer's output before it is added to the stream.", normed, shown_text(groups)]
     return Plate(
         name="module-outputs",
-        title="Module outputs before and after the output norm",
-        caption="Variance of a sub-layer's output before it is added to the stream (filled), and after the output norm "
-        f"if the placement has one (hollow, dotted). {SEEDS}",
+        title="Module outputs before and after the output norm" if is_normed else "Module outputs",
+        caption=" ".join(filter(None, [*sentences, *notes])),
         panels=panels,
-        findings=notes if panels else [],
         missing=missing_rows(records, "activations") if panels else ["no run has module-output sites"],
     )
+
+
+def _output_lines(group: Group, step: float, branch: str) -> list[Line]:
+    """Return a sub-layer's output before the output norm, and hollow after it."""
+    after = {"linestyle": ":", "markerfacecolor": "white"}
+    label = f"{group.label}, normed"
+    normed = over_depth(group, _site_curve(step, f"{branch}.normed_output"), label=label, quantity="normed", **after)
+    return [over_depth(group, _site_curve(step, f"{branch}.output"), quantity="output"), normed]
 
 
 @paper
 def sites(records: Sequence[Record]) -> Plate:
     """Draw the variance and the largest element of arbitrary sites, in the order of the forward pass."""
-    groups, notes = for_depth(records)
+    groups, notes = for_depth(records, most=MOST_LINES)
     panels = []
     for quantity, words, file in (("variance", "variance", "variance"), ("max_abs", "largest |x|", "max")):
         for point in first_and_last(groups, "activations"):
@@ -60,20 +69,22 @@ def sites(records: Sequence[Record]) -> Plate:
     return Plate(
         name="sites",
         title="Activations by site",
-        caption="Variance over all elements, and largest absolute element, of every measured site, in the order of "
-        f"activations.jsonl. {SEEDS}",
+        caption=" ".join([
+            "Variance over all elements, and largest absolute element, of every measured site, in the order of "
+            "activations.jsonl.",
+            shown_text(groups),
+            *notes,
+        ]),
         panels=panels,
-        findings=notes if panels else [],
         missing=missing_rows(records, "activations"),
-    )
+    )  # fmt: skip
 
 
 def _unnamed(lines: Sequence[tuple[Group, Values]], *, y: str, title: str) -> Figure | None:
     """Draw sites by number, when there are too many to fit their names."""
-    axes = new_axes(x="site, in order", y=y, title=title)
-    for group, values in lines:
-        draw_depth(axes, group, _numbered(values), label=group.label)
-    return finish(axes, log="y") if axes.get_lines() else None
+    return line_figure(
+        [over_depth(group, _numbered(values)) for group, values in lines], x="site, in order", y=y, title=title, log="y"
+    )
 
 
 def _site_curve(step: float, site: str) -> Curve:

@@ -1,17 +1,19 @@
-"""Plots over training: loss, gradient norm, validation metrics, and sensitivity to the learning rate."""
+"""Plots over training: gradient norm, validation metrics, and sensitivity to the learning rate."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.groups import Curve, Group, axis_of, band, group_records, progress, thin_out
+from analysis.figures.lines import Line, is_wide, line_figure, over_training, shown_text
+from analysis.groups import Curve, Group, axis_of, group_records, progress, with_arms
 from analysis.runs import Record, column, setting
-from analysis.style import NAMES, Panel, Plate, finish, new_axes, paper, shade
+from analysis.style import NAMES, Panel, Plate, Series, finish, keep, new_axes, paper
 from analysis.validation import (
     CONTROLS,
     METHODS,
@@ -23,7 +25,6 @@ from analysis.validation import (
     title_with_unit,
 )
 
-WIDE_RANGE = 20.0  # ratio of largest to smallest value above which a linear axis hides the small ones
 _MOST_SENTENCES = 6
 _MOST_TICKS = 6
 _MOST_MARKS = 500  # events of one kind and run
@@ -32,7 +33,7 @@ SEEDS = (
     "one of them has no finite value."
 )
 
-_BASELINES = "Horizontal lines: baselines without training, on the same validation samples."
+BASELINES = "Horizontal lines: baselines without training, on the same validation samples."
 
 
 def spikes(record: Record) -> list[Mapping]:
@@ -68,106 +69,88 @@ def axis_label(axis: str) -> str:
     return {"tokens": "training tokens", "samples": "training samples", "step": "optimizer step"}[axis]
 
 
-def draw_band(axes: Axes, group: Group, curve: Curve, *, axis: str, label: str | None, **line) -> None:
-    """Draw a group's mean and the range over its seeds, with at most 2,000 points.
-
-    Args:
-        axes: Axes to draw on.
-        group: The runs.
-        curve: Function that returns the steps and values of one run.
-        axis: Unit of the horizontal axis: "tokens", "samples" or "step".
-        label: Entry in the legend; None for none.
-        line: Style of the line.
-    """
-    values = thin_out(band(group, curve))
-    if not np.isfinite(values.mean).any():
-        return
-    x = progress(group.records[0], values.x, axis)
-    line = {"color": group.look.color, "linestyle": group.look.line, **line}
-    axes.plot(x, values.mean, label=label or "_", **line)
-    if len(group.records) > 1:
-        shade(axes, x, values.low, values.high, color=group.look.color)
-
-
-@paper
-def loss(records: Sequence[Record]) -> Plate:
-    """Draw training and validation loss against tokens (or samples, if a run counts no tokens)."""
-    axis, groups = axis_of(records), group_records(records)
-    plate = Plate(
-        name="loss",
-        title="Loss",
-        caption=f"Loss against {axis}. Thin lines: training loss of single logged steps; markers: validation loss. "
-        + SEEDS,
-        missing=_without_rows(records, "loss", "training loss"),
-    )
-    axes = new_axes(x=axis_label(axis), y="loss (nats per token)" if axis == "tokens" else "loss")
-    for group in groups:
-        draw_band(axes, group, training_curve("loss"), axis=axis, label=None, linewidth=0.8)
-        look = {"linestyle": "none", "marker": group.look.marker, "markersize": 4, "markeredgecolor": "white"}
-        draw_band(axes, group, validation_curve("validation_loss"), axis=axis, label=None, markeredgewidth=0.4, **look)
-        both = {"color": group.look.color, "linestyle": group.look.line, "marker": group.look.marker}
-        axes.plot([], [], label=group.label, linewidth=0.8, **both)
-    if not any(len(np.atleast_1d(line.get_xdata())) for line in axes.get_lines()):
-        return plate
-    if _draw_baselines(axes, records, ValidationMetric("", "loss")):
-        plate = replace(plate, caption=f"{plate.caption} {_BASELINES}")
-    log = "y" if _is_wide(axes) else ""
-    return _with(plate, Panel("", f"Training and validation loss against {axis}", finish(axes, log=log, counts="x")))
-
-
 @paper
 def gradient_norm(records: Sequence[Record]) -> Plate:
     """Draw the global gradient norm before clipping, with spikes and skipped steps."""
-    axis, groups = axis_of(records), group_records(records)
-    plate = Plate(
+    axis, groups = axis_of(records), with_arms(records)
+    lines = [over_training(group, training_curve("grad_norm"), axis=axis, linewidth=0.8) for group in groups]
+
+    def mark(axes: Axes, own: Sequence[Line]) -> None:
+        for line in own:
+            for record in line.group.records:
+                _mark_events(axes, line.group, record, axis)
+
+    figure = line_figure(lines, x=axis_label(axis), y="gradient norm", log="y", counts="x", decorate=mark)
+    return Plate(
         name="gradient-norm",
         title="Gradient norm",
-        caption=f"Global gradient norm against {axis}, after reduction over ranks and before clipping. Triangles on "
-        "the curves: gradient-norm spikes; triangles at the top: loss spikes; crosses at the bottom: updates skipped "
-        "because a loss or gradient was not finite. A spike is a value far above the median of a running window. "
-        + SEEDS,
+        caption=f"Global gradient norm against {axis}, after reduction over ranks and before clipping. "
+        f"{_marks_text(records)}{shown_text([line.group for line in lines if line.is_finite])}",
+        panels=[] if figure is None else [Panel("", f"Gradient norm against {axis}", figure)],
         findings=_event_sentences(records),
-        missing=_without_rows(records, "grad_norm", "gradient norm"),
+        missing=without_rows(records, "grad_norm", "gradient norm"),
     )
-    axes = new_axes(x=axis_label(axis), y="gradient norm")
-    for group in groups:
-        draw_band(axes, group, training_curve("grad_norm"), axis=axis, label=group.label, linewidth=0.8)
-    if not axes.get_lines():
-        return plate
-    for group in groups:
-        for record in group.records:
-            _mark_events(axes, group, record, axis)
-    return _with(plate, Panel("", f"Gradient norm against {axis}", finish(axes, log="y", counts="x")))
+
+
+def _marks_text(records: Sequence[Record]) -> str:
+    """Return what the marks of events mean, of those kinds that these runs have."""
+    kinds = {str(event.get("quantity")) for record in records for event in spikes(record)}
+    words = {
+        "Triangles on the curves: gradient-norm spikes": "grad_norm" in kinds,
+        "Triangles at the top: loss spikes": bool(kinds - {"grad_norm"}),
+        "Crosses at the bottom: updates skipped because a loss or gradient was not finite": any(
+            skipped_steps(record) for record in records
+        ),
+    }
+    sentences = [f"{sentence}. " for sentence, is_shown in words.items() if is_shown]
+    return "".join([*sentences, "A spike is a value far above the median of a running window. " if kinds else ""])
 
 
 @paper
 def validation(records: Sequence[Record]) -> Plate:
     """Draw every validation metric except the loss, one panel each."""
-    axis, groups = axis_of(records), group_records(records)
-    panels = []
+    axis, groups = axis_of(records), with_arms(records)
+    panels, shown = [], {}
     for metric in own_metrics(records):
         if metric.name == "loss":
             continue
-        axes = new_axes(x=axis_label(axis), y=f"validation {title_with_unit(metric, records)}")
-        for group in groups:
-            look = {"marker": group.look.marker, "markersize": 4}
-            draw_band(axes, group, validation_curve(metric.column), axis=axis, label=group.label, **look)
-            for control, words in CONTROLS.items():
-                curve = validation_curve(ValidationMetric(control, metric.name).column)
-                hollow = {**look, "markerfacecolor": "white", "linestyle": ":"}
-                draw_band(axes, group, curve, axis=axis, label=f"{group.label}, {words}", **hollow)
-        _draw_baselines(axes, records, metric)
-        file = metric.name.replace("_", "-")
-        figure = finish(axes, log="y" if _is_wide(axes) else "", counts="x")
-        panels.append(Panel(file, f"Validation {metric.words} against {axis}", figure))
+        lines = [line for group in groups for line in _metric_lines(group, metric, axis)]
+        figure = line_figure(
+            lines,
+            x=axis_label(axis),
+            y=f"validation {title_with_unit(metric, records)}",
+            log="y" if is_wide([line.band.mean for line in lines]) else "",
+            counts="x",
+            decorate=lambda axes, _, metric=metric: draw_baselines(axes, records, metric),
+        )
+        if figure is not None:
+            shown |= {line.group.label: line.group for line in lines if line.is_finite}
+            file = metric.name.replace("_", "-")
+            panels.append(Panel(file, f"Validation {metric.words} against {axis}", figure))
+    has_baselines = any(
+        baselines(comparison, m.name) for comparison in comparisons(records) for m in own_metrics(records)
+    )
     return Plate(
         name="validation",
         title="Validation",
         caption=f"The task's metrics on its validation samples, against {axis}; lines connect the evaluations. "
-        f"{_BASELINES} {SEEDS}",
+        f"{f'{BASELINES} ' if has_baselines else ''}{shown_text(list(shown.values()))}",
         panels=panels,
         missing=[] if panels else ["no run has a validation metric besides the loss"],
     )
+
+
+def _metric_lines(group: Group, metric: ValidationMetric, axis: str) -> list[Line]:
+    """Return the lines of the trained model and of its controls, which are hollow."""
+    look = {"marker": group.look.marker, "markersize": 4}
+    hollow = {**look, "markerfacecolor": "white", "linestyle": ":"}
+    lines = [over_training(group, validation_curve(metric.column), axis=axis, quantity=metric.words, **look)]
+    for control, words in CONTROLS.items():
+        curve = validation_curve(ValidationMetric(control, metric.name).column)
+        label, quantity = f"{group.label}, {words}", f"{metric.words}, {words}"
+        line = over_training(group, curve, axis=axis, label=label, quantity=quantity, **hollow)
+        lines.append(replace(line, is_reference=False))
+    return lines
 
 
 @paper
@@ -219,20 +202,17 @@ def outcome(record: Record) -> str:
     return "finished" if is_done else "unfinished"
 
 
-def _draw_baselines(axes: Axes, records: Sequence[Record], metric: ValidationMetric) -> bool:
-    """Draw the baselines as horizontal lines; return whether there are any.
+def draw_baselines(axes: Axes, records: Sequence[Record], metric: ValidationMetric) -> None:
+    """Draw the baselines as horizontal lines.
 
     Runs validated on different data have separate baselines.
     """
-    drawn = False
     looks = itertools.cycle([(0, (1, 1)), (0, (4, 2)), (0, (4, 1, 1, 1)), (0, (8, 2))])
     for comparison in comparisons(records):
         for method, value in baselines(comparison, metric.name).items():
             label = ", ".join(filter(None, (METHODS[method], comparison.label)))
             line = {"color": "#8a8a8a", "linewidth": 0.9, "gid": f"{method} baseline"}
             axes.axhline(value, label=label, linestyle=next(looks), zorder=1.5, **line)
-            drawn = True
-    return drawn
 
 
 def _draw_sensitivity(axes: Axes, group: Group) -> list[str]:
@@ -284,15 +264,21 @@ def _mark_events(axes: Axes, group: Group, record: Record, axis: str) -> None:
     ]
     at_top = [e["step"] for e in events if (e["step"], e.get("value")) not in on_curve]
     look = {"color": group.look.color, "linestyle": "none", "label": "_", "markersize": 4}
+
+    def plot(kind: str, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
+        (marks,) = axes.plot(x, y, gid=kind, **style, **look)
+        is_at_edge = style.get("transform") is edge
+        keep(axes, marks, Series(record.label, kind, x, np.full(len(x), np.nan) if is_at_edge else y))
+
     if on_curve:
         steps, values = np.array(on_curve, dtype=float).T
-        axes.plot(progress(record, steps, axis), values, marker="^", gid="spike", **look)
+        plot("spike", progress(record, steps, axis), values, marker="^")
     if at_top:
         x = progress(record, np.array(at_top), axis)
-        axes.plot(x, np.full(len(x), 0.98), marker="v", transform=edge, gid="loss spike", **look)
+        plot("loss spike", x, np.full(len(x), 0.98), marker="v", transform=edge)
     if skipped := skipped_steps(record)[:_MOST_MARKS]:
         x = progress(record, np.array(skipped), axis)
-        axes.plot(x, np.full(len(x), 0.02), marker="x", transform=edge, gid="skip", **look)
+        plot("skip", x, np.full(len(x), 0.02), marker="x", transform=edge)
 
 
 def _event_sentences(records: Sequence[Record]) -> list[str]:
@@ -312,7 +298,8 @@ def _event_sentences(records: Sequence[Record]) -> list[str]:
     return sentences
 
 
-def _without_rows(records: Sequence[Record], name: str, words: str) -> list[str]:
+def without_rows(records: Sequence[Record], name: str, words: str) -> list[str]:
+    """Return a reason for each run without a finite value in a column of metrics.jsonl."""
     empty = [record for record in records if not np.isfinite(column(record.metrics, name)).any()]
     return [f"{record.label}: metrics.jsonl has no finite {words}" for record in empty]
 
@@ -320,17 +307,11 @@ def _without_rows(records: Sequence[Record], name: str, words: str) -> list[str]
 def _is_wide(axes: Axes) -> bool:
     """Return whether the lines' values span a range that only a logarithmic axis can show."""
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines() if line.get_transform() == axes.transData]
-    values = np.concatenate([*drawn, np.empty(0)])
-    values = values[np.isfinite(values)]
-    return bool(len(values) and values.min() > 0 and values.max() / values.min() > WIDE_RANGE)
+    return is_wide(drawn)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and bool(np.isfinite(value))
-
-
-def _with(plate: Plate, panel: Panel) -> Plate:
-    return Plate(**{**vars(plate), "panels": [*plate.panels, panel]})
 
 
 def _missing(plate: Plate, reason: str) -> Plate:

@@ -74,30 +74,30 @@ def report_sections(records: Sequence[Record], notes: Sequence[str] = ()) -> lis
 
 def _task_sections(records: Sequence[Record], notes: Sequence[str], *, prefix: str) -> list[Section]:
     from analysis.figures import training as training_figures
+    from analysis.figures.loss import loss
     from analysis.figures.modules import is_one_stack
     from analysis.groups import by_numbers
     from analysis.page import Section
-    from analysis.report import tables
+    from analysis.report import facts, tables
 
     records = by_numbers(records)
-
-    of_runs = [f"{record.label}: {note}" for record in records for note in record.notes]
     heading = f"{prefix}: " if prefix else ""
     parts = [
         Section(
             title=f"{heading}Runs",
-            notes=[*notes, *of_runs],
+            notes=[*notes, *facts.collected_notes(records)],
             tables=[
-                tables.facts(records),
-                *_present(tables.differences(records)),
-                *_present(tables.data(records)),
+                facts.facts(records),
+                *facts.differences(records),
+                *_present(facts.data(records)),
+                facts.files(records),
             ],
         ),
         Section(
             title=f"{heading}Training",
             tables=tables.validation(records),
             plates=[
-                training_figures.loss(records),
+                loss(records),
                 training_figures.validation(records),
                 training_figures.gradient_norm(records),
                 training_figures.learning_rate(records),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from analysis.figures import loss as loss_figures
 from analysis.figures import training as training_figures
 from analysis.groups import for_depth, group_records
 from analysis.page import Section, Spread, Table, number_text, write_page
@@ -136,12 +137,12 @@ def test_baselines_are_horizontal_lines(tmp_path: Path) -> None:
     assert heights == {"bicubic baseline": {4.0}, "joint_bilateral baseline": {3.9}, "guided_filter baseline": {3.8}}
     assert axes.get_ylabel() == "validation RMSE (cm)"
     assert axes.get_ylim()[1] > 4
-    loss = training_figures.loss([record])
+    loss = loss_figures.loss([record])
     assert "baselines without training" in loss.caption
     assert [line.get_gid() for line in loss.panels[0].figure.axes[0].get_lines() if line.get_gid()] == [
         "bicubic baseline"
     ]
-    text = training_figures.loss([read_run(write_run(tmp_path / "text"))])
+    text = loss_figures.loss([read_run(write_run(tmp_path / "text"))])
     assert "baselines without training" not in text.caption
 
 
@@ -149,7 +150,7 @@ def test_spreads_and_marks_reach_the_page(tmp_path: Path) -> None:
     assert number_text(Spread(2.0, 1.5, 2.5)) == "2.000 (1.500 to 2.500)"
     table = Table(title="t", header=["a", "b"], rows=[["x", Spread(2.0, 1.5, 2.5)], ["y", None]], best=[(0, 1)])
     text = write_page(tmp_path / "out", "x", [Section(title="s", tables=[table])]).read_text()
-    assert '<td class="number"><strong>2.000 (1.500 to 2.500)</strong></td>' in text
+    assert '<td class="number"><strong>2.000 (1.500&nbsp;to&nbsp;2.500)</strong></td>' in text
     assert '<th scope="col" class="number">b</th>' in text
     assert '<td class="number">-</td>' in text
 
@@ -161,7 +162,10 @@ def test_runs_without_a_placement_are_told_apart(tmp_path: Path) -> None:
     assert [group.label for group in groups] == ["scale 4 (2 seeds)", "scale 8 (2 seeds)"]
     assert len({group.look.color for group in groups}) == 2
     many = [read_run(write_filter_run(tmp_path / f"n{i}", optim__lr=0.1 * i, better=i)) for i in range(1, 9)]
-    shown, notes = for_depth(many)
+    shown, notes = for_depth(many)  # in a panel each
+    assert (len(shown), notes) == (8, [])
+    assert len({group.look for group in shown}) == 8
+    shown, notes = for_depth(many, most=6)  # in one panel
     assert len(shown) == 6
     assert len({group.look for group in shown}) == 6
     assert notes[0].startswith("Of 8 lines")

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from analysis.figures import depth as depth_figures
 from analysis.figures import gradients as gradient_figures
+from analysis.figures import loss as loss_figures
 from analysis.figures import sites as site_figures
 from analysis.figures import training as training_figures
 from analysis.figures.depth import FP16_MAX
@@ -56,10 +57,11 @@ def with_gid(axes: Axes, gid: str) -> list[Line2D]:
 
 
 def test_loss_shows_training_and_validation_against_tokens(runs: Sequence[Record]) -> None:
-    axes = axes_of(training_figures.loss(runs[:1]))
-    training, validation = (item for item in axes.get_lines() if len(np.asarray(item.get_xdata())))
+    axes = axes_of(loss_figures.loss(runs[:1]))
+    training, smoothed, validation = axes.get_lines()
     assert np.asarray(training.get_xdata()).tolist() == [TOKENS_PER_STEP * step for step in range(1, 41)]
     assert y_of(training) == pytest.approx([loss_at(step) for step in range(1, 41)])
+    assert smoothed.get_label() == "Pre-LN"
     assert y_of(validation) == pytest.approx([loss_at(step) + 0.1 for step in (10, 20, 30, 40)])
     assert "tokens" in axes.get_xlabel()
     assert axes.get_ylabel() == "loss (nats per token)"
