@@ -29,8 +29,9 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs that differ only in seed, drawn as one line."""
+    """Runs that differ only in seed, drawn as one line; `label` is the name with the number of runs."""
 
+    name: str
     label: str
     records: tuple[Record, ...]
     look: Look
@@ -100,6 +101,7 @@ def group_records(records: Sequence[Record], *, also_ignored: Sequence[str] = ()
         distinct = f"{label}, {members[0].label}" if labels.count(label) > 1 else label
         groups.append(
             Group(
+                name=distinct,
                 label=distinct + _seeds_text(members, facts),
                 records=tuple(members),
                 look=look(members[0].placement, variant=variant, variants=len(same)),

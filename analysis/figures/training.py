@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from analysis.groups import Curve, Group, axis_of, band, group_records, progress, thin_out
 from analysis.runs import Record, column, setting
-from analysis.style import NAMES, Panel, Plate, finish, new_axes, paper, shade
+from analysis.style import Panel, Plate, finish, new_axes, paper, shade
 from analysis.validation import (
     CONTROLS,
     METHODS,
@@ -176,7 +176,7 @@ def learning_rate(records: Sequence[Record]) -> Plate:
     plate = Plate(
         name="learning-rate",
         title="Learning-rate sensitivity",
-        caption="Final validation loss against the peak learning rate, one line per placement through the finished "
+        caption="Final validation loss against the peak learning rate, one line per arm through the finished "
         "runs (mean over seeds; bars show the range). Crosses at the top: diverged runs, whose last loss is not finite "
         "or above their first. Hollow: unfinished runs, at their latest validation loss. " + SEEDS,
     )
@@ -236,8 +236,7 @@ def _draw_baselines(axes: Axes, records: Sequence[Record], metric: ValidationMet
 
 
 def _draw_sensitivity(axes: Axes, group: Group) -> list[str]:
-    """Draw one placement, and return a sentence on each run that is not finished."""
-    name = NAMES[group.placement] if group.placement != "unknown" else group.label
+    """Draw one arm, and return a sentence on each run that is not finished."""
     sentences: list[str] = []
     finished: dict[float, list[float]] = {}
     for record in group.records:
@@ -269,7 +268,7 @@ def _draw_sensitivity(axes: Axes, group: Group) -> list[str]:
         means = np.array([np.mean(finished[rate]) for rate in rates])
         spread = np.array([[means[i] - min(finished[r]), max(finished[r]) - means[i]] for i, r in enumerate(rates)]).T
         look = {"color": group.look.color, "linestyle": group.look.line, "marker": group.look.marker}
-        axes.plot(rates, means, label=name, **look)
+        axes.plot(rates, means, label=group.name, **look)
         if spread.any():
             axes.errorbar(rates, means, yerr=spread, fmt="none", ecolor=group.look.color, capsize=2, elinewidth=0.8)
     return sentences
