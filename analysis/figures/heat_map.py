@@ -50,7 +50,7 @@ def heat_map(
     for at, cell in cells.items():
         if not isinstance(cell, str):
             values[at] = cell
-    low, high = _limits(values)
+    low, high = limits(values, saturates=_SATURATES)
     shown = np.ma.masked_invalid(values)
     mesh = axes.pcolormesh(shown, cmap="viridis", vmin=low, vmax=high, edgecolors="white", linewidth=0.8)
     for (row, column), cell in cells.items():
@@ -76,7 +76,7 @@ def _annotate(axes, row: int, column: int, cell: float | str, low: float, high: 
     is_word = isinstance(cell, str)
     if is_word:
         axes.add_patch(Rectangle((column, row), 1, 1, facecolor="#e9e9e9", edgecolor="white", linewidth=0.8))
-        text, ink = textwrap.fill(cell, 9), "#1b1b1b"
+        text, ink = textwrap.fill(cell, 10), "#1b1b1b"
     else:
         text, ink = f"{cell:.3f}" if 0.1 <= abs(cell) < 100 else f"{cell:.3g}", _ink(cell, low, high)
     weight = "bold" if is_bold else "normal"
@@ -95,10 +95,11 @@ def _ink(value: float, low: float, high: float) -> str:
     return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "#1b1b1b"
 
 
-def _limits(values: np.ndarray) -> tuple[float, float]:
+def limits(values: np.ndarray, *, saturates: float) -> tuple[float, float]:
+    """Return the least value, and the largest or, if that is less, `saturates` times the median above the least."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return 0.0, 1.0
     low, high = float(finite.min()), float(finite.max())
-    saturated = low + _SATURATES * (float(np.median(finite)) - low)
+    saturated = low + saturates * (float(np.median(finite)) - low)
     return low, min(high, saturated) if saturated > low else high

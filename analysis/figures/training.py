@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.axes import Axes
 
+from analysis.figures.heat_map import limits
 from analysis.groups import Curve, Group, axis_of, band, group_records, progress, thin_out
 from analysis.runs import Record, column, setting
 from analysis.style import Panel, Plate, finish, new_axes, paper, shade
@@ -25,6 +26,7 @@ from analysis.validation import (
 
 WIDE_RANGE = 20.0  # ratio of largest to smallest value above which a linear axis hides the small ones
 _MOST_SENTENCES = 6
+_SATURATES = 6.0  # distances of the median from the least loss that an axis shows
 _MOST_TICKS = 6
 _MOST_MARKS = 500  # events of one kind and run
 SEEDS = (
@@ -183,13 +185,15 @@ def learning_rate(records: Sequence[Record]) -> Plate:
     rated = [record for record in records if isinstance(setting(record.config, "optim.lr"), int | float)]
     if len({setting(record.config, "optim.lr") for record in rated}) < 2:
         return _missing(plate, "all runs have the same peak learning rate (optim.lr)")
-    axes = new_axes(x="peak learning rate", y="final validation loss")
+    unit = " (nats per token)" if axis_of(records) == "tokens" else ""
+    axes = new_axes(x="peak learning rate", y=f"final validation loss{unit}")
     sentences: list[str] = []
     for group in group_records(rated, also_ignored=("optim.lr",)):
         sentences += _draw_sensitivity(axes, group)
     if not axes.get_lines():
         return _missing(plate, "no run has a validation loss yet")
     figure = finish(axes, log="xy" if _is_wide(axes) else "x")
+    sentences += _cut_off(axes)
     rates = sorted({float(setting(record.config, "optim.lr")) for record in rated})
     if len(rates) <= _MOST_TICKS:
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
@@ -272,6 +276,19 @@ def _draw_sensitivity(axes: Axes, group: Group) -> list[str]:
         if spread.any():
             axes.errorbar(rates, means, yerr=spread, fmt="none", ecolor=group.look.color, capsize=2, elinewidth=0.8)
     return sentences
+
+
+def _cut_off(axes: Axes) -> list[str]:
+    """End a linear axis where a few large losses would hide the differences between the others, and name its end."""
+    if axes.get_yscale() == "log":
+        return []
+    drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines() if line.get_transform() == axes.transData]
+    values = np.concatenate([*drawn, np.empty(0)])
+    low, high = limits(values, saturates=_SATURATES)
+    if not np.isfinite(values).any() or np.nanmax(values) <= high:
+        return []
+    axes.set_ylim(low - 0.05 * (high - low), high)
+    return [f"The axis ends at {high:.3g}; larger losses are off the plot."]
 
 
 def _mark_events(axes: Axes, group: Group, record: Record, axis: str) -> None:

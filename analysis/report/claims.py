@@ -215,7 +215,7 @@ def _variance(trio: Trio) -> list[Claim]:
 
 def _growth_claim(arm: Arm, text: str, *, holds: set[str], fails: set[str]) -> Claim:
     verdict: Verdict = UNDECIDED
-    evidence = "The variance was not measured in a finished run."
+    evidence = "The variance was not measured after training in a finished run."
     growth = _last_growth(arm)
     if growth is not None and arm.best is not None:
         # A falling exponential is no growth, whatever fits it.

@@ -22,6 +22,7 @@ CONFIDENCE = "95 %"
 T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604,
          2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555,
          2.0518, 2.0484, 2.0452, 2.0423)  # fmt: skip
+_ROUNDING = 1e-9
 Sign = Literal[-1, 0, 1]
 
 
@@ -57,11 +58,14 @@ class Difference:
 
     @property
     def sign(self) -> Sign:
-        """-1 or 1 where the interval lies below or above zero; 0 where it includes zero or does not exist."""
+        """-1 or 1 where the interval lies below or above zero; 0 where it includes zero or does not exist.
+
+        Equal differences have an interval without width; if they are rounding errors, they are zero.
+        """
         if self.interval is None:
             return 0
         low, high = self.interval
-        return 1 if low > 0 else -1 if high < 0 else 0
+        return 1 if low > _ROUNDING else -1 if high < -_ROUNDING else 0
 
 
 def t_quantile(degrees: int) -> float:
