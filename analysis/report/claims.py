@@ -91,21 +91,24 @@ def claims(trio: Trio, unit: str) -> list[Claim]:
 
 
 def difference_text(found: Difference, unit: str) -> str:
-    """Return a paired difference in words: "-0.0152 nats per token (95 % interval -0.02 to -0.01, 3 pairs)"."""
+    """Return a paired difference in words: "-0.0152 nats per token (95 % interval -0.0214 to -0.00896, 3 pairs)"."""
     if not found.count:
         return f"unknown, as there are no pairs of runs{_other_data(found)}"
-    amount = " ".join(filter(None, (f"{found.mean:.3g}", unit)))
+    amount = " ".join(filter(None, (_three_digits(found.mean), unit)))
     if found.interval is None:
         return f"{amount} (1 pair, so no interval{_other_data(found)})"
     return f"{amount} ({CONFIDENCE} interval {interval_text(found)}, {found.count} pairs{_other_data(found)})"
 
 
 def interval_text(found: Difference) -> str:
-    """Return an interval in words: "-0.0204 to -0.01", or "cannot be told" for fewer than two pairs."""
+    """Return an interval in words: "-0.0214 to -0.00896", or "cannot be told" for fewer than two pairs."""
     if found.interval is None:
         return UNDECIDED
-    low, high = found.interval
-    return f"{low:.3g} to {high:.3g}"
+    return " to ".join(map(_three_digits, found.interval))
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")  # with its last zeros: -0.100 beside -0.0752
 
 
 def _other_data(found: Difference) -> str:
@@ -316,7 +319,7 @@ def _less_spread(trio: Trio, unit: str) -> Claim:
         number = "is 1" if len(losses) == 1 else f"are {len(losses)}"
         evidence = f"It takes three pairs of finished runs; there {number}."
         return Claim(text=text, source="Table 1", verdict=UNDECIDED, evidence=evidence)
-    peri, pre = (list(values) for values in zip(*losses, strict=True))
+    peri, pre = (np.array(values) for values in zip(*losses, strict=True))
     sign = spread_sign(peri, pre)
     deviations = [number_text(float(np.std(values, ddof=1))) for values in (peri, pre)]
     evidence = (

@@ -144,23 +144,22 @@ def sign_test(values: Sequence[float]) -> float:
     return min(1.0, 2 * tail)
 
 
-def spread_sign(first: Sequence[float], second: Sequence[float]) -> Sign:
-    """Return which of two paired samples varies less: -1 the first, 1 the second, 0 if that cannot be told.
+def spread_sign(first: np.ndarray, second: np.ndarray) -> Sign:
+    """Return which of two paired samples, (N,) each, varies less: -1 the first, 1 the second, 0 if it cannot be told.
 
     The test of Pitman (1939) and Morgan (1939) for equal variances of pairs: sums and differences of the pairs are
     uncorrelated if the variances are equal. It needs three pairs.
     """
-    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if len(one) < 3:
+    if len(first) < 3:
         return 0
-    sums, differences = one + other, one - other
+    sums, differences = first + second, first - second
     sums, differences = sums - sums.mean(), differences - differences.mean()
     scale = math.sqrt(float(sums @ sums) * float(differences @ differences))
     if scale <= 1e-24:
         return 0
     r = float(sums @ differences) / scale
-    t = r * math.sqrt((len(one) - 2) / max(1.0 - r * r, 1e-15))
-    return 0 if abs(t) <= t_quantile(len(one) - 2) else (1 if t > 0 else -1)
+    t = r * math.sqrt((len(first) - 2) / max(1.0 - r * r, 1e-15))
+    return 0 if abs(t) <= t_quantile(len(first) - 2) else (1 if t > 0 else -1)
 
 
 def _hashes(record: Record) -> dict[int, str]:

@@ -45,12 +45,12 @@ def test_a_lower_loss_is_decided_by_pairs() -> None:
     lower = both({"loss": [2.9, 3.91, 4.89]}, {"loss": far})
     assert sentence(lower, text) == (
         "Peri-LN reaches a lower loss than Pre-LN (Table 1): holds here. Final validation loss, Peri-LN minus Pre-LN, "
-        "each at its best learning rate: -0.1 nats per token (95 % interval -0.125 to -0.0752, 3 pairs)."
+        "each at its best learning rate: -0.100 nats per token (95 % interval -0.125 to -0.0752, 3 pairs)."
     )
     assert "does not hold here." in sentence(both({"loss": far}, {"loss": [2.9, 3.91, 4.89]}), text)
     assert "cannot be told." in sentence(both({"loss": [2.9, 4.1, 5.0]}, {"loss": far}), text)
     assert sentence(both({"loss": 2.9}, {"loss": 3.0}, seeds=[0]), text).endswith(
-        "cannot be told. Final validation loss, Peri-LN minus Pre-LN, each at its best learning rate: -0.1 nats per "
+        "cannot be told. Final validation loss, Peri-LN minus Pre-LN, each at its best learning rate: -0.100 nats per "
         "token (1 pair, so no interval)."
     )
 

@@ -132,8 +132,8 @@ def test_spread_over_seeds_is_compared_in_pairs() -> None:
     assert spread_sign(3 + 0.1 * seeds, 3 + seeds) == -1
     assert spread_sign(3 + seeds, 3 + 0.1 * seeds) == 1
     assert spread_sign(3 + seeds, 3 + seeds[::-1]) == 0  # equal variances
-    assert spread_sign([1.0, 2.0], [1.0, 9.0]) == 0  # two pairs
-    assert spread_sign([3.0, 3.0, 3.0], [3.0, 3.0, 3.0]) == 0
+    assert spread_sign(seeds[:2], 9 * seeds[:2]) == 0  # two pairs
+    assert spread_sign(np.full(3, 3.0), np.full(3, 3.0)) == 0
 
 
 def test_two_samples_of_one_distribution_are_told_apart_in_one_of_twenty() -> None:

@@ -43,7 +43,7 @@ def test_the_winner_is_named_with_its_difference_interval_pairs_and_budget() -> 
     found = result([*arm("pre", [3.0, 4.0, 5.0]), *arm("peri", [2.9, 3.91, 4.89])])
     assert sentence(found) == (
         "Peri-LN has the lowest mean final validation loss, 3.900 nats per token; its paired difference from Pre-LN is "
-        "-0.1 nats per token (95 % interval -0.125 to -0.0752, 3 pairs) at 5 tokens per parameter."
+        "-0.100 nats per token (95 % interval -0.125 to -0.0752, 3 pairs) at 5 tokens per parameter."
     )
 
 
@@ -51,8 +51,8 @@ def test_with_several_arms_the_runner_up_and_the_baseline_are_compared() -> None
     found = result([*arm("pre", [3.0, 3.1]), *arm("peri", [2.5, 2.6]), *arm("post", [2.8, 2.9])])
     assert sentence(found) == (
         "Peri-LN has the lowest mean final validation loss, 2.550 nats per token; its paired difference from the "
-        "runner-up, Post-LN, is -0.3 nats per token (95 % interval -0.3 to -0.3, 2 pairs) at 5 tokens per parameter, "
-        "and from Pre-LN -0.5 nats per token (95 % interval -0.5 to -0.5, 2 pairs)."
+        "runner-up, Post-LN, is -0.300 nats per token (95 % interval -0.300 to -0.300, 2 pairs) at 5 tokens per "
+        "parameter, and from Pre-LN -0.500 nats per token (95 % interval -0.500 to -0.500, 2 pairs)."
     )
 
 
@@ -60,7 +60,7 @@ def test_an_interval_with_zero_cannot_tell() -> None:
     found = result([*arm("pre", [3.0, 4.0, 5.0]), *arm("peri", [2.9, 4.1, 4.9])])
     assert sentence(found) == (
         "It cannot be told which arm is best: Peri-LN has the lowest mean final validation loss, 3.967 nats per token, "
-        "but its paired difference from Pre-LN is not clearly below zero: -0.0333 nats per token (95 % interval -0.32 "
+        "but its paired difference from Pre-LN is not clearly below zero: -0.0333 nats per token (95 % interval -0.320 "
         "to 0.254, 3 pairs) at 5 tokens per parameter."
     )
 
