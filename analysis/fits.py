@@ -53,6 +53,7 @@ class Growth:
     linear: Fit
     exponential: Fit
     ratio: float  # largest over smallest value
+    points: int  # fitted values
 
     @property
     def verdict(self) -> Literal["constant", "linear", "exponential", "either", "neither"]:
@@ -84,7 +85,9 @@ def fit_growth(depth: np.ndarray, values: np.ndarray) -> Growth | None:
         return None
     low, high = values.min(), values.max()
     ratio = float(high / low) if low > 0 else math.inf
-    return Growth(linear=fit_line(depth, values), exponential=fit_exponential(depth, values), ratio=ratio)
+    return Growth(
+        linear=fit_line(depth, values), exponential=fit_exponential(depth, values), ratio=ratio, points=len(values)
+    )
 
 
 def fit_line(depth: np.ndarray, values: np.ndarray) -> Fit:

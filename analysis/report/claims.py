@@ -35,6 +35,7 @@ Verdict = Literal["holds here", "does not hold here", "cannot be told"]
 HOLDS, FAILS, UNDECIDED = "holds here", "does not hold here", "cannot be told"
 _PLACEMENT = "task.model.norm_placement"
 _SIGNIFICANT = 0.05
+_FEWEST_POINTS = 8  # of a fit with two parameters: four blocks
 
 
 class Trio(NamedTuple):
@@ -224,11 +225,13 @@ def _growth_claim(arm: Arm, text: str, *, holds: set[str], fails: set[str]) -> C
         # A falling exponential is no growth, whatever fits it.
         kind = "linear" if growth.verdict == "exponential" and growth.exponential.rate < 0 else growth.verdict
         verdict = HOLDS if kind in holds else FAILS if kind in fails else UNDECIDED
+        are_few = growth.points < _FEWEST_POINTS and kind != "constant"
+        verdict = UNDECIDED if are_few else verdict
         evidence = f"At the last measured step: {growth_text(growth)}"
         if largest := largest_variance(arm.best):
             first, last = map(number_text, largest)
             evidence += f"; the largest variance over depth went from {first} to {last}"
-        evidence += "."
+        evidence += f"; {growth.points} depths are too few to tell curves apart." if are_few else "."
     return Claim(text=text, source="Figures 1 and 6", verdict=verdict, evidence=evidence)
 
 

@@ -66,7 +66,7 @@ def test_a_plateau_is_neither() -> None:
 def test_a_fit_just_good_enough_counts_alone() -> None:
     def of(line: float, exponential: float) -> str:
         fits = [Fit(kind="linear", intercept=0, rate=1, r2=r2) for r2 in (line, exponential)]
-        return Growth(linear=fits[0], exponential=fits[1], ratio=9.0).verdict
+        return Growth(linear=fits[0], exponential=fits[1], ratio=9.0, points=48).verdict
 
     assert of(0.901, 0.899) == "linear"
     assert of(0.899, 0.901) == "exponential"

@@ -102,6 +102,13 @@ def test_growth_of_the_variance_is_judged_by_the_last_fits() -> None:
     assert untrained.endswith("cannot be told. The variance was not measured after training in a finished run.")
 
 
+def test_two_layers_are_too_few_for_a_curve() -> None:
+    peri, pre = ({"activations": activation_rows([1, 10], 2, placement)} for placement in ("peri", "pre"))
+    text = sentence(both(peri, pre), "Pre-LN's variance")
+    assert ": cannot be told. At the last measured step: exponential" in text
+    assert text.endswith("; 4 depths are too few to tell curves apart.")
+
+
 def test_gradients_are_judged_by_their_variation_over_layers() -> None:
     uneven = gradient_rows([1, 10], 4, "pre")
     text = "Peri-LN's gradients are more uniform over layers than Pre-LN's"
