@@ -16,6 +16,9 @@ import numpy as np
 
 CONSTANT_WITHIN = 1.05  # max / min up to which a quantity is called constant over depth
 ALIKE_WITHIN = 0.005  # difference in R2 below which two fits tie
+# R2 from which a fit describes a curve. A curve that rises and then stays, as the variance of Peri-LN may, reaches 0.78
+# with a line and 0.68 with an exponential: the better of two bad fits is no finding.
+DESCRIBES_FROM = 0.9
 _MAX_EXPONENT = 60.0  # |rate| times the range of depths that is searched: a factor of 1e26
 
 
@@ -50,17 +53,23 @@ class Growth:
     linear: Fit
     exponential: Fit
     ratio: float  # largest over smallest value
+    points: int  # fitted values
 
     @property
     def verdict(self) -> Literal["constant", "linear", "exponential", "either", "neither"]:
-        """What the curve is: constant within 5 %, the fit with the higher R2, either if they tie, neither below 0.5."""
+        """What the curve is.
+
+        Constant within 5 %; else the fit with the higher R2, if that is at least 0.9; either if both fits reach 0.9 and
+        tie; neither if none reaches it.
+        """
         if self.ratio <= CONSTANT_WITHIN:
             return "constant"
-        if not max(self.linear.r2, self.exponential.r2) >= 0.5:
+        line, exponential = self.linear.r2, self.exponential.r2
+        if not max(line, exponential) >= DESCRIBES_FROM:
             return "neither"
-        if abs(self.linear.r2 - self.exponential.r2) < ALIKE_WITHIN:
+        if min(line, exponential) >= DESCRIBES_FROM and abs(line - exponential) < ALIKE_WITHIN:
             return "either"
-        return "linear" if self.linear.r2 > self.exponential.r2 else "exponential"
+        return "linear" if line > exponential else "exponential"
 
 
 def fit_growth(depth: np.ndarray, values: np.ndarray) -> Growth | None:
@@ -76,7 +85,9 @@ def fit_growth(depth: np.ndarray, values: np.ndarray) -> Growth | None:
         return None
     low, high = values.min(), values.max()
     ratio = float(high / low) if low > 0 else math.inf
-    return Growth(linear=fit_line(depth, values), exponential=fit_exponential(depth, values), ratio=ratio)
+    return Growth(
+        linear=fit_line(depth, values), exponential=fit_exponential(depth, values), ratio=ratio, points=len(values)
+    )
 
 
 def fit_line(depth: np.ndarray, values: np.ndarray) -> Fit:

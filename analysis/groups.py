@@ -35,12 +35,14 @@ class Group:
     """Runs that differ only in seed, drawn as one line.
 
     Attributes:
-        label: Display name, with the number of runs if there are several.
+        name: Display name.
+        label: The name, with the number of runs if there are several.
         records: The runs.
         look: Color, marker and line.
         arm: Name shared with the groups that differ from this one only in the peak learning rate.
     """
 
+    name: str
     label: str
     records: tuple[Record, ...]
     look: Look
@@ -111,6 +113,7 @@ def group_records(records: Sequence[Record], *, also_ignored: Sequence[str] = ()
         distinct = f"{label}, {members[0].label}" if labels.count(label) > 1 else label
         groups.append(
             Group(
+                name=distinct,
                 label=distinct + _seeds_text(members, facts),
                 records=tuple(members),
                 look=look(members[0].placement, variant=variant, variants=len(same)),

@@ -21,7 +21,7 @@ import pandas as pd
 import yaml
 
 from analysis.setting_facts import SettingFacts, read_setting_facts
-from modeling.decoder.facts_periln import PLACEMENTS
+from modeling.decoder.facts_placements_periln import CHOICES
 
 METRICS = ("step", "samples", "tokens", "epoch", "loss", "grad_norm", "lr", "samples_per_second", "tokens_per_second",
            "mfu", "step_seconds", "step_seconds_min", "step_seconds_max", "peak_memory_gib", "skipped", "spikes",
@@ -30,7 +30,10 @@ ACTIVATIONS = ("step", "layer", "site", "numel", "variance", "mean_abs", "max_ab
                "top1_over_median")  # fmt: skip
 GRADIENTS = ("step", "layer", "parameter", "numel", "norm", "parameter_norm", "update_ratio", "scale_min",
              "scale_mean", "scale_max", "norm_role")  # fmt: skip
+LAYERS = ("step", "layer", "loss", "loss_without", "angular_distance")
 _WORDS = ("site", "parameter", "samples_hash", "norm_role", "is_validation")
+
+_FILES = ("metrics", "activations", "gradients", "layers")
 
 
 class InputError(ValueError):
@@ -50,8 +53,11 @@ class Record:
         activations: A row per (step, layer, site); `layer` is NaN outside blocks.
         gradients: A row per (step, layer, parameter). `norm_role` is the role of a norm's scale: "input_norm",
             "output_norm" or "stream_norm", prefixed with "attention." or "mlp."; None for other parameters.
+        layers: A row per (step, layer): the validation loss in nats with all layers (`loss`) and with this layer left
+            out (`loss_without`), and the angle between its input and output, from 0 to 1 in units of pi
+            (`angular_distance`).
         events: Contents of events.jsonl, in order.
-        placement: A name of PLACEMENTS, "mixed" or "unknown".
+        placement: A name of CHOICES, "mixed" or "unknown".
         setting_facts: Contents of settings.json, or None.
         notes: Remarks for the reader, such as a half-written line, a missing file, or an unfinished run.
     """
@@ -63,6 +69,7 @@ class Record:
     metrics: pd.DataFrame = field(default_factory=lambda: table([], METRICS))
     activations: pd.DataFrame = field(default_factory=lambda: table([], ACTIVATIONS))
     gradients: pd.DataFrame = field(default_factory=lambda: table([], GRADIENTS))
+    layers: pd.DataFrame = field(default_factory=lambda: table([], LAYERS))
     events: Sequence[Mapping[str, Any]] = ()
     placement: str = "unknown"
     setting_facts: SettingFacts | None = None
@@ -152,6 +159,11 @@ def gradient_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return table(rows, GRADIENTS).drop_duplicates(["step", "layer", "parameter"], keep="last", ignore_index=True)
 
 
+def layer_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows of layers.jsonl as a table; if a layer was measured twice at a step, the later row counts."""
+    return table(rows, LAYERS).drop_duplicates(["step", "layer"], keep="last", ignore_index=True)
+
+
 def norm_role(parameter: str) -> str | None:
     """Return "attention.output_norm" for "model.layers.0.attention.output_norm.weight", None for others."""
     for branch, norm in itertools.pairwise(parameter.split(".")):
@@ -173,7 +185,7 @@ def placement_of(config: Mapping[str, Any]) -> str:
     if len(names) > 1:
         return "mixed"
     name = next(iter(names), None)
-    return name if name is not None and name in PLACEMENTS else "unknown"
+    return name if name is not None and name in CHOICES else "unknown"
 
 
 def read_run(folder: str | Path) -> Record:
@@ -191,7 +203,7 @@ def read_run(folder: str | Path) -> Record:
             "settings.json is missing, as in runs of older versions: without it, any setting that differs, even a seed "
             "or a logging interval, puts runs in separate groups"
         )
-    rows = {name: _read_lines(folder / f"{name}.jsonl", notes) for name in ("metrics", "activations", "gradients")}
+    rows = {name: _read_lines(folder / f"{name}.jsonl", notes) for name in _FILES}
     for row in rows["metrics"]:
         row["is_validation"] = any(name.startswith("validation_") for name in row)
     record = Record(
@@ -204,6 +216,7 @@ def read_run(folder: str | Path) -> Record:
         ),
         activations=activation_table(rows["activations"]),
         gradients=gradient_table(rows["gradients"]),
+        layers=layer_table(rows["layers"]),
         events=_read_lines(folder / "events.jsonl", notes),
         placement=placement_of(config),
         setting_facts=setting_facts,
@@ -248,7 +261,7 @@ def distinct_labels(records: Sequence[Record]) -> list[Record]:
 
 
 def absence(record: Record, name: str) -> str:
-    """Return the reason why a run has no rows of `name` ("activations", "gradients")."""
+    """Return the reason why a run has no rows of `name` ("activations", "gradients", "layers")."""
     if not record.config:
         return f"{record.label}: {name} were not measured"
     probes = record.config.get("probes")

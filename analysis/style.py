@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
-from modeling.decoder.facts_periln import PLACEMENTS
+from modeling.decoder.facts_placements_periln import CHOICES
 
 DEPTH, LAYER = "depth (blocks)", "layer"  # axes that count blocks
 
@@ -50,7 +50,7 @@ WIDTH, HEIGHT = 3.5, 2.45  # inches, without the legend
 _TITLE_LETTERS = 56
 _MOST_COLUMNS = 3  # of a legend
 
-# A placement has the same color, marker and line everywhere: these, in the order of PLACEMENTS. The first four colors
+# A placement has the same color, marker and line everywhere: these, in the order of CHOICES. The first four colors
 # are Okabe-Ito's, the others Tol's or darker. No two share a color, nor both marker and line.
 _DOTS: tuple[int, tuple[int, ...]] = (0, (3, 1, 1, 1, 1, 1))
 PALETTE: tuple[tuple[str, str, str | tuple[int, tuple[int, ...]]], ...] = (
@@ -75,7 +75,7 @@ PALETTE: tuple[tuple[str, str, str | tuple[int, tuple[int, ...]]], ...] = (
     ("#1B4B5A", "p", ":"),
     ("#D6498F", "d", "--"),
 )
-_LOOKS = dict(zip(PLACEMENTS, PALETTE, strict=False)) | {
+_LOOKS = dict(zip(CHOICES, PALETTE, strict=False)) | {
     "mixed": ("#E69F00", "P", (0, (6, 2))),
     "unknown": ("#555555", "X", "-"),
 }
@@ -88,7 +88,7 @@ _OTHERS = (
     ("#332288", "D", (0, (6, 2))),
     ("#DDAA77", "v", "-"),
 )
-NAMES = {name: placement.title for name, placement in PLACEMENTS.items()} | {
+NAMES = {name: placement.title for name, placement in CHOICES.items()} | {
     "mixed": "mixed placements",
     "unknown": "unknown placement",
 }

@@ -148,11 +148,15 @@ class GrowthOfGroup(NamedTuple):
 
 
 def variance_growth(records: Sequence[Record]) -> list[GrowthOfGroup]:
-    """Fit variance against depth at the first and last measured step of each group, in the order of the groups.
+    """Fit variance against depth at the first and last measured step of each group, in the order of the groups."""
+    return growth_of(group_records(records))
+
+
+def growth_of(groups: Sequence[Group]) -> list[GrowthOfGroup]:
+    """Fit the groups' variance against depth at their first and last measured step.
 
     The embedding's own variance is excluded: the first sub-layer may set a different scale.
     """
-    groups = group_records(records)
     points = first_and_last(groups, "activations")
     growths = []
     for group in groups:

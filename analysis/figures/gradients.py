@@ -40,7 +40,11 @@ def layer_norms(step: float) -> Curve:
 
 def gradient_uniformity(records: Sequence[Record]) -> list[UniformityOfGroup]:
     """Return the uniformity of each group's gradient norm over layers at its first and last measured step."""
-    groups = group_records(records)
+    return uniformity_of(group_records(records))
+
+
+def uniformity_of(groups: Sequence[Group]) -> list[UniformityOfGroup]:
+    """Return the uniformity of the groups' gradient norm over layers at their first and last measured step."""
     points = first_and_last(groups, "gradients")
     uniformities = []
     for group in groups:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from analysis.figures.heat_map import limits
 from analysis.figures.lines import Line, is_wide, line_figure, over_training, shown_text
 from analysis.groups import Curve, Group, axis_of, group_records, progress, with_arms
 from analysis.runs import Record, column, setting
-from analysis.style import NAMES, Panel, Plate, Series, finish, keep, new_axes, paper
+from analysis.style import Panel, Plate, Series, finish, keep, new_axes, paper
 from analysis.validation import (
     CONTROLS,
     METHODS,
@@ -26,6 +27,7 @@ from analysis.validation import (
 )
 
 _MOST_SENTENCES = 6
+_SATURATES = 6.0  # distances of the median from the least loss that an axis shows
 _MOST_TICKS = 6
 _MOST_MARKS = 500  # events of one kind and run
 SEEDS = (
@@ -159,20 +161,22 @@ def learning_rate(records: Sequence[Record]) -> Plate:
     plate = Plate(
         name="learning-rate",
         title="Learning-rate sensitivity",
-        caption="Final validation loss against the peak learning rate, one line per placement through the finished "
+        caption="Final validation loss against the peak learning rate, one line per arm through the finished "
         "runs (mean over seeds; bars show the range). Crosses at the top: diverged runs, whose last loss is not finite "
         "or above their first. Hollow: unfinished runs, at their latest validation loss. " + SEEDS,
     )
     rated = [record for record in records if isinstance(setting(record.config, "optim.lr"), int | float)]
     if len({setting(record.config, "optim.lr") for record in rated}) < 2:
         return _missing(plate, "all runs have the same peak learning rate (optim.lr)")
-    axes = new_axes(x="peak learning rate", y="final validation loss")
+    unit = " (nats per token)" if axis_of(records) == "tokens" else ""
+    axes = new_axes(x="peak learning rate", y=f"final validation loss{unit}")
     sentences: list[str] = []
     for group in group_records(rated, also_ignored=("optim.lr",)):
         sentences += _draw_sensitivity(axes, group)
     if not axes.get_lines():
         return _missing(plate, "no run has a validation loss yet")
     figure = finish(axes, log="xy" if _is_wide(axes) else "x")
+    sentences += _cut_off(axes)
     rates = sorted({float(setting(record.config, "optim.lr")) for record in rated})
     if len(rates) <= _MOST_TICKS:
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
@@ -216,8 +220,7 @@ def draw_baselines(axes: Axes, records: Sequence[Record], metric: ValidationMetr
 
 
 def _draw_sensitivity(axes: Axes, group: Group) -> list[str]:
-    """Draw one placement, and return a sentence on each run that is not finished."""
-    name = NAMES[group.placement] if group.placement != "unknown" else group.label
+    """Draw one arm, and return a sentence on each run that is not finished."""
     sentences: list[str] = []
     finished: dict[float, list[float]] = {}
     for record in group.records:
@@ -249,10 +252,23 @@ def _draw_sensitivity(axes: Axes, group: Group) -> list[str]:
         means = np.array([np.mean(finished[rate]) for rate in rates])
         spread = np.array([[means[i] - min(finished[r]), max(finished[r]) - means[i]] for i, r in enumerate(rates)]).T
         look = {"color": group.look.color, "linestyle": group.look.line, "marker": group.look.marker}
-        axes.plot(rates, means, label=name, **look)
+        axes.plot(rates, means, label=group.name, **look)
         if spread.any():
             axes.errorbar(rates, means, yerr=spread, fmt="none", ecolor=group.look.color, capsize=2, elinewidth=0.8)
     return sentences
+
+
+def _cut_off(axes: Axes) -> list[str]:
+    """End a linear axis where a few large losses would hide the differences between the others, and name its end."""
+    if axes.get_yscale() == "log":
+        return []
+    drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines() if line.get_transform() == axes.transData]
+    values = np.concatenate([*drawn, np.empty(0)])
+    low, high = limits(values, saturates=_SATURATES)
+    if not np.isfinite(values).any() or np.nanmax(values) <= high:
+        return []
+    axes.set_ylim(low - 0.05 * (high - low), high)
+    return [f"The axis ends at {high:.3g}; larger losses are off the plot."]
 
 
 def _mark_events(axes: Axes, group: Group, record: Record, axis: str) -> None:

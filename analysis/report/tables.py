@@ -128,7 +128,8 @@ def fits(records: Sequence[Record]) -> Table | None:
         header=header,
         rows=rows,
         caption="Both are least-squares fits to the variance itself, so their R2 are comparable. A negative doubling "
-        "depth is the depth over which the variance halves. Constant: largest over smallest is at most 1.05.",
+        "depth is the depth over which the variance halves. Constant: largest over smallest is at most 1.05. A fit "
+        "describes the variance from an R2 of 0.9; either: both do, and differ by less than 0.005; neither: none does.",
     )
 
 

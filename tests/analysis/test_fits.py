@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.fits import fit_exponential, fit_growth, fit_line, uniformity
+from analysis.fits import DESCRIBES_FROM, Fit, Growth, fit_exponential, fit_growth, fit_line, uniformity
 
 DEPTH = np.arange(1, 49) / 2  # a 24-block decoder: half a block per sub-layer
 
@@ -53,6 +53,26 @@ def test_noise_is_described_by_neither() -> None:
     growth = fit_growth(DEPTH, values)
     assert growth is not None
     assert growth.verdict == "neither"
+
+
+def test_a_plateau_is_neither() -> None:
+    """It rises over ten blocks and then stays: a line is the better fit, and no good one."""
+    growth = fit_growth(DEPTH, np.minimum(DEPTH, 10.0))
+    assert growth is not None
+    assert 0.5 < growth.exponential.r2 < growth.linear.r2 < DESCRIBES_FROM
+    assert growth.verdict == "neither"
+
+
+def test_a_fit_just_good_enough_counts_alone() -> None:
+    def of(line: float, exponential: float) -> str:
+        fits = [Fit(kind="linear", intercept=0, rate=1, r2=r2) for r2 in (line, exponential)]
+        return Growth(linear=fits[0], exponential=fits[1], ratio=9.0, points=48).verdict
+
+    assert of(0.901, 0.899) == "linear"
+    assert of(0.899, 0.901) == "exponential"
+    assert of(0.904, 0.901) == "either"
+    assert of(0.899, 0.5) == "neither"
+    assert of(math.nan, math.nan) == "neither"
 
 
 def test_a_short_line_does_not_decide() -> None:

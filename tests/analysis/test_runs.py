@@ -57,6 +57,19 @@ def test_of_a_step_that_stands_there_twice_the_later_counts(tmp_path: Path) -> N
     assert column(run.training, "loss").tolist() == [loss_at(step) for step in range(1, 41)]
 
 
+def test_layers_are_read_where_they_were_measured(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    assert read_run(folder).layers.empty
+    row = {"step": 40, "layer": 0, "loss": 3.0, "loss_without": 3.25, "angular_distance": 0.1}
+    rows = [row, {**row, "layer": 1, "loss_without": None}, {**row, "loss_without": 3.5}]
+    (folder / "layers.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows) + '{"step": 40, "lay')
+    run = read_run(folder)
+    assert column(run.layers, "layer").tolist() == [1.0, 0.0]
+    assert column(run.layers, "loss_without")[1] == 3.5  # the later row counts
+    assert math.isnan(column(run.layers, "loss_without")[0])
+    assert any("last line of layers.jsonl is half-written" in note for note in run.notes)
+
+
 def test_null_is_a_gap(tmp_path: Path) -> None:
     rows = [{**row, "loss": None} if row["step"] == 7 else row for row in metric_rows(40)]
     run = read_run(write_run(tmp_path / "run", metrics=rows))

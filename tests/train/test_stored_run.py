@@ -61,7 +61,7 @@ def test_it_is_exported_and_reported(folder: Path) -> None:
     command(folder, "train.export", "runs/stored", "exported")
     model = AutoModelForCausalLM.from_pretrained(folder / "exported", trust_remote_code=True)
     assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
-    page = make_report([str(folder / "runs/stored")], folder / "report")
+    page = make_report([str(folder / "runs/stored")], folder / "report").page
     assert "settings.json is missing" in page.read_text()
     assert read_run(folder / "runs/stored").setting_facts is None
     assert json.loads((folder / "runs/stored/environment.json").read_text())["git_sha"].startswith("6843a80")

@@ -20,7 +20,7 @@ from analysis.figures.loss import FEWEST_POINTS, loss, running_mean, window_of
 from analysis.report.report import report_sections
 from analysis.runs import Record, read_run
 from analysis.style import _LOOKS, NAMES, PALETTE, Plate, look, series_of
-from modeling.decoder.facts_periln import PLACEMENTS
+from modeling.decoder.facts_placements_periln import CHOICES
 from tests.analysis.synthetic import metric_rows, write_filter_run, write_run
 
 PLACES = ("pre", "post", "peri", "output")
@@ -208,8 +208,8 @@ def test_the_raw_loss_lies_pale_below_its_running_mean(tmp_path: Path) -> None:
 
 
 def test_the_palette_is_long_enough_and_no_two_looks_are_alike() -> None:
-    assert len(PALETTE) >= max(20, len(PLACEMENTS))
-    assert set(NAMES) == set(_LOOKS) == {*PLACEMENTS, "mixed", "unknown"}
+    assert len(PALETTE) >= max(20, len(CHOICES))
+    assert set(NAMES) == set(_LOOKS) == {*CHOICES, "mixed", "unknown"}
     looks = [*PALETTE, _LOOKS["mixed"], _LOOKS["unknown"]]
     assert len({color for color, _, _ in looks}) == len(looks)
     assert len({(marker, line) for _, marker, line in looks}) == len(looks)  # in gray too

@@ -63,7 +63,7 @@ def report(runs: Sequence[Path], out: Path) -> Page:
 def test_the_page_stands_alone_and_shows_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_run(tmp_path / p, task__model__norm_placement=p) for p in ("pre", "peri")]
     page = report(runs, tmp_path / "out")
-    assert capsys.readouterr().out.strip() == str(tmp_path / "out/index.html")
+    assert capsys.readouterr().out.splitlines()[0] == str(tmp_path / "out/index.html")
     assert all(str(image["src"]).startswith("data:") for image in page.images)
     assert all(image["alt"] for image in page.images)
     files = sorted((tmp_path / "out/figures").iterdir())
@@ -75,7 +75,8 @@ def test_the_page_stands_alone_and_shows_every_figure(tmp_path: Path, capsys: py
     assert reached == {*files, *(run / name for run in runs for name in ("config.yaml", "events.jsonl"))}
     assert "<text" in (tmp_path / "out/figures/loss.svg").read_text()
     assert "http" not in page.text
-    for heading in ("Facts", "Differences", "Loss", "Gradient norm", "Variance of the residual stream",
+    for heading in ("Result", "Details by placement", "Claims of the Peri-LN paper (arXiv 2502.02732)",
+                    "Facts", "Differences", "Loss", "Gradient norm", "Variance of the residual stream",
                     "Gradient norm against depth", "Scales of the output norms", "Size of the updates"):  # fmt: skip
         assert heading in page.headings
     assert "40 of 40" in page.text

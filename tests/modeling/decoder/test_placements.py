@@ -28,7 +28,7 @@ Function = Callable[[Tensor], Tensor]
 
 def sub_layer(name: str, layer: int, norms: dict[str, Function], f: Function, x: Tensor) -> Tensor:
     """The new stream x' by the equation of each paper; layers l count from 1, L = LAYERS."""
-    n_in, n_out, n = norms.get("input_norm"), norms.get("output_norm"), norms.get("stream_norm")
+    n_in, n_out, n = (norms.get(each, lacking) for each in ("input_norm", "output_norm", "stream_norm"))
     equations: dict[str, Callable[[], Tensor]] = {
         "pre": lambda: x + f(n_in(x)),
         "post": lambda: n(x + f(x)),
@@ -42,8 +42,12 @@ def sub_layer(name: str, layer: int, norms: dict[str, Function], f: Function, x:
         "hybrid attention": lambda: x + f(x),
         "hybrid mlp": lambda: n(x) + f(n(x)),
         "sub": lambda: x + f(n_in(x)),
-    }  # type: ignore[dict-item]
+    }
     return equations[name]()
+
+
+def lacking(x: Tensor) -> Tensor:
+    raise AssertionError("the placement lacks this norm")
 
 
 def norm_of(state: dict[str, Tensor], name: str, kind: str) -> Function:
@@ -133,7 +137,7 @@ def decoder(**overrides: Any) -> PeriLNForCausalLM:
 
 def assert_equals_reference(model: PeriLNForCausalLM, names: list[str]) -> None:
     tokens, kind = tiny_tokens(), model.config.norm_kind
-    state = dict(model.named_parameters())
+    state: dict[str, Tensor] = dict(model.named_parameters())
     state["lm_head.weight"] = model.lm_head.weight
     expected, found = reference(state, tokens, names, kind=kind), model(tokens).logits
     assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
@@ -196,7 +200,8 @@ LAST = ("o_proj", "down_proj")
 def test_gpas_shrinks_the_stream_but_not_its_gradient(name: str) -> None:
     """x - silu(g) sg(x), after the addition, or before it where a norm follows; its gradient is that of x."""
     model = decoder(norm_placement=name, gpas=True, num_hidden_layers=1)
-    block, gate = model.model.layers[0], 0.7
+    block: Any = model.model.layers[0]
+    gate = 0.7
     norm_follows = PLACEMENTS[name].mlp.stream_norm and not PLACEMENTS[name].mlp.normalizes_first
     with torch.no_grad():
         block.gpas_gate.fill_(gate)

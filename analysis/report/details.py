@@ -1,0 +1,151 @@
+"""Measurements of an arm at its best learning rate: stability, variance, gradients, fp16 and single layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.figures.depth import GrowthOfGroup, growth_of, largest_over_depth
+from analysis.figures.gradients import uniformity_of
+from analysis.figures.layers import last_mean
+from analysis.figures.training import spikes
+from analysis.fits import Growth, Uniformity
+from analysis.groups import Group, band, group_records
+from analysis.page import Table, number_text
+from analysis.report.arms import Arm, Cell, Run
+from analysis.runs import column
+
+
+def details(arms: Sequence[Arm]) -> Table:
+    """Return a row per arm, without the columns that no arm has."""
+    header = ["arm", "diverged", "diverged, all rates", "loss spikes", "loss spikes, all rates", "gradient spikes",
+              "gradient spikes, all rates", "variance over depth, first", "variance over depth, last",
+              "largest variance, first", "largest variance, last", "gradient, largest / smallest layer",
+              "gradient, standard deviation / mean", "share beyond fp16", "share beyond fp16, all rates",
+              "largest |x|", "largest |x|, all rates", "angular distance (units of pi)",
+              "loss increase without a layer"]  # fmt: skip
+    rows = [[arm.name, *_stability(arm), *_measured(arm)] for arm in arms]
+    filled = [i for i in range(len(header)) if any(row[i] is not None for row in rows)]
+    placements = [arm.placement for arm in arms]
+    return Table(
+        title="Details by placement" if len(set(placements)) == len(placements) else "Details by arm",
+        header=[header[i] for i in filled],
+        rows=[[row[i] for i in filled] for row in rows],
+        caption="At the best learning rate of each arm, unless the column is for all rates. Variance of the residual "
+        "stream over depth: its fit at the first and the last measured step, and its largest value over depth. "
+        "Gradient norms of the layers are those of the last measured step; 1 and 0 where all layers are equal. Share "
+        "beyond fp16: largest share of a site's elements above 65,504, ever; |x|: of any site, ever. Angular distance "
+        "and loss increase: means over the layers at the last measured step.",
+    )
+
+
+def spike_count(runs: Iterable[Run], quantity: str) -> int:
+    """Return the number of spikes of "loss" or "grad_norm" in all runs."""
+    return sum(str(event.get("quantity")) == quantity for run in runs for event in spikes(run.record))
+
+
+def growths(cell: Cell) -> list[GrowthOfGroup]:
+    """Return the fits of the variance over depth at the first and last measured step, averaged over the seeds."""
+    return growth_of([cell.group])
+
+
+def largest_variance(cell: Cell) -> tuple[float, float] | None:
+    """Return the largest variance over depth at the first and last measured step, averaged over the seeds."""
+    curve = band(cell.group, largest_over_depth("variance"))
+    finite = curve.mean[np.isfinite(curve.mean)]
+    return (float(finite[0]), float(finite[-1])) if len(finite) else None
+
+
+def last_uniformity(group: Group) -> Uniformity | None:
+    """Return how evenly the gradient norm is spread over layers at the last measured step."""
+    of_steps = uniformity_of([group])
+    return of_steps[-1].uniformity if of_steps else None
+
+
+def gradient_variation(run: Run) -> float | None:
+    """Return a run's standard deviation over mean of the layers' gradient norms at its last measured step."""
+    measured = last_uniformity(group_records([run.record])[0])
+    return measured.coefficient_of_variation if measured else None
+
+
+def overflow_share(runs: Iterable[Run]) -> float | None:
+    """Return the largest share of a site's elements beyond fp16 at any step of any run; None if never measured."""
+    return _largest(runs, "fp16_overflow_share")
+
+
+def mean_of_layers(runs: Sequence[Run], quantity: str) -> float | None:
+    """Return the mean over layers and runs of "loss" or "angle" at the last measured step."""
+    return _mean(last_mean(run.record, quantity) for run in runs)
+
+
+def growth_text(growth: Growth) -> str:
+    """Return a fit in words: "linear, 2.1 per block (R2 0.998)"."""
+    line, exponential = growth.linear, growth.exponential
+    rate, doubling = f"{line.rate:.3g} per block", f"doubling every {exponential.doubling_depth:.3g} blocks"
+    if exponential.rate < 0:
+        doubling = f"halving every {-exponential.doubling_depth:.3g} blocks"
+    both = f"R2 {line.r2:.3f} for a line, {exponential.r2:.3f} for an exponential"
+    words = {
+        "constant": f"constant (largest / smallest {growth.ratio:.3f})",
+        "linear": f"linear, {rate} ({both})",
+        "exponential": f"exponential, {doubling} ({both})",
+        "either": f"linear or exponential, {rate} ({both})",
+        "neither": f"neither linear nor exponential ({both})",
+    }
+    return words[growth.verdict]
+
+
+def _stability(arm: Arm) -> list[Any]:
+    at_best = arm.best.runs if arm.best else ()
+    both: list[Any] = []
+    counts: tuple[Callable[[Sequence[Run]], int], ...] = (
+        lambda runs: sum(run.outcome == "diverged" for run in runs),
+        lambda runs: spike_count(runs, "loss"),
+        lambda runs: spike_count(runs, "grad_norm"),
+    )
+    for count in counts:
+        both += [
+            f"{count(at_best)} in {_runs(len(at_best))}" if at_best else None,
+            f"{count(arm.runs)} in {_runs(len(arm.runs))}",
+        ]
+    return both
+
+
+def _measured(arm: Arm) -> list[Any]:
+    cell = arm.best
+    if cell is None:
+        return [None] * 7 + [overflow_share(arm.runs), None, _largest(arm.runs, "max_abs"), None, None]
+    fits = growths(cell)
+    largest = largest_variance(cell)
+    gradients = last_uniformity(cell.group)
+    return [
+        growth_text(fits[0].growth) if fits else None,
+        growth_text(fits[-1].growth) if len(fits) > 1 else None,
+        largest[0] if largest else None,
+        largest[1] if largest else None,
+        gradients.max_over_min if gradients else None,
+        gradients.coefficient_of_variation if gradients else None,
+        overflow_share(cell.runs),
+        overflow_share(arm.runs),
+        _largest(cell.runs, "max_abs"),
+        _largest(arm.runs, "max_abs"),
+        mean_of_layers(cell.runs, "angle"),
+        mean_of_layers(cell.runs, "loss"),
+    ]
+
+
+def _largest(runs: Iterable[Run], name: str) -> float | None:
+    values = [column(run.record.activations, name) for run in runs]
+    finite = np.concatenate([*(part[np.isfinite(part)] for part in values), np.empty(0)])
+    return float(finite.max()) if len(finite) else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{number_text(count)} runs"

@@ -1,0 +1,334 @@
+"""Result of a comparison: which arm is best and by how much, the claims of the paper, and the loss by learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.figures.heat_map import heat_map
+from analysis.figures.training import learning_rate
+from analysis.groups import axis_of
+from analysis.page import Section, Spread, Table, number_text
+from analysis.report.arms import (
+    Arm,
+    Cell,
+    are_comparable,
+    arms_of,
+    baseline_of,
+    common_rates,
+    ranked,
+    sensitivity,
+)
+from analysis.report.claims import claims, difference_text, interval_text, trios
+from analysis.report.details import details, spike_count
+from analysis.report.facts import parameter_count
+from analysis.report.paired import CONFIDENCE, at_best, loss_difference
+from analysis.runs import Record, column
+from analysis.style import Panel, Plate
+
+_FEW = 6  # arms that a sentence lists
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The arms of a report; `unit` is that of the loss, or empty."""
+
+    arms: tuple[Arm, ...]
+    baseline: Arm
+    unit: str
+
+    @property
+    def records(self) -> list[Record]:
+        """The runs of all arms."""
+        return [run.record for arm in self.arms for run in arm.runs]
+
+    @property
+    def rates(self) -> list[float]:
+        """All learning rates, ascending."""
+        return sorted({rate for arm in self.arms for rate in arm.rates})
+
+
+def result_of(records: Sequence[Record], baseline: str | None = None) -> Result | None:
+    """Return the result of runs of one task, or None for fewer than two arms.
+
+    Args:
+        records: The runs.
+        baseline: Arm that the others are compared with; None, or one that is not there: Pre-LN, else the first.
+    """
+    arms = arms_of(records)
+    if len(arms) < 2:
+        return None
+    unit = "nats per token" if axis_of(records) == "tokens" else ""
+    return Result(arms=tuple(arms), baseline=baseline_of(arms, baseline), unit=unit)
+
+
+def sections(result: Result, heading: str = "") -> list[Section]:
+    """Return the section with the result, and one with the details that it rests on."""
+    is_comparable, is_sweep = are_comparable(result.arms), len(result.rates) > 1
+    plates = [*_claims(result), *([loss_map(result)] if is_sweep else [])] if is_comparable else []
+    return [
+        Section(
+            title=f"{heading}Result",
+            prose=[sentence(result)],
+            notes=notes(result) if is_comparable else [],
+            tables=[ranking(result)] if is_comparable else [],
+            plates=[*plates, *([learning_rate(result.records)] if is_sweep else [])],
+        ),
+        Section(
+            title=f"{heading}Details of the result",
+            tables=[details(result.arms), *([equal_rates(result)] if is_comparable and is_sweep else [])],
+        ),
+    ]
+
+
+def sentence(result: Result) -> str:
+    """Return the result in one sentence: the best arm and its paired difference, or that it cannot be told."""
+    if not are_comparable(result.arms):
+        return "The arms were validated on different data, so their losses cannot be compared."
+    order = [arm for arm in ranked(result.arms) if arm.best is not None]
+    if len(order) < 2:
+        who = f"only {order[0].name} has" if order else "no arm has"
+        return f"It cannot be told which arm is best: {who} a finished run with a validation loss."
+    first, second = order[:2]
+    found = at_best(first, second)
+    among = "among the arms with finished runs, " if len(order) < len(result.arms) else ""
+    if found.count < 2:
+        text = f"{among}in order of final validation loss{_at_best(result)}: {_listed(order, result.unit)}; "
+        return _capital(text + _too_few(order, found.count))
+    name = f"the runner-up, {second.name}," if len(order) > 2 else second.name
+    numbers = f"{difference_text(found, result.unit)}{_budget([first, second])}"
+    best = f"{first.name} has the lowest mean final validation loss{_at_best(result)}, {_loss(first, result.unit)}"
+    if found.sign != -1:
+        return (
+            f"It cannot be told which arm is best: {among}{best}, but its paired difference from {name} is not clearly "
+            f"below zero: {numbers}."
+        )
+    text = f"{among}{best}; its paired difference from {name} is {numbers}"
+    if result.baseline not in (first, second):
+        text += f", and from {result.baseline.name} {difference_text(at_best(first, result.baseline), result.unit)}"
+    return _capital(f"{text}.")
+
+
+def notes(result: Result) -> list[str]:
+    """Return what limits the result: arms without a finished run, chosen rates at the edge, and unpaired runs."""
+    found = []
+    for arm in result.arms:
+        states = ", ".join(
+            f"{count} {state}"
+            for state in ("diverged", "unfinished")
+            if (count := sum(run.outcome == state for run in arm.runs))
+        )
+        if arm.best is None:
+            found.append(f"{arm.name} has no finished run with a validation loss ({states or 'nothing validated'}).")
+        elif not arm.best.is_complete:
+            found.append(
+                f"{arm.name}: at no learning rate are all runs finished; at {arm.best.rate:g}, which counts as its "
+                f"best, {arm.best.remark}."
+            )
+    edges = [text for arm in result.arms if (text := _edge(arm))]
+    if edges:
+        found.append(f"At the edge of the learning rates tried, a better one may lie beyond: {'; '.join(edges)}.")
+    if any(arm.rates != result.arms[0].rates for arm in result.arms):
+        found.append("The arms were trained at different learning rates; sensitivity is compared over the common ones.")
+    for arm in result.arms:
+        other = at_best(arm, result.baseline).other_data if arm is not result.baseline else 0
+        if other:
+            runs = "1 run has" if other == 1 else f"{other} runs have"
+            found.append(
+                f"{arm.name}: {runs} the seeds of a run of {result.baseline.name} but not its samples (samples_hash), "
+                "so no pair."
+            )
+    return found
+
+
+def ranking(result: Result) -> Table:
+    """Return the arms by loss at the best learning rate, with paired differences from the baseline."""
+    several = [arm for arm in result.arms if len(arm.cells) > 1]
+    rates = common_rates(several)
+    name = result.baseline.name
+    rows = [_ranked(arm, result, rates) for arm in ranked(result.arms)]
+    return Table(
+        title="Arms by final validation loss",
+        header=["arm", "best learning rate", _titled("final validation loss", result.unit), "runs",
+                f"difference from {name}", f"{CONFIDENCE} interval", "pairs", "tokens per parameter",
+                "learning-rate sensitivity", "diverged", "loss spikes", "gradient spikes"],
+        rows=rows,
+        caption="Best learning rate: that of the lowest mean final validation loss over the seeds, among those at "
+        "which all runs finished. The loss is the mean over these runs, with their range in parentheses. Differences "
+        "are between pairs of runs with the same seeds and samples, each arm at its best learning rate, with the "
+        f"{CONFIDENCE} interval of their mean by Student's t; it is not corrected for the number of arms, nor for the "
+        f"choice of the learning rate. {_sensitivity_text(rates)} Diverged runs and spikes are counted over all "
+        "learning rates.",
+        best=[(0, 2)] if rows[0][2] is not None else [],
+    )  # fmt: skip
+
+
+def equal_rates(result: Result) -> Table:
+    """Return the paired differences from the baseline at equal learning rates, a row per arm and rate."""
+    rows = []
+    for arm in result.arms:
+        for cell in arm.cells:
+            if arm is result.baseline or result.baseline.at(cell.rate) is None:
+                continue
+            found = loss_difference(cell, result.baseline.at(cell.rate))
+            mean = found.mean if found.count else None
+            rows.append([arm.name, cell.rate, mean, interval_text(found), found.count, cell.remark or None])
+    header = ["arm", "learning rate", _titled(f"difference from {result.baseline.name}", result.unit),
+              f"{CONFIDENCE} interval", "pairs", "remark"]  # fmt: skip
+    return Table(
+        title="Paired differences at equal learning rates",
+        header=header,
+        rows=rows,
+        caption="Final validation loss of finished runs with the same seeds and samples.",
+    )
+
+
+def loss_map(result: Result) -> Plate:
+    """Draw the mean final validation loss of every arm at every learning rate."""
+    arms = ranked(result.arms)
+    cells: dict[tuple[int, int], float | str] = {}
+    framed = []
+    for row, arm in enumerate(arms):
+        for at, rate in enumerate(result.rates):
+            cell = arm.at(rate)
+            if cell is None:
+                continue
+            cells[row, at] = cell.remark or cell.mean
+            if cell is arm.best and len(arm.cells) > 1:
+                framed.append((row, at))
+    figure = heat_map(
+        [arm.name for arm in arms],
+        [f"{rate:g}" for rate in result.rates],
+        cells,
+        x="peak learning rate",
+        color=_titled("loss", result.unit),
+        framed=framed,
+    )
+    return Plate(
+        name="loss-map",
+        title="Loss by arm and learning rate",
+        caption="Final validation loss, mean over the seeds; framed: the best learning rate of an arm. A cell with "
+        "words has runs that diverged or are unfinished; an empty one has no runs. Colors saturate, so that one large "
+        "loss does not hide the other differences.",
+        panels=[Panel("", "Final validation loss of every arm at every learning rate", figure)],
+    )
+
+
+def plain_text(result: Result) -> str:
+    """Return the sentence and the table of arms by learning rates, as text for a terminal."""
+    arms = ranked(result.arms)
+    star = any(len(arm.cells) > 1 for arm in arms)
+    title = f"{_titled('Final validation loss', result.unit)} by peak learning rate, mean over seeds"
+    header = ["", *(f"{rate:g}" for rate in result.rates)]
+    rows = [[arm.name, *(_plain(arm, arm.at(rate), star) for rate in result.rates)] for arm in arms]
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])
+        for row in (header, *rows)
+    ]
+    title += "; * marks an arm's best" if star else ""
+    return "\n".join([sentence(result), "", title, *(line.rstrip() for line in lines)])
+
+
+def _claims(result: Result) -> list[Plate]:
+    found = trios(result.arms)
+    plates = []
+    for i, trio in enumerate(found):
+        several = f": {trio.peri.name} and {trio.pre.name}" if len(found) > 1 else ""
+        judged = [claim.sentence for claim in claims(trio, result.unit)]
+        title = f"Claims of the Peri-LN paper (arXiv 2502.02732){several}"
+        plates.append(Plate(name=f"claims-{i + 1}", title=title, caption="", findings=judged))
+    return plates
+
+
+def _ranked(arm: Arm, result: Result, rates: Sequence[float]) -> list:
+    cell = arm.best
+    head = [arm.name, cell.rate if cell else None, _spread(cell) if cell else None, len(cell.runs) if cell else None]
+    paired: list = ["baseline", None, None]
+    if arm is not result.baseline:
+        found = at_best(arm, result.baseline)
+        paired = [found.mean if found.count else None, interval_text(found), found.count]
+    runs = arm.runs
+    diverged = sum(run.outcome == "diverged" for run in runs)
+    counts = [f"{diverged} of {len(runs)}", spike_count(runs, "loss"), spike_count(runs, "grad_norm")]
+    return [*head, *paired, _tokens_per_parameter([arm]) or None, sensitivity(arm, rates), *counts]
+
+
+def _spread(cell: Cell) -> Spread | float:
+    low, high = float(cell.losses.min()), float(cell.losses.max())
+    return cell.mean if low == high else Spread(cell.mean, low, high)
+
+
+def _sensitivity_text(rates: Sequence[float]) -> str:
+    if len(rates) < 2:
+        return "Learning-rate sensitivity takes two learning rates that the arms have in common."
+    listed = ", ".join(f"{rate:g}" for rate in rates)
+    return (
+        "Learning-rate sensitivity: mean over the learning rates of the final loss, or the first where that is lower, "
+        f"less the lowest of them (arXiv 2309.14322, section 2), over {listed}."
+    )
+
+
+def _tokens_per_parameter(arms: Sequence[Arm]) -> str:
+    """Return the tokens per parameter at the arms' best learning rates: "12.3", "12.3 to 14", or nothing."""
+    ratios = []
+    for arm in arms:
+        for run in arm.best.runs if arm.best else ():
+            tokens = column(run.record.metrics, "tokens")
+            parameters = parameter_count(run.record)
+            if parameters and np.isfinite(tokens).any():
+                ratios.append(float(np.nanmax(tokens)) / parameters)
+    texts = list(dict.fromkeys(f"{ratio:.3g}" for ratio in sorted(ratios)))
+    return texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}" if texts else ""
+
+
+def _budget(arms: Sequence[Arm]) -> str:
+    text = _tokens_per_parameter(arms)
+    return f" at {text} tokens per parameter" if text else ""
+
+
+def _edge(arm: Arm) -> str:
+    if arm.best is None or len(arm.cells) < 2:
+        return ""
+    which = {arm.rates[0]: "lowest", arm.rates[-1]: "highest"}.get(arm.best.rate)
+    return f"{arm.name} ({which}, {arm.best.rate:g})" if which else ""
+
+
+def _at_best(result: Result) -> str:
+    return " at its best learning rate" if len(result.rates) > 1 else ""
+
+
+def _listed(order: Sequence[Arm], unit: str) -> str:
+    names = ", ".join(f"{arm.name} {number_text(arm.best.mean)}" for arm in order[:_FEW] if arm.best)
+    more = f" and {len(order) - _FEW} more" if len(order) > _FEW else ""
+    return f"{names}{more}{f' ({unit})' if unit else ''}{_budget(order)}"
+
+
+def _too_few(order: Sequence[Arm], pairs: int) -> str:
+    if all(arm.best is not None and len(arm.best.runs) == 1 for arm in order):
+        return "one run per arm cannot tell which is better."
+    if pairs:
+        return "one pair of runs cannot tell which of the first two is better."
+    return "it cannot be told which of the first two is better, as no runs of theirs have the same seeds and samples."
+
+
+def _loss(arm: Arm, unit: str) -> str:
+    return " ".join(filter(None, (number_text(arm.best.mean) if arm.best else "", unit)))
+
+
+def _titled(words: str, unit: str) -> str:
+    return f"{words} ({unit})" if unit else words
+
+
+def _plain(arm: Arm, cell: Cell | None, star: bool) -> str:
+    if cell is None:
+        return ""
+    number = f"{cell.mean:.4f}" if 0.1 <= abs(cell.mean) < 1e4 else number_text(cell.mean)
+    mark = ("*" if cell is arm.best and len(arm.cells) > 1 else " ") if star else ""
+    return f"{cell.remark or number}{mark}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
