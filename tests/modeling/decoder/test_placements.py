@@ -145,8 +145,10 @@ def assert_equals_reference(model: PeriLNForCausalLM, names: list[str]) -> None:
     parameters = list(model.parameters())
     ours = torch.autograd.grad((found * direction).sum(), parameters)
     theirs = torch.autograd.grad((expected * direction).sum(), parameters)
+    largest = max(float(other.abs().max()) for other in theirs)
     for (name, _), mine, other in zip(model.named_parameters(), ours, theirs, strict=True):
-        assert (mine - other).abs().max() <= TOLERANCE * other.abs().max(), name
+        scale = max(float(other.abs().max()), 1e-4 * largest)  # stacked tanh lets gradients vanish, and their digits
+        assert (mine - other).abs().max() <= TOLERANCE * scale, name
 
 
 @pytest.mark.parametrize(
@@ -219,8 +221,9 @@ def test_gpas_shrinks_the_stream_but_not_its_gradient(name: str) -> None:
         torch.testing.assert_close(of_gate, -slope * (direction * plain).sum()[None])
         return
     stream, f = PLACEMENTS[name].stream_factor.value(1, 1), residual.branch
-    read = residual.input_norm(x) if PLACEMENTS[name].mlp.input_norm else x
-    torch.testing.assert_close(y, residual.stream_norm(stream * (1 - shrunk) * x + f(read)))
+    added = f(residual.input_norm(x) if PLACEMENTS[name].mlp.input_norm else x)
+    added = residual.output_norm(added) if PLACEMENTS[name].mlp.output_norm else added
+    torch.testing.assert_close(y, residual.stream_norm(stream * (1 - shrunk) * x + added))
 
 
 @pytest.mark.parametrize("name", CHOICES)
