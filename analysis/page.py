@@ -285,7 +285,7 @@ def _plate(plate: Plate, drawn: Mapping[int, _Saved]) -> str:
         [
             f"<h3>{_text(plate.title)}</h3>",
             f"<figure>{grid}{caption}</figure>" if images else "",
-            _list("findings", plate.findings),
+            _list("findings", plate.findings, is_open=plate.is_open),
             _list("missing", [f"Not shown: {reason}." for reason in plate.missing]),
         ]
     )
@@ -384,12 +384,12 @@ def number_text(value: Any) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
-def _list(kind: str, sentences: Iterable[str]) -> str:
-    """Return a list of sentences; the end of a long one is closed until the reader opens it."""
+def _list(kind: str, sentences: Iterable[str], *, is_open: bool = False) -> str:
+    """Return a list of sentences; the end of a long one is closed until the reader opens it, unless `is_open`."""
     items = [f"<li>{_text(sentence)}</li>" for sentence in sentences]
     if not items:
         return ""
-    if len(items) <= _MOST_ITEMS:
+    if is_open or len(items) <= _MOST_ITEMS:
         return f'<ul class="{kind}">{"".join(items)}</ul>'
     first, rest = items[:_FIRST_ITEMS], items[_FIRST_ITEMS:]
     return (

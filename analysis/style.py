@@ -113,6 +113,7 @@ class Plot(Figure):
         """Create an empty figure; the options are Figure's."""
         super().__init__(**options)
         self.kept: dict[Line2D, Series | None] = {}
+        self.cells: list[Series] = []  # numbers shown as such, not as lines
 
 
 class Look(NamedTuple):
@@ -143,6 +144,7 @@ class Plate:
         panels: The plots; empty if nothing was measured.
         findings: Sentences computed from the data.
         missing: Reasons for everything that is not drawn.
+        is_open: Whether all findings are shown at once, however many there are.
     """
 
     name: str
@@ -151,6 +153,7 @@ class Plate:
     panels: Sequence[Panel] = ()
     findings: Sequence[str] = ()
     missing: Sequence[str] = ()
+    is_open: bool = False
 
 
 def look(placement: str, *, variant: int = 0, variants: int = 1) -> Look:
@@ -202,10 +205,10 @@ def keep(axes: Axes, line: Line2D, series: Series | None) -> None:
 
 
 def series_of(figure: Figure) -> list[Series]:
-    """Return the numbers of all lines of a figure, as kept or else as drawn; empty for a picture."""
+    """Return the numbers of a figure: of all lines, as kept or else as drawn, and of cells; empty for a picture."""
     if not isinstance(figure, Plot):
         return []
-    kept, series = figure.kept, list[Series]()
+    kept, series = figure.kept, list(figure.cells)
     for axes in figure.axes:
         for line in axes.get_lines():
             of_line = kept[line] if line in kept else _as_drawn(axes, line)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analysis.style import WIDTH, paper
+from analysis.style import WIDTH, Plot, Series, paper
 
 _ROW, _EDGE = 0.27, 0.75  # inches of a row; of axis label and color bar
 _MOST_NARROW = 4  # columns of a figure as wide as a column in a paper
@@ -24,6 +24,7 @@ def heat_map(
     columns: Sequence[str],
     cells: Mapping[tuple[int, int], float | str],
     *,
+    positions: Sequence[float],
     x: str,
     color: str,
     framed: Collection[tuple[int, int]] = (),
@@ -37,6 +38,7 @@ def heat_map(
         rows: Names of the rows, from top to bottom.
         columns: Names of the columns, from left to right.
         cells: A number, shown as such, or words for it, by row and column; others stay empty.
+        positions: What the columns stand for, as numbers.
         x: Label of the columns.
         color: Label of the color bar.
         framed: Cells with a frame and bold text.
@@ -44,12 +46,14 @@ def heat_map(
     wrapped = [textwrap.fill(name, _MOST_LETTERS) for name in rows]
     lines = sum(max(1.0, 0.62 * (name.count("\n") + 1)) for name in wrapped)
     width = WIDTH if len(columns) <= _MOST_NARROW else 2 * WIDTH
-    figure = Figure(figsize=(width, _EDGE + _ROW * lines), layout="constrained")
+    figure = Plot(figsize=(width, _EDGE + _ROW * lines), layout="constrained")
     axes = figure.add_subplot()
     values = np.full((len(rows), len(columns)), np.nan)
     for at, cell in cells.items():
         if not isinstance(cell, str):
             values[at] = cell
+    at = np.asarray(positions, dtype=float)
+    figure.cells = [Series(name, color, at, of_row) for name, of_row in zip(rows, values, strict=True)]
     low, high = limits(values, saturates=_SATURATES)
     shown = np.ma.masked_invalid(values)
     mesh = axes.pcolormesh(shown, cmap="viridis", vmin=low, vmax=high, edgecolors="white", linewidth=0.8)

@@ -18,26 +18,38 @@ from analysis.report.arms import Arm, Cell, Run
 from analysis.runs import column
 
 
-def details(arms: Sequence[Arm]) -> Table:
-    """Return a row per arm, without the columns that no arm has."""
-    header = ["arm", "diverged", "diverged, all rates", "loss spikes", "loss spikes, all rates", "gradient spikes",
-              "gradient spikes, all rates", "variance over depth, first", "variance over depth, last",
-              "largest variance, first", "largest variance, last", "gradient, largest / smallest layer",
-              "gradient, standard deviation / mean", "share beyond fp16", "share beyond fp16, all rates",
-              "largest |x|", "largest |x|, all rates", "angular distance (units of pi)",
-              "loss increase without a layer"]  # fmt: skip
-    rows = [[arm.name, *_stability(arm), *_measured(arm)] for arm in arms]
+def details(arms: Sequence[Arm]) -> list[Table]:
+    """Return tables by subject with a row per arm, without the columns that no arm has."""
+    tables = (
+        _table("Stability", arms, _stability, ["diverged", "diverged, all rates", "loss spikes",
+            "loss spikes, all rates", "gradient spikes", "gradient spikes, all rates"],
+            caption="At the best learning rate of each arm, and at all rates."),
+        _table("Variance of the residual stream over depth", arms, _variance, ["fit, first step", "fit, last step",
+            "largest, first step", "largest, last step"],
+            caption="At the best learning rate, means over the seeds: its fit over depth at the first and the last "
+            "measured step, and its largest value over depth."),
+        _table("Gradients and range", arms, _range, ["gradient, largest / smallest layer",
+            "gradient, standard deviation / mean", "share beyond fp16", "share beyond fp16, all rates", "largest |x|",
+            "largest |x|, all rates"],
+            caption="At the best learning rate, unless the column is for all rates. Gradient norms of the layers are "
+            "those of the last measured step; 1 and 0 where all layers are equal. Share beyond fp16: largest share of "
+            "a site's elements above 65,504, ever; |x|: of any site, ever."),
+        _table("Single layers", arms, _layers, ["angular distance (units of pi)", "loss increase without a layer"],
+            caption="At the best learning rate: means over the layers at the last measured step."),
+    )  # fmt: skip
+    return [table for table in tables if len(table.header) > 1]
+
+
+def _table(
+    title: str, arms: Sequence[Arm], cells: Callable[[Arm], list[Any]], header: Sequence[str], *, caption: str
+) -> Table:
+    rows = [cells(arm) for arm in arms]
     filled = [i for i in range(len(header)) if any(row[i] is not None for row in rows)]
-    placements = [arm.placement for arm in arms]
     return Table(
-        title="Details by placement" if len(set(placements)) == len(placements) else "Details by arm",
-        header=[header[i] for i in filled],
-        rows=[[row[i] for i in filled] for row in rows],
-        caption="At the best learning rate of each arm, unless the column is for all rates. Variance of the residual "
-        "stream over depth: its fit at the first and the last measured step, and its largest value over depth. "
-        "Gradient norms of the layers are those of the last measured step; 1 and 0 where all layers are equal. Share "
-        "beyond fp16: largest share of a site's elements above 65,504, ever; |x|: of any site, ever. Angular distance "
-        "and loss increase: means over the layers at the last measured step.",
+        title=title,
+        header=["arm", *(header[i] for i in filled)],
+        rows=[[arm.name, *(row[i] for i in filled)] for arm, row in zip(arms, rows, strict=True)],
+        caption=caption,
     )
 
 
@@ -113,27 +125,35 @@ def _stability(arm: Arm) -> list[Any]:
     return both
 
 
-def _measured(arm: Arm) -> list[Any]:
-    cell = arm.best
-    if cell is None:
-        return [None] * 7 + [overflow_share(arm.runs), None, _largest(arm.runs, "max_abs"), None, None]
-    fits = growths(cell)
-    largest = largest_variance(cell)
-    gradients = last_uniformity(cell.group)
+def _variance(arm: Arm) -> list[Any]:
+    if arm.best is None:
+        return [None] * 4
+    fits, largest = growths(arm.best), largest_variance(arm.best)
+    first, last = largest or (None, None)
     return [
         growth_text(fits[0].growth) if fits else None,
         growth_text(fits[-1].growth) if len(fits) > 1 else None,
-        largest[0] if largest else None,
-        largest[1] if largest else None,
+        first,
+        last,
+    ]
+
+
+def _range(arm: Arm) -> list[Any]:
+    runs = arm.best.runs if arm.best else ()
+    gradients = last_uniformity(arm.best.group) if arm.best else None
+    return [
         gradients.max_over_min if gradients else None,
         gradients.coefficient_of_variation if gradients else None,
-        overflow_share(cell.runs),
+        overflow_share(runs),
         overflow_share(arm.runs),
-        _largest(cell.runs, "max_abs"),
+        _largest(runs, "max_abs"),
         _largest(arm.runs, "max_abs"),
-        mean_of_layers(cell.runs, "angle"),
-        mean_of_layers(cell.runs, "loss"),
     ]
+
+
+def _layers(arm: Arm) -> list[Any]:
+    runs = arm.best.runs if arm.best else ()
+    return [mean_of_layers(runs, "angle"), mean_of_layers(runs, "loss")]
 
 
 def _largest(runs: Iterable[Run], name: str) -> float | None:

@@ -78,7 +78,7 @@ def sections(result: Result, heading: str = "") -> list[Section]:
         ),
         Section(
             title=f"{heading}Details of the result",
-            tables=[details(result.arms), *([equal_rates(result)] if is_comparable and is_sweep else [])],
+            tables=[*details(ranked(result.arms)), *([equal_rates(result)] if is_comparable and is_sweep else [])],
         ),
     ]
 
@@ -100,15 +100,17 @@ def sentence(result: Result) -> str:
     name = f"the runner-up, {second.name}," if len(order) > 2 else second.name
     numbers = f"{difference_text(found, result.unit)}{_budget([first, second])}"
     best = f"{first.name} has the lowest mean final validation loss{_at_best(result)}, {_loss(first, result.unit)}"
+    further = ""
+    if result.baseline not in (first, second) and result.baseline in order:
+        further = f"from {result.baseline.name} {difference_text(at_best(first, result.baseline), result.unit)}"
     if found.sign != -1:
-        return (
+        text = (
             f"It cannot be told which arm is best: {among}{best}, but its paired difference from {name} is not clearly "
-            f"below zero: {numbers}."
+            f"below zero: {numbers}"
         )
+        return f"{text}; {further}." if further else f"{text}."
     text = f"{among}{best}; its paired difference from {name} is {numbers}"
-    if result.baseline not in (first, second):
-        text += f", and from {result.baseline.name} {difference_text(at_best(first, result.baseline), result.unit)}"
-    return _capital(f"{text}.")
+    return _capital(f"{text}, and {further}." if further else f"{text}.")
 
 
 def notes(result: Result) -> list[str]:
@@ -168,7 +170,7 @@ def ranking(result: Result) -> Table:
 def equal_rates(result: Result) -> Table:
     """Return the paired differences from the baseline at equal learning rates, a row per arm and rate."""
     rows = []
-    for arm in result.arms:
+    for arm in ranked(result.arms):
         for cell in arm.cells:
             if arm is result.baseline or result.baseline.at(cell.rate) is None:
                 continue
@@ -202,6 +204,7 @@ def loss_map(result: Result) -> Plate:
         [arm.name for arm in arms],
         [f"{rate:g}" for rate in result.rates],
         cells,
+        positions=result.rates,
         x="peak learning rate",
         color=_titled("loss", result.unit),
         framed=framed,
@@ -239,7 +242,7 @@ def _claims(result: Result) -> list[Plate]:
         several = f": {trio.peri.name} and {trio.pre.name}" if len(found) > 1 else ""
         judged = [claim.sentence for claim in claims(trio, result.unit)]
         title = f"Claims of the Peri-LN paper (arXiv 2502.02732){several}"
-        plates.append(Plate(name=f"claims-{i + 1}", title=title, caption="", findings=judged))
+        plates.append(Plate(name=f"claims-{i + 1}", title=title, caption="", findings=judged, is_open=True))
     return plates
 
 

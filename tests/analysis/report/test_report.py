@@ -75,7 +75,7 @@ def test_the_page_stands_alone_and_shows_every_figure(tmp_path: Path, capsys: py
     assert reached == {*files, *(run / name for run in runs for name in ("config.yaml", "events.jsonl"))}
     assert "<text" in (tmp_path / "out/figures/loss.svg").read_text()
     assert "http" not in page.text
-    for heading in ("Result", "Details by placement", "Claims of the Peri-LN paper (arXiv 2502.02732)",
+    for heading in ("Result", "Stability", "Claims of the Peri-LN paper (arXiv 2502.02732)",
                     "Facts", "Differences", "Loss", "Gradient norm", "Variance of the residual stream",
                     "Gradient norm against depth", "Scales of the output norms", "Size of the updates"):  # fmt: skip
         assert heading in page.headings

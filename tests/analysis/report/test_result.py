@@ -190,7 +190,7 @@ def test_thirteen_arms_at_six_rates_fit(tmp_path: Path) -> None:
 
 def test_the_heat_map_writes_words_and_leaves_gaps_empty() -> None:
     cells: dict[tuple[int, int], float | str] = {(0, 0): 3.1234, (0, 1): "1 of 3 diverged", (1, 0): 12.0}
-    figure = heat_map(["a", "b"], ["0.1", "0.2"], cells, x="rate", color="loss", framed=[(0, 0)])
+    figure = heat_map(["a", "b"], ["0.1", "0.2"], cells, positions=[0.1, 0.2], x="rate", color="loss", framed=[(0, 0)])
     axes = figure.axes[0]
     texts = {text.get_text(): text for text in axes.texts}
     assert set(texts) == {"3.123", "1 of 3\ndiverged", "12.000"}
