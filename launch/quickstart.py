@@ -25,7 +25,7 @@ PROMPT = "def read_lines(path):"
 def main() -> int:
     """Train, export and report; return the exit code of the first command that fails."""
     print("\n--- train three placements at two learning rates: six runs, two at a time", flush=True)
-    print(f"    to follow them: tail -f {RUNS}/*/logs/sweep.log", flush=True)
+    print(f"    to follow them, in a second terminal: tail -f {RUNS}/*/logs/sweep.log", flush=True)
     code = run([sys.executable, "-m", "launch", "sweep", SWEEP])
     if code:
         return code
