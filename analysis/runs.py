@@ -281,7 +281,7 @@ def _expand(arguments: Sequence[str]) -> tuple[list[Path], list[str], list[str]]
         is_pattern = glob.has_magic(text) and not Path(text).exists()
         matches = sorted(glob.glob(text)) if is_pattern else [text]
         if not matches:
-            faults.append(f"{text}: the pattern matches nothing; give run folders, e.g. runs/quickstart-peri")
+            faults.append(f"{text}: the pattern matches nothing; give run folders, e.g. runs/quickstart/placement-*")
         for path in map(Path, matches):
             if path.resolve() in folders:
                 notes.append(f"{path} was given twice; it is shown once.")
@@ -298,7 +298,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise InputError(f"{folder}: {what}; give a run folder (it contains config.yaml), e.g. runs/quickstart-peri")
+        example = "runs/quickstart/placement-peri_lr-3e-3"
+        raise InputError(f"{folder}: {what}; give a run folder (it contains config.yaml), e.g. {example}")
     if not path.is_file():
         below = sorted(p.parent for p in folder.glob("*/config.yaml"))
         hint = f"; did you mean {folder}/* ({len(below)} runs)?" if below else ""

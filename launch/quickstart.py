@@ -1,4 +1,4 @@
-"""Quickstart (`make quickstart`): a small decoder with Pre-, Post- and Peri-LN, an export, a sample and a report.
+"""Quickstart (`make quickstart`): Pre-, Post- and Peri-LN at two learning rates, an export, a sample and a report.
 
 Runs the ordinary commands in sequence and prints each one, so that you can repeat them by hand.
 """
@@ -6,6 +6,7 @@ Runs the ordinary commands in sequence and prints each one, so that you can repe
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -14,43 +15,50 @@ from pathlib import Path
 from launch import ranks
 
 CONFIG = "configs/language_model/quickstart.yaml"
-PLACEMENTS = ("pre", "post", "peri")
-RUNS = Path("runs")
-EXPORTED = Path("exported/quickstart-peri")
-REPORT = Path("reports/quickstart")
+SWEEP = "configs/sweeps/quickstart.yaml"
+RUNS = Path("runs/quickstart")
+REPORT = RUNS / "report"
+EXPORTED = Path("exported/quickstart")
 PROMPT = "def read_lines(path):"
 
 
 def main() -> int:
     """Train, export and report; return the exit code of the first command that fails."""
-    for placement in PLACEMENTS:
-        print(f"\n--- norm placement: {placement}", flush=True)
-        code = run(training_command(placement))
+    print("\n--- train three placements at two learning rates: six runs, two at a time", flush=True)
+    print(f"    to follow them, in a second terminal: tail -f {RUNS}/*/logs/sweep.log", flush=True)
+    code = run([sys.executable, "-m", "launch", "sweep", SWEEP])
+    if code:
+        return code
+    print("\n--- export the better Peri-LN model to a Hugging Face folder and complete a prompt", flush=True)
+    if EXPORTED.exists():
+        print(f"{EXPORTED} exists; to export again, delete it")
+    else:
+        code = run([sys.executable, "-m", "train.export", str(better_peri()), str(EXPORTED), "--prompt", PROMPT])
         if code:
             return code
-    print("\n--- export the Peri-LN model to a Hugging Face folder and complete a prompt", flush=True)
-    if not EXPORTED.exists():
-        code = run([sys.executable, "-m", "train.export", str(run_folder("peri")), str(EXPORTED), "--prompt", PROMPT])
-        if code:
-            return code
-    print("\n--- compare the placements: activations, gradients, loss", flush=True)
-    runs = [str(run_folder(placement)) for placement in PLACEMENTS]
-    code = run([sys.executable, "-m", "analysis", "report", *runs, "--out", str(REPORT)])
+    print("\n--- compare the placements: loss, activations, gradients", flush=True)
+    code = run([sys.executable, "-m", "analysis", "report", *map(str, run_folders()), "--out", str(REPORT)])
     if code:
         return code
     print(summary())
     return 0
 
 
-def training_command(placement: str) -> list[str]:
-    """Return the command that trains one placement on this machine."""
-    settings = [f"name={run_folder(placement).name}", f"task.model.norm_placement={placement}"]
-    return [sys.executable, "-m", "launch", "local", CONFIG, *settings]
+def run_folders(placement: str = "*") -> list[Path]:
+    """Return the run folders of a placement, or of all."""
+    return sorted(RUNS.glob(f"placement-{placement}_*"))
 
 
-def run_folder(placement: str) -> Path:
-    """Return the run folder of a placement."""
-    return RUNS / f"quickstart-{placement}"
+def better_peri() -> Path:
+    """Return the Peri-LN run with the lowest final validation loss."""
+    return min(run_folders("peri"), key=lambda folder: final_loss(folder / "metrics.jsonl"))
+
+
+def final_loss(path: Path) -> float:
+    """Return the last validation loss of a metrics.jsonl; infinite if it is not finite."""
+    rows: list[dict[str, float | None]] = [json.loads(line) for line in path.read_text().splitlines()]
+    loss = next(row["validation_loss"] for row in reversed(rows) if "validation_loss" in row)
+    return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
 def run(command: list[str]) -> int:
@@ -69,30 +77,17 @@ def _wait(number: int, frame: object) -> None:
 
 
 def summary() -> str:
-    """Return a table of the placements' metrics and the paths to look at next."""
-    rows = [f"{'placement':>10}  {'validation loss':>15}  {'perplexity':>10}  {'bits per byte':>13}"]
-    for placement in PLACEMENTS:
-        last = last_validation(run_folder(placement) / "metrics.jsonl")
-        metrics = [last[f"validation_{name}"] for name in ("loss", "perplexity", "bits_per_byte")]
-        rows.append(f"{placement:>10}  {metrics[0]:15.4f}  {metrics[1]:10.2f}  {metrics[2]:13.4f}")
+    """Return the paths to look at next, and a command to try."""
     return "\n".join(
         [
             "",
-            *rows,
-            "",
             f"report          {REPORT}/index.html  (opens in any browser)",
             f"curves          {Path(sys.executable).parent / 'tensorboard'} --logdir {RUNS}",
-            f"metrics         {RUNS}/quickstart-*/metrics.jsonl",
+            f"metrics         {RUNS}/*/metrics.jsonl",
             f"exported model  {EXPORTED}  (AutoModelForCausalLM.from_pretrained, trust_remote_code=True)",
             "next step       change a setting: python -m train " + CONFIG + " name=mine optim.lr=1e-3",
         ]
     )
-
-
-def last_validation(path: Path) -> dict[str, float]:
-    """Return the last validation row of a metrics.jsonl."""
-    rows: list[dict[str, float]] = [json.loads(line) for line in path.read_text().splitlines()]
-    return next(row for row in reversed(rows) if "validation_loss" in row)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "result with a table of losses.",
         epilog=_EPILOG,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, e.g. runs/quickstart-peri or runs/*")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders, or a pattern, e.g. 'runs/quickstart/placement-*'"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder to create; an earlier report is replaced")
     parser.add_argument(
         "--arms",

@@ -23,6 +23,7 @@ from analysis.report.arms import (
 )
 from analysis.report.claims import claims, difference_text, interval_text, trios
 from analysis.report.details import details, spike_count
+from analysis.report.extremes import extremes
 from analysis.report.facts import parameter_count
 from analysis.report.paired import CONFIDENCE, at_best, loss_difference
 from analysis.runs import Record, column
@@ -71,7 +72,7 @@ def sections(result: Result, heading: str = "") -> list[Section]:
     return [
         Section(
             title=f"{heading}Result",
-            prose=[sentence(result)],
+            prose=sentences(result),
             notes=notes(result) if is_comparable else [],
             tables=[ranking(result)] if is_comparable else [],
             plates=[*plates, *([learning_rate(result.records)] if is_sweep else [])],
@@ -81,6 +82,12 @@ def sections(result: Result, heading: str = "") -> list[Section]:
             tables=[*details(ranked(result.arms)), *([equal_rates(result)] if is_comparable and is_sweep else [])],
         ),
     ]
+
+
+def sentences(result: Result) -> list[str]:
+    """Return the result in one sentence, and for single runs at several learning rates how these change the loss."""
+    change = extremes(result.arms) if are_comparable(result.arms) else ""
+    return [sentence(result), *([change] if change else [])]
 
 
 def sentence(result: Result) -> str:
@@ -95,7 +102,8 @@ def sentence(result: Result) -> str:
     found = at_best(first, second)
     among = "among the arms with finished runs, " if len(order) < len(result.arms) else ""
     if found.count < 2:
-        text = f"{among}in order of final validation loss{_at_best(result)}: {_listed(order, result.unit)}; "
+        each = ", each at its best learning rate" if len(result.rates) > 1 else ""
+        text = f"{among}in order of final validation loss{each}: {_listed(order, result.unit)}; "
         return _capital(text + _too_few(order, found.count))
     name = f"the runner-up, {second.name}," if len(order) > 2 else second.name
     numbers = f"{difference_text(found, result.unit)}{_budget([first, second])}"
@@ -220,10 +228,12 @@ def loss_map(result: Result) -> Plate:
 
 
 def plain_text(result: Result) -> str:
-    """Return the sentence and the table of arms by learning rates, as text for a terminal."""
+    """Return the sentences and the table of arms by learning rates, as text for a terminal."""
     arms = ranked(result.arms)
     star = any(len(arm.cells) > 1 for arm in arms)
-    title = f"{_titled('Final validation loss', result.unit)} by peak learning rate, mean over seeds"
+    has_seeds = any(len(cell.runs) > 1 for arm in arms for cell in arm.cells)
+    counts = "mean over seeds" if has_seeds else "one run each"
+    title = f"{_titled('Final validation loss', result.unit)} by peak learning rate, {counts}"
     header = ["", *(f"{rate:g}" for rate in result.rates)]
     rows = [[arm.name, *(_plain(arm, arm.at(rate), star) for rate in result.rates)] for arm in arms]
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
@@ -232,7 +242,7 @@ def plain_text(result: Result) -> str:
         for row in (header, *rows)
     ]
     title += "; * marks an arm's best" if star else ""
-    return "\n".join([sentence(result), "", title, *(line.rstrip() for line in lines)])
+    return "\n".join(["\n\n".join(sentences(result)), "", title, *(line.rstrip() for line in lines)])
 
 
 def _claims(result: Result) -> list[Plate]:

@@ -11,6 +11,7 @@ import pytest
 from analysis import __main__ as entry
 from analysis.figures.heat_map import heat_map
 from analysis.page import Spread
+from analysis.report.extremes import extremes
 from analysis.report.result import (
     Result,
     equal_rates,
@@ -166,6 +167,40 @@ def test_the_printed_text_is_an_aligned_table() -> None:
     ]
 
 
+def test_single_runs_at_two_rates_say_how_these_change_the_loss() -> None:
+    losses = {"pre": (3.0, 3.9), "post": (2.9, 4.5), "peri": (3.2, 3.1)}
+    found = result([run(placement, loss, lr=lr) for placement, both in losses.items()
+                    for lr, loss in zip((3e-3, 3e-2), both, strict=True)])  # fmt: skip
+    assert plain_text(found).splitlines() == [
+        "In order of final validation loss, each at its best learning rate: Post-LN 2.900, Pre-LN 3.000, Peri-LN 3.100 "
+        "(nats per token) at 5 tokens per parameter; one run per arm cannot tell which is better.",
+        "",
+        "From learning rate 0.003 to 0.03 the loss changes by -0.100 for Peri-LN, +0.900 for Pre-LN and +1.60 for "
+        "Post-LN; Post-LN is lowest at 0.003, Peri-LN is lowest at 0.03 (one run each).",
+        "",
+        "Final validation loss (nats per token) by peak learning rate, one run each; * marks an arm's best",
+        "           0.003     0.03",
+        "Post-LN  2.9000*  4.5000",
+        "Pre-LN   3.0000*  3.9000",
+        "Peri-LN  3.2000   3.1000*",
+    ]
+    assert sections(found)[0].prose == [sentence(found), extremes(found.arms)]
+
+
+def test_runs_that_did_not_finish_at_one_of_the_rates_are_named_and_not_compared() -> None:
+    records = [run("peri", 3.2), run("peri", 3.1, lr=1e-2), run("pre", 3.0), run("pre", None, lr=1e-2),
+               run("post", 2.0, steps_done=5), run("post", 7.5, lr=1e-2)]  # fmt: skip
+    assert extremes(result(records).arms) == (
+        "From learning rate 0.001 to 0.01 the loss changes by -0.100 for Peri-LN; Pre-LN is lowest at 0.001, only "
+        "Peri-LN has a finished run at 0.01; Post-LN is unfinished at 0.001; Pre-LN diverged at 0.01; Post-LN diverged "
+        "at 0.01 (one run each)."
+    )
+    assert extremes(result(records[:1] + records[2:]).arms) == ""  # none at both
+    assert extremes(result([run("pre", 3.0), run("peri", 3.1)]).arms) == ""  # one rate
+    seeded = [*arm("pre", [3.0, 3.1]), run("pre", 3.2, lr=1e-2), run("peri", 3.2), run("peri", 3.1, lr=1e-2)]
+    assert extremes(result(seeded).arms) == ""
+
+
 def test_thirteen_arms_at_six_rates_fit(tmp_path: Path) -> None:
     rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     records = [
@@ -185,7 +220,8 @@ def test_thirteen_arms_at_six_rates_fit(tmp_path: Path) -> None:
     boxes = [text.get_window_extent() for text in axes.texts]
     cell = axes.transData.transform([(0, 0), (1, 1)])
     assert max(box.width for box in boxes) < abs(cell[1] - cell[0])[0]
-    assert len(plain_text(found).splitlines()) == 17
+    assert len(plain_text(found).splitlines()) == 19
+    assert "and 7 more; " in extremes(found.arms)
 
 
 def test_the_heat_map_writes_words_and_leaves_gaps_empty() -> None:
