@@ -157,8 +157,8 @@ SWITCHES: dict[str, Any] = {"qk_norm": "head", "attention_gate": "element", "nor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("placement", CHOICES)
 def test_our_decoder(placement: str, dtype: torch.dtype, num_layers: int) -> None:
-    model = tiny_decoder(norm_placement=placement, num_hidden_layers=num_layers).to(dtype)
-    found = recognize(model)
+    model: Any = tiny_decoder(norm_placement=placement, num_hidden_layers=num_layers)
+    found = recognize(model.to(dtype))
     assert found.placement == SAME_FLOW.get(placement, placement), found.summary()
     assert found.final_norm == "model.norm"
     assert found.layers[1].name == "model.layers.1"
