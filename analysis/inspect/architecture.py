@@ -188,6 +188,14 @@ class _Norms(NamedTuple):
     def on(self, stream: Combination, *, besides: Sequence[str] = ()) -> list[str]:
         return [name for name, found in self.inputs.items() if name not in besides and _same(found, stream)]
 
+    def factor_of_stream(self, output: Combination) -> float | None:
+        """Return the factor of the stream in a block's output, or None where that is 1 or there is none.
+
+        The stream is the block's input, or a norm on a sum.
+        """
+        factors = [value for name, value in output.items() if name == "x" or len(self.inputs.get(name, ())) > 1]
+        return next((value for value in factors if abs(value - 1) >= 10 * ZERO), None)
+
 
 def _layer(index: int, block: nn.Module, *, name: str, parts: Parts, flow: Flow, depth: int) -> Layer:
     if parts.fault:
@@ -269,6 +277,8 @@ def _explain(parts: Parts, flow: Flow) -> _Explained:
     if output is None:
         raise _Unclear("the block's output is not a sum of its input, sub-layers and norms")
     norms = _Norms({name: found for name in parts.norms if (found := flow.combination(name)) is not None})
+    if (factor := norms.factor_of_stream(output)) is not None:
+        raise _Unclear(f"the block returns its stream times {factor:.4g}, as no known placement does (GPAS does)")
     stream: Combination = {"x": 1.0}
     attention, _ = _enter("attention", flow, norms=norms, streams=[stream])
     attention, after = _leave(attention, stream, output=output, norms=norms)

@@ -26,7 +26,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 import yaml
 
 from modeling.decoder.facts_periln import ACTIVATIONS
-from modeling.decoder.facts_placements_periln import PLACEMENTS
+from modeling.decoder.facts_placements_periln import CHOICES, PLACEMENTS
 from modeling.decoder.facts_rope_periln import ROPE_KEYS
 from tests.tiny import tiny_config, write_corpus
 from tests.tiny_filter import tiny_filter_config
@@ -48,12 +48,14 @@ ORDINARY: dict[str, list[Any]] = {
     "task.model.vocab_size_multiple": [1, 2, 64, 100],
     "task.model.hidden_size": [4, 8, 24, 32, 48, 50],
     "task.model.intermediate_size": [1, 7, 32, 64],
-    "task.model.num_hidden_layers": [1, 2, 3],
+    "task.model.num_hidden_layers": [1, 2, 3, 4],
     "task.model.num_attention_heads": [1, 2, 3, 4],
     "task.model.num_key_value_heads": [1, 2, 3, 4],
     "task.model.head_dim": [None, None, 2, 6, 8, 16],
     "task.model.hidden_act": list(ACTIVATIONS),
     "task.model.max_position_embeddings": [16, 32, 33, 64],
+    "task.model.dyt_alpha": [0.5, 0.5, 0.1, 2.0],
+    "task.model.residual_factor": [1.0, 0.5, 0.1, 2.0],
     "task.data.sequence_length": [1, 2, 16, 31, 32],
     "task.data.num_workers": [1],
     "task.data.crop": [None, 16, 24, 32],
@@ -79,6 +81,17 @@ ORDINARY: dict[str, list[Any]] = {
     "optim.decay_every": [None, None, 1, 2],
     "optim.decay_factor": [None, None, 0.5],
     "optim.decay": [None, None, 0.3, 1],
+}
+# Switches of the decoder that are drawn more often than its other settings.
+SWITCHES: dict[str, list[Any]] = {
+    "norm_kind": ["layernorm", "dyt"],
+    "qk_norm": ["head", "projection"],
+    "embedding_norm": [True],
+    "residual_factor": [0.5],
+    "gpas": [True],
+    "attention_gate": ["head", "element"],
+    "initializer_scheme": ["depth_scaled"],
+    "frozen_norm_scales": ["output", "all"],
 }
 FIXED = re.compile(
     r"name|steps|output_dir|log_every|evaluate_every|task\.kind|task\.data\.(sources|validation_sources|tokenizer|cache_dir)"
@@ -124,7 +137,9 @@ def _draw_decoder(chance: random.Random, task: dict[str, Any], folder: Path) -> 
     model = task["model"]
     names = list(PLACEMENTS)
     layers = model["num_hidden_layers"]
-    model["norm_placement"] = chance.choice([*names, [chance.choice(names) for _ in range(layers)]])
+    model["norm_placement"] = chance.choice([*CHOICES, [chance.choice(names) for _ in range(layers)]])
+    for switch in chance.sample(list(SWITCHES), chance.choice([0, 1, 1, 2, 3])):
+        model[switch] = chance.choice(SWITCHES[switch])
     if chance.random() < 0.5:
         kind = chance.choice(list(ROPE_KEYS))
         needed, allowed = ROPE_KEYS[kind]

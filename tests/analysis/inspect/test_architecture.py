@@ -12,7 +12,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from analysis.inspect.architecture import Architecture, ArchitectureError, recognize
-from tests.modeling.decoder.tiny_decoder import tiny_decoder
+from analysis.measure.activations import ActivationProbe
+from modeling.decoder.facts_placements_periln import CHOICES
+from modeling.decoder.modeling_periln import PeriLNForCausalLM
+from modeling.decoder.residual_periln import Residual
+from tests.modeling.decoder.tiny_decoder import tiny_decoder, tiny_tokens
+from train.tasks.language_model import LanguageModel
 
 STORIES = Path(__file__).parents[4] / "shared/data/checkpoints/stories260K-hf"
 
@@ -99,6 +104,12 @@ OLMO2_NAMES = [None, "post_attention_layernorm", None, "post_feedforward_layerno
         ("opt", OPT_SHAPE, "pre", ["self_attn_layer_norm", None, "final_layer_norm", None]),
         ("opt", OPT_SHAPE | {"do_layer_norm_before": False}, "post", [None, None, None, None]),
         ("falcon", FALCON_SHAPE, "parallel pre", ["input_layernorm", None, "input_layernorm", None]),
+        (
+            "bitnet",
+            SHAPE,
+            "sub",
+            LLAMA_NAMES,  # with attn_sub_norm and ffn_sub_norm before the last matrices
+        ),
         ("qwen3_moe", SHAPE | {"num_experts": 6, "num_experts_per_tok": 2}, "pre", LLAMA_NAMES),
     ],
 )
@@ -138,12 +149,66 @@ def test_blocks_without_attention_are_unknown() -> None:
     assert "no attention module" in found.layers[0].reason
 
 
-@pytest.mark.parametrize("placement", ["pre", "post", "peri", "output"])
-def test_our_decoder(placement: str) -> None:
-    found = recognize(tiny_decoder(norm_placement=placement))
-    assert found.placement == placement
+SAME_FLOW = {"lns_learned": "pre", "peri_depth_scaled": "peri"}  # that differ in their initialization alone
+SWITCHES: dict[str, Any] = {"qk_norm": "head", "attention_gate": "element", "norm_kind": "layernorm"}
+
+
+@pytest.mark.parametrize("num_layers", [4, 12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("placement", CHOICES)
+def test_our_decoder(placement: str, dtype: torch.dtype, num_layers: int) -> None:
+    model: Any = tiny_decoder(norm_placement=placement, num_hidden_layers=num_layers)
+    found = recognize(model.to(dtype))
+    assert found.placement == SAME_FLOW.get(placement, placement), found.summary()
     assert found.final_norm == "model.norm"
     assert found.layers[1].name == "model.layers.1"
+
+
+@pytest.mark.parametrize("placement", [name for name in CHOICES if "hybrid" not in name])
+def test_switches_hide_no_placement(placement: str) -> None:
+    model = tiny_decoder(norm_placement=placement, num_hidden_layers=4, gpas=True, residual_factor=0.5, **SWITCHES)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gpas_gate"):
+                parameter.zero_()
+    found = recognize(model)
+    assert found.placement == SAME_FLOW.get(placement, placement), found.summary()
+    assert found.layers[2].mlp is not None
+    assert found.layers[2].mlp.scale == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("placement", "factor"),
+    [
+        *((name, "the block returns its stream times 0.685") for name in ("pre", "peri", "output", "lns", "sub")),
+        ("hybrid", "the block returns its stream times 0.8277"),
+        ("post", "the attention multiplies the input by 1 and the stream by 0.8277"),
+        ("deepnorm", "the attention multiplies the input by 1 and the stream by 1.392"),
+        ("keel", "the attention multiplies the input by 1 and the stream by 6.621"),
+    ],
+)
+def test_a_stream_that_shrinks_is_unknown_with_the_reason(placement: str, factor: str) -> None:
+    model = tiny_decoder(norm_placement=placement, num_hidden_layers=4, gpas=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gpas_gate"):
+                parameter.fill_(0.3)  # 1 - silu(0.3) = 0.8277
+    found = recognize(model)
+    assert found.placement == "unknown"
+    for layer in found.layers:
+        assert layer.reason.startswith(f"{factor}, as no known placement does")
+
+
+@pytest.mark.parametrize("placement", ["deepnorm", "keel"])
+def test_a_wrong_factor_of_the_stream_is_unknown_with_the_reason(placement: str) -> None:
+    model = tiny_decoder(norm_placement=placement)
+    for module in model.modules():
+        if isinstance(module, Residual):
+            module.stream_factor = 2.0
+    found = recognize(model)
+    assert found.placement == "unknown"
+    factors = "the attention multiplies the input by 1 and the stream by 2, as no known placement does"
+    assert found.layers[0].reason == factors
 
 
 def test_each_layer_has_its_own_placement() -> None:
@@ -178,20 +243,20 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize(
-    ("placement", "names"),
-    [
-        ("pre", ["output", "stream"]),
-        ("post", ["output", "stream"]),
-        ("peri", ["output", "normed_output", "stream"]),
-        ("output", ["output", "normed_output", "stream"]),
-    ],
-)
-def test_sites_are_those_of_training(placement: str, names: list[str]) -> None:
-    model = tiny_decoder(norm_placement=placement, num_hidden_layers=1)
-    found = [(site.layer, site.name) for site in recognize(model).sites()]
-    expected = [(0, f"{part}.{name}") for part in ("attention", "mlp") for name in names]
-    assert found == [(None, "embedding"), *expected, (None, "final_norm")]
+@pytest.mark.parametrize("placement", CHOICES)
+def test_sites_are_those_of_training(placement: str) -> None:
+    """The same names in the same order, and the same figures from one forward pass."""
+    model = tiny_decoder(norm_placement=placement, num_hidden_layers=4)
+    ours, training = (ActivationProbe(sites) for sites in (recognize(model).sites(), training_sites(model)))
+    assert [(site.layer, site.name) for site in ours.sites] == [(site.layer, site.name) for site in training.sites]
+    with torch.no_grad(), ours.watching(), training.watching():
+        model(tiny_tokens())
+    for mine, other in zip(ours.rows(), training.rows(), strict=True):
+        assert mine == {key: other[key] for key in mine}
+
+
+def training_sites(model: PeriLNForCausalLM) -> list[Any]:
+    return LanguageModel.probe_sites(object.__new__(LanguageModel), model)
 
 
 def test_parallel_blocks_have_no_stream_between() -> None:

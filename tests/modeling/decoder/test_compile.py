@@ -29,10 +29,23 @@ def assert_equal_losses_and_gradients(compiled: PeriLNForCausalLM, plain: PeriLN
         torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-4, rtol=0)  # measured: 2.6e-5
 
 
-@pytest.mark.parametrize("placement", ["peri", ("post", "pre", "output")], ids=str)
-def test_compiled_blocks_give_equal_losses_and_gradients(placement: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"norm_placement": "peri"},
+        {"norm_placement": ("post", "pre", "output")},
+        *(
+            {"norm_placement": name, "gpas": True, "attention_gate": gate}
+            for name, gate in (("keel", "head"), ("hybrid", "element"), ("sub", "element"))
+        ),
+    ],
+    ids=str,
+)
+def test_compiled_blocks_give_equal_losses_and_gradients(
+    overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(LOSS_CHUNK_ELEMENTS, "cpu", 8 * VOCAB_SIZE)  # four chunks
-    compiled, plain = (tiny_decoder(norm_placement=placement, z_loss_coefficient=0.01) for _ in range(2))
+    compiled, plain = (tiny_decoder(**overrides, z_loss_coefficient=0.01) for _ in range(2))
     compiled.compile_blocks()
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     assert_equal_losses_and_gradients(compiled, plain)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from modeling.decoder.facts_placements_periln import CHOICES
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
 
 from .test_parity import llama_like
@@ -13,7 +14,19 @@ from .tiny_decoder import VOCAB_SIZE, tiny_decoder, tiny_tokens
 
 NEW_TOKENS = 12
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 5.0, "top_k": 0}
-PLACEMENTS: list[Any] = ["pre", "post", "peri", "output", ("post", "pre", "peri")]
+MODELS: list[dict[str, Any]] = [
+    *({"norm_placement": name} for name in CHOICES),
+    {"norm_placement": ("post", "pre", "peri", "hybrid")},
+    {"norm_placement": "keel", "gpas": True, "attention_gate": "head", "qk_norm": "projection"},
+    {"norm_placement": "hybrid", "gpas": True, "attention_gate": "element", "residual_factor": 0.5},
+]
+# Its random biases drown the tokens: greedy, it writes one token over and over.
+DYT: dict[str, Any] = {"norm_placement": "sub", "norm_kind": "dyt", "norm_eps": 1e-6, "gpas": True}
+
+
+def tiny(**overrides: Any) -> PeriLNForCausalLM:
+    """A decoder of four layers, which mix needs."""
+    return tiny_decoder(**({"num_hidden_layers": 4} | overrides))
 
 
 def generate(model: Any, tokens: Tensor, **options: Any) -> Tensor:
@@ -22,10 +35,10 @@ def generate(model: Any, tokens: Tensor, **options: Any) -> Tensor:
     return model.generate(tokens, **options)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS, ids=str)
+@pytest.mark.parametrize("overrides", [*MODELS, DYT], ids=str)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_cached_logits_equal_those_of_the_whole_text(placement: Any, attention: str) -> None:
-    model, tokens = tiny_decoder(norm_placement=placement), tiny_tokens()
+def test_cached_logits_equal_those_of_the_whole_text(overrides: dict[str, Any], attention: str) -> None:
+    model, tokens = tiny(**overrides), tiny_tokens()
     model.set_attn_implementation(attention)
     with torch.no_grad():
         whole = model(tokens).logits
@@ -37,9 +50,9 @@ def test_cached_logits_equal_those_of_the_whole_text(placement: Any, attention: 
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=0)  # measured: 3.4e-6
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS, ids=str)
-def test_cached_generation_equals_uncached(placement: Any) -> None:
-    model = tiny_decoder(norm_placement=placement)
+@pytest.mark.parametrize("overrides", MODELS, ids=str)
+def test_cached_generation_equals_uncached(overrides: dict[str, Any]) -> None:
+    model = tiny(**overrides)
     cached = generate(model, tiny_tokens())
     assert cached.shape == (2, 17 + NEW_TOKENS)
     assert len(cached[:, 17:].unique()) > 3  # not one token over and over, which any cache would get right
