@@ -21,12 +21,16 @@ pytestmark = [
 ]
 
 
-def assert_equal_losses_and_gradients(compiled: PeriLNForCausalLM, plain: PeriLNForCausalLM) -> None:
+def assert_equal_losses_and_gradients(
+    compiled: PeriLNForCausalLM, plain: PeriLNForCausalLM, *, of_largest: float = 0.0
+) -> None:
+    """Compare with fixed tolerances, or, where gradients are large, with a share of each one's largest element."""
     loss, gradients = loss_and_gradients(plain.train())
     compiled_loss, compiled_gradients = loss_and_gradients(compiled.train())
     torch.testing.assert_close(compiled_loss, loss, atol=0, rtol=1e-6)  # measured: 2e-7
     for name, gradient in gradients.items():  # the largest elements are between 0.7 and 22
-        torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-4, rtol=0)  # measured: 2.6e-5
+        atol = max(1e-4, of_largest * float(gradient.abs().max()))
+        torch.testing.assert_close(compiled_gradients[name], gradient, atol=atol, rtol=0)  # measured: 2.6e-5
 
 
 @pytest.mark.parametrize(
@@ -48,7 +52,9 @@ def test_compiled_blocks_give_equal_losses_and_gradients(
     compiled, plain = (tiny_decoder(**overrides, z_loss_coefficient=0.01) for _ in range(2))
     compiled.compile_blocks()
     assert compiled.state_dict().keys() == plain.state_dict().keys()
-    assert_equal_losses_and_gradients(compiled, plain)
+    # Gates of order one shrink the stream and not its gradient, which grows to 1e6. Measured: 2.4e-5 of the largest
+    # element, as far as either is from fp64.
+    assert_equal_losses_and_gradients(compiled, plain, of_largest=1e-4 if overrides.get("gpas") else 0.0)
 
 
 def test_a_model_compiled_as_a_whole_gives_equal_losses_and_gradients() -> None:
