@@ -174,6 +174,7 @@ def test_rows_of_compiled_blocks_are_those_of_the_weights(ranks: Ranks, tmp_path
     assert worst_deviation(here, reference(task_of(config), model)) < 1e-6
 
 
+@pytest.mark.slow
 def test_rows_in_bf16_are_near_those_of_the_weights(ranks: Ranks, tmp_path: Path) -> None:
     # Measured: 1.2e-3; bf16 has 8 bits.
     settings = [*MEASURED, *SHORT, "engine.precision=bf16", "engine.zero_stage=3"]
@@ -185,7 +186,7 @@ def test_rows_in_bf16_are_near_those_of_the_weights(ranks: Ranks, tmp_path: Path
     assert worst_deviation(here, reference(task_of(config), model)) < 2e-2
 
 
-@pytest.mark.parametrize(("stage", "size"), [(1, 1), (3, 2)])
+@pytest.mark.parametrize(("stage", "size"), [pytest.param(1, 1, marks=pytest.mark.slow), (3, 2)])
 def test_measuring_layers_does_not_change_training(ranks: Ranks, tmp_path: Path, stage: int, size: int) -> None:
     path = str(tiny_file(tmp_path))
     settings = [*MEASURED, *SHORT, f"engine.zero_stage={stage}", "engine.activation_checkpointing=true"]
