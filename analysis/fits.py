@@ -71,6 +71,22 @@ class Growth:
             return "either"
         return "linear" if line > exponential else "exponential"
 
+    @property
+    def slope_text(self) -> str:
+        """The slope of the line in words: "2.1 per block"."""
+        return f"{self.linear.rate:.3g} per block"
+
+    @property
+    def doubling_text(self) -> str:
+        """The rate of the exponential in words: "doubling every 3.2 blocks"."""
+        word, depth = ("halving", -1) if self.exponential.rate < 0 else ("doubling", 1)
+        return f"{word} every {depth * self.exponential.doubling_depth:.3g} blocks"
+
+    @property
+    def r2_text(self) -> str:
+        """How well both fit: "R2 0.998 for a line, 0.957 for an exponential"."""
+        return f"R2 {self.linear.r2:.3f} for a line, {self.exponential.r2:.3f} for an exponential"
+
 
 def fit_growth(depth: np.ndarray, values: np.ndarray) -> Growth | None:
     """Fit both curves; None for fewer than three finite values.

@@ -220,15 +220,11 @@ def verdict(of_group: GrowthOfGroup) -> str:
     growth, linear, exponential = of_group.growth, of_group.growth.linear, of_group.growth.exponential
     when = f", step {of_group.step:,.0f}" if of_group.step else ""  # 0: a model without training steps
     head = f"{of_group.group.label}{when}: "
-    both = f"R2 {linear.r2:.3f} for the line, {exponential.r2:.3f} for the exponential"
-    rate = f"{linear.rate:.3g} per block"
-    doubling = f"doubling every {exponential.doubling_depth:.3g} blocks"
-    if exponential.rate < 0:
-        doubling = f"halving every {-exponential.doubling_depth:.3g} blocks"
+    rate, both = growth.slope_text, growth.r2_text
     words = {
         "constant": f"the variance is constant over depth (largest over smallest {growth.ratio:.3f}).",
         "linear": f"the variance grows linearly rather than exponentially, by {rate} ({both}).",
-        "exponential": f"the variance grows exponentially rather than linearly, {doubling} ({both}).",
+        "exponential": f"the variance grows exponentially rather than linearly, {growth.doubling_text} ({both}).",
         "either": f"a line and an exponential fit the variance equally well, {rate} ({both}).",
         "neither": f"neither a line nor an exponential fits the variance ({both}).",
     }

@@ -52,8 +52,8 @@ def heat_map(
     for at, cell in cells.items():
         if not isinstance(cell, str):
             values[at] = cell
-    at = np.asarray(positions, dtype=float)
-    figure.cells = [Series(name, color, at, of_row) for name, of_row in zip(rows, values, strict=True)]
+    numbers = np.asarray(positions, dtype=float)
+    figure.cells = [Series(name, color, numbers, of_row) for name, of_row in zip(rows, values, strict=True)]
     low, high = limits(values, saturates=_SATURATES)
     shown = np.ma.masked_invalid(values)
     mesh = axes.pcolormesh(shown, cmap="viridis", vmin=low, vmax=high, edgecolors="white", linewidth=0.8)

@@ -48,7 +48,7 @@ class Trio(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim of the paper, where it makes it, and what the runs say."""
+    """A claim of the paper, its table, figure or subject there, and what the runs say."""
 
     text: str
     source: str
@@ -146,7 +146,7 @@ def _less_sensitive(trio: Trio, unit: str) -> Claim:
         )
     return Claim(
         text="Peri-LN is less sensitive to the learning rate",
-        source="section 4, learning rates",
+        source="learning rates",
         verdict=_by_sign(found.sign, wanted=-1),
         evidence=evidence,
     )
@@ -157,7 +157,7 @@ def _fewer_divergences(trio: Trio) -> Claim:
     counts = [(float(a.outcome == "diverged"), float(b.outcome == "diverged")) for a, b in matched]
     verdict, evidence = _counts(counts, ("diverged in", "runs"), "at the same learning rates and seeds")
     text = "Fewer Peri-LN runs diverge than Pre-LN runs"
-    return Claim(text=text, source="section 4, stability", verdict=verdict, evidence=evidence)
+    return Claim(text=text, source="stability", verdict=verdict, evidence=evidence)
 
 
 def _fewer_spikes(trio: Trio) -> Claim:
@@ -166,7 +166,7 @@ def _fewer_spikes(trio: Trio) -> Claim:
     where = "loss and gradient norm, finished runs at the same learning rates and seeds"
     verdict, evidence = _counts(counts, ("has", "spikes in"), where)
     text = "Peri-LN has fewer spikes of loss and gradient norm than Pre-LN"
-    return Claim(text=text, source="section 4, stability", verdict=verdict, evidence=evidence)
+    return Claim(text=text, source="stability", verdict=verdict, evidence=evidence)
 
 
 def _matched(trio: Trio) -> Iterator[tuple[Run, Run]]:
@@ -270,7 +270,7 @@ def _larger_angles(trio: Trio) -> Claim:
     return _compared(
         trio,
         text="Peri-LN's layers turn the stream further than Pre-LN's",
-        source="section 5, redundancy of layers",
+        source="redundancy of layers",
         value=lambda run: last_mean(run.record, "angle"),
         wanted=1,
         words="Angular distance between a layer's input and output, mean over layers, in units of pi",
@@ -281,7 +281,7 @@ def _layers_matter(trio: Trio, unit: str) -> Claim:
     return _compared(
         trio,
         text="Leaving out a layer costs Peri-LN more loss than Pre-LN",
-        source="section 5, redundancy of layers",
+        source="redundancy of layers",
         value=lambda run: last_mean(run.record, "loss"),
         wanted=1,
         words="Increase of the validation loss without a layer, mean over layers",

@@ -94,15 +94,11 @@ def mean_of_layers(runs: Sequence[Run], quantity: str) -> float | None:
 
 def growth_text(growth: Growth) -> str:
     """Return a fit in words: "linear, 2.1 per block (R2 0.998)"."""
-    line, exponential = growth.linear, growth.exponential
-    rate, doubling = f"{line.rate:.3g} per block", f"doubling every {exponential.doubling_depth:.3g} blocks"
-    if exponential.rate < 0:
-        doubling = f"halving every {-exponential.doubling_depth:.3g} blocks"
-    both = f"R2 {line.r2:.3f} for a line, {exponential.r2:.3f} for an exponential"
+    rate, both = growth.slope_text, growth.r2_text
     words = {
         "constant": f"constant (largest / smallest {growth.ratio:.3f})",
         "linear": f"linear, {rate} ({both})",
-        "exponential": f"exponential, {doubling} ({both})",
+        "exponential": f"exponential, {growth.doubling_text} ({both})",
         "either": f"linear or exponential, {rate} ({both})",
         "neither": f"neither linear nor exponential ({both})",
     }

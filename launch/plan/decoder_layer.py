@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from modeling.decoder.facts_periln import DecoderShape
 from modeling.decoder.facts_placements_periln import PLACEMENTS, SubLayer
 
@@ -25,7 +27,7 @@ def kept_per_token(
         sequence_length: Tokens per window.
     """
     in_attention, in_mlp = PLACEMENTS[placement].sub_layers
-    heads, groups = model.num_attention_heads, model.num_key_value_heads
+    heads = model.num_attention_heads
     streams = _kept_streams(in_attention, model) + _kept_streams(in_mlp, model)
     if compiled and in_mlp.input_norm and in_mlp.output_norm:
         streams -= 1  # the sum between attention and MLP is computed again
@@ -38,22 +40,27 @@ def kept_per_token(
         elements += 4 * model.query_width
     else:
         elements, extra = elements + 2 * (model.query_width + model.key_width), _FLOAT * heads
-    normed: list[tuple[int, int]] = []  # width and norms per token of what stands inside attention and MLP
-    if model.qk_norm != "none" or in_attention.value_norm:
-        per_head = model.qk_norm != "projection"
-        normed += [(model.query_width, heads if per_head else 1), (model.key_width, groups if per_head else 1)]
-    if in_attention.value_norm:
-        normed.append((model.key_width, groups))
-    if in_attention.inner_norm:
-        normed.append((model.query_width, 1))
-    if in_mlp.inner_norm:
-        normed.append((model.intermediate_size, 1))
-    per_norm = {"rmsnorm": 1, "layernorm": 2, "dyt": 0}[model.norm_kind] * _FLOAT
-    for width, norms in normed:
+    for width, norms in _norms_inside(in_attention, in_mlp, model):
         elements, statistics = elements + width * _tensors_of_norm(model), statistics + norms
     if model.attention_gate != "none":  # the gates, and the output after them
         elements += model.query_width + model.attention_gate_width
+    per_norm = {"rmsnorm": 1, "layernorm": 2, "dyt": 0}[model.norm_kind] * _FLOAT
     return elements * itemsize + statistics * per_norm + extra
+
+
+def _norms_inside(attention: SubLayer, mlp: SubLayer, model: DecoderShape) -> Iterator[tuple[int, int]]:
+    """Yield what is normalized inside attention and MLP: its width, and the number of norms per token."""
+    heads, groups = model.num_attention_heads, model.num_key_value_heads
+    if model.qk_norm == "projection":
+        yield from ((model.query_width, 1), (model.key_width, 1))
+    elif model.qk_norm == "head" or attention.value_norm:
+        yield from ((model.query_width, heads), (model.key_width, groups))
+    if attention.value_norm:
+        yield model.key_width, groups
+    if attention.inner_norm:
+        yield model.query_width, 1
+    if mlp.inner_norm:
+        yield model.intermediate_size, 1
 
 
 def _kept_streams(sub_layer: SubLayer, model: DecoderShape) -> int:

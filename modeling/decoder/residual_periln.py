@@ -5,6 +5,7 @@ facts_placements_periln.py lists the norms and constants of each.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -107,7 +108,12 @@ class GateMatrix(BranchMatrix):
 
     @property
     def generator(self) -> torch.Generator | None:
-        """Source of its initial weights, which depend on the seed and on the layer."""
+        """Source of its initial weights, which depend on the seed and on the layer.
+
+        The two are hashed: with their sum, layers of neighboring seeds would start from the same numbers.
+        """
         if self.weight.is_meta:
             return None
-        return torch.Generator(self.weight.device).manual_seed(torch.initial_seed() + 1 + self.layer)
+        name = f"attention gate of layer {self.layer}, seed {torch.initial_seed()}"
+        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest())
+        return torch.Generator(self.weight.device).manual_seed(seed)

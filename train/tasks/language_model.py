@@ -16,6 +16,7 @@ from torch import nn
 
 from analysis.measure.activations import Site
 from modeling.decoder.configuration_periln import PeriLNConfig
+from modeling.decoder.facts_placements_periln import CHOICES
 from modeling.decoder.modeling_periln import PeriLNForCausalLM, PeriLNModel
 from train.config.errors import ConfigError
 from train.config.run import OptimConfig
@@ -129,12 +130,13 @@ class LanguageModel(Task):
         return decoder(self.config)
 
     def describe(self, model: nn.Module) -> dict[str, str]:
-        """Return the number of parameters without embedding and head, and the operations per token."""
+        """Return the norm placement, the parameters without embedding and head, and the operations per token."""
         assert isinstance(model, PeriLNForCausalLM)
         length = self.config.data.sequence_length
         return {
             "  without embedding and head": f"{model.num_parameters(exclude_embeddings=True):,}",
             "training FLOPs per token": f"{model.flops_per_token(length):,.0f}  (windows of {length})",
+            "norm placement": _placement_text(self.config.model.norm_placement),
         }
 
     def build_model(self) -> PeriLNForCausalLM:
@@ -251,6 +253,13 @@ class LanguageModel(Task):
         for label in filter(None, labels(self.config.data)):
             report |= _report(means[f"{label}.loss"], means[f"{label}.loss_per_byte"], f"validation_{label}")
         return report
+
+
+def _placement_text(norm_placement: str | Sequence[str]) -> str:
+    if not isinstance(norm_placement, str):
+        return f"list  {', '.join(norm_placement)}"
+    record = CHOICES[norm_placement]
+    return f"{record.name}  {record.description}; {record.source}"
 
 
 def _report(loss: float, loss_per_byte: float, prefix: str) -> dict[str, float]:

@@ -269,8 +269,8 @@ def test_gates_depend_on_seed_and_layer() -> None:
     one, other = (fresh(seed, attention_gate="element") for seed in (0, 1))
     name = "model.layers.{}.attention.branch.attention_gate.weight"
     assert torch.equal(one[name.format(3)], fresh(0, attention_gate="element")[name.format(3)])
-    assert not torch.equal(one[name.format(3)], other[name.format(3)])
-    assert not torch.equal(one[name.format(3)], one[name.format(4)])
+    gates = [state[name.format(layer)].flatten() for state in (one, other) for layer in range(8)]
+    assert len({tuple(gate[:4].tolist()) for gate in gates}) == len(gates)  # no two, of any layers and seeds
 
 
 def test_matrices_start_as_their_placement_demands() -> None:
