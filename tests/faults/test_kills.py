@@ -13,8 +13,7 @@ from tests.tiny import tiny_file
 KILLS = 4  # one of each kind
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.nightly), pytest.param(3, marks=pytest.mark.slow)])
 def test_kills_lose_no_checkpoint_and_no_bit(tmp_path: Path, stage: int) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # shown where the test fails

@@ -26,8 +26,7 @@ def skips(run: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.nightly), pytest.param(3, marks=pytest.mark.slow)])
 def test_poison_is_skipped_by_all_ranks_and_again_after_a_kill(tmp_path: Path, stage: int) -> None:
     path, run, unbroken = tiny_file(tmp_path), tmp_path / "runs/tiny", tmp_path / "runs/unbroken"
     settings = [*SETTINGS, f"engine.zero_stage={stage}"]

@@ -36,8 +36,9 @@ def is_complete(folder: Path, what: str) -> bool:
     return page.rstrip().endswith("</html>") and bool(list(folder.rglob("*.svg")) or "<svg" in page or "<img" in page)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["export", "report"])
+@pytest.mark.parametrize(
+    "what", [pytest.param("export", marks=pytest.mark.slow), pytest.param("report", marks=pytest.mark.nightly)]
+)
 def test_a_killed_program_leaves_no_half_folder(run: Path, tmp_path: Path, what: str) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # shown where the test fails

@@ -35,7 +35,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data.pack(folder / "data", source=source, lengths=(32, 64, 128), vocab_size=300).folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # minutes; run it by hand before a card is lent
 def test_every_stage_runs_and_its_results_make_a_table(packed: Path, tmp_path: Path) -> None:
     out, archive = tmp_path / "out", tmp_path / "results.tar.gz"
     words = ["--device", "cpu", "--tiny", "--data", str(packed), "--out", str(out), "--pack", str(archive)]

@@ -56,14 +56,23 @@ def test_stages_0_and_3_give_equal_losses_for_every_placement(ranks: Ranks, tmp_
             assert samples == one[step][2]
 
 
+SEVERAL = ("peri", "lns_learned", "keel", "hybrid")  # with every kind of parameter that a placement can add
+
+
 @pytest.mark.parametrize(
-    ("stage", "size"), [pytest.param(0, 1, marks=pytest.mark.nightly), pytest.param(3, 2, marks=pytest.mark.slow)]
+    ("stage", "size", "placements"),
+    [
+        pytest.param(3, 2, SEVERAL, marks=pytest.mark.slow),
+        pytest.param(3, 2, tuple(CHOICES), marks=pytest.mark.nightly),
+        pytest.param(0, 1, tuple(CHOICES), marks=pytest.mark.nightly),
+    ],
+    ids=["several, stage 3", "all, stage 3", "all, stage 0"],
 )
-def test_every_placement_resumes_bit_for_bit_with_its_switches_on(
-    ranks: Ranks, tmp_path: Path, stage: int, size: int
+def test_placements_resume_bit_for_bit_with_their_switches_on(
+    ranks: Ranks, tmp_path: Path, stage: int, size: int, placements: tuple[str, ...]
 ) -> None:
     path, chosen = str(tiny_file(tmp_path)), f"engine.zero_stage={stage}"
-    for placement in CHOICES:
+    for placement in placements:
         run = [*settings(placement, switched=True), chosen]
         ranks(size, train, path, [*run, f"name=unbroken-{placement}"])
         broken = [*run, f"name=broken-{placement}"]

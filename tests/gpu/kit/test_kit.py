@@ -114,7 +114,7 @@ def test_the_command_installs_the_wheels_and_starts_the_script(tmp_path: Path) -
     assert subprocess.run(command[:3], capture_output=True).returncode == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # downloads half a gigabyte
 def test_the_real_kit_is_complete_and_small(tmp_path: Path) -> None:
     try:
         kit.make(tmp_path, corpus=None, separator=None, tokenizer=None)

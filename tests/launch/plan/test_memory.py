@@ -142,7 +142,17 @@ FEW = [(2, 2, "bf16", "fp32", False)]
 ALL = [
     (n, c["zero_stage"], c["precision"], c["gradient_dtype"], a) for n in (1, 2) for a in (False, True) for c in cases()
 ]
-RUNS = [*FEW, *(pytest.param(*run, marks=SLOW) for run in ALL if run not in FEW)]
+
+
+def _mark(gpus: int, stage: int, precision: str, gradients: str, again: bool) -> pytest.MarkDecorator:
+    """Return when to run a combination: each number of ranks with each stage once among the slow tests, in turn with
+    and without recomputing activations; all others in the night.
+    """
+    usual = precision == "bf16" and gradients == ("fp32" if stage else "bf16")
+    return SLOW if usual and again == ((gpus + stage) % 2 == 0) else pytest.mark.nightly
+
+
+RUNS = [*FEW, *(pytest.param(*run, marks=_mark(*run)) for run in ALL if run not in FEW)]
 
 
 @pytest.mark.parametrize(("gpus", "stage", "precision", "gradients", "again"), RUNS)

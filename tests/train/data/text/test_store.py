@@ -308,8 +308,7 @@ def processes_of(marker: str) -> list[int]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.nightly)])
 def test_a_killed_preparation_leaves_no_process_and_ends_as_an_unbroken_one(tmp_path: Path, seed: int) -> None:
     write_corpus(tmp_path / "corpus", documents=1500)
     script = tmp_path / "prepare.py"
