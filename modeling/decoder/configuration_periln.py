@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import field, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from transformers import PreTrainedConfig
+import transformers
 
 from .facts_periln import DecoderShape, Fault, default_rope_parameters
 from .facts_placements_periln import CHOICES, PLACEMENTS, LayerPlacement, NormPlacement
+from .facts_rope_periln import ROPE_RULES  # noqa: F401 (transformers 4 copies only what this file imports itself)
 from .facts_rules_periln import shape_faults
+
+REQUIRED_TRANSFORMERS = (5, 23)  # as in pyproject.toml
 
 _FIELDS = tuple(each.name for each in fields(DecoderShape))
 _SIZES = tuple(each.name for each in fields(DecoderShape) if each.type is int)
@@ -19,7 +23,22 @@ _COEFFICIENTS = tuple(each.name for each in fields(DecoderShape) if each.type is
 _CHOICES = {each.name: get_args(each.type) for each in fields(DecoderShape) if get_origin(each.type) is Literal}
 
 
-class PeriLNConfig(PreTrainedConfig):
+def _refuse_older_transformers(version: str) -> None:
+    """Refuse versions of transformers with which this code would fail later, by the name of something missing.
+
+    Raises:
+        ImportError: `version` is older than REQUIRED_TRANSFORMERS.
+    """
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < REQUIRED_TRANSFORMERS:
+        required = ".".join(map(str, REQUIRED_TRANSFORMERS))
+        remedy = f"pip install 'transformers>={required}'"
+        raise ImportError(f"this model needs transformers {required} or later, and {version} is installed: {remedy}")
+
+
+_refuse_older_transformers(transformers.__version__)  # the first of the model's files that transformers imports
+
+
+class PeriLNConfig(transformers.PreTrainedConfig):
     """Shape and normalization of a decoder with a configurable norm placement.
 
     Args:
@@ -59,6 +78,10 @@ class PeriLNConfig(PreTrainedConfig):
         initializer_scheme: `normal`, or `depth_scaled`: the matrices that write to the residual stream are divided
             by sqrt(2 num_hidden_layers) (GPT-2).
         z_loss_coefficient: Weight of logsumexp(logits)^2 in the loss (PaLM, section 5).
+        use_cache: Keep keys and values unless a call says otherwise: in generation and evaluation, never in training.
+        pad_token_id: Token of the padding, if there is one; its embedding is like any other.
+        bos_token_id: Token at the start of a document, if there is one.
+        eos_token_id: Token or tokens at the end of a document.
 
     Raises:
         ValueError: Fields are invalid or conflict; one message lists all faults, one per line.
@@ -94,6 +117,10 @@ class PeriLNConfig(PreTrainedConfig):
     initializer_range: float = DecoderShape.initializer_range
     initializer_scheme: Literal["normal", "depth_scaled"] = DecoderShape.initializer_scheme
     z_loss_coefficient: float = DecoderShape.z_loss_coefficient
+    use_cache: bool = True  # from here on: fields that transformers and its clients expect of any decoder
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.norm_placement, str):

@@ -139,27 +139,53 @@ class HeadLoss(NamedTuple):
     z_loss_sum: Tensor
 
 
+def loss_of_logits(logits: Tensor, labels: Tensor, z_loss_coefficient: float) -> HeadLoss:
+    """Return the same loss from logits that exist as a whole, for callers who want them, and for heads of others.
+
+    Args:
+        logits: (B, T, V).
+        labels: (B, T); tokens with IGNORE_INDEX are ignored.
+        z_loss_coefficient: Weight of the z-loss.
+    """
+    scores, labels = logits.flatten(0, -2).float(), labels.flatten()  # (N, V), (N,)
+    nll_sum = F.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    if not z_loss_coefficient:
+        return HeadLoss(nll_sum, torch.zeros_like(nll_sum))
+    log_normalizer = scores.logsumexp(dim=1).masked_fill(labels == IGNORE_INDEX, 0.0)
+    z_loss_sum = z_loss_coefficient * log_normalizer.square().sum()
+    return HeadLoss(nll_sum + z_loss_sum, z_loss_sum.detach())
+
+
 class LanguageModelHead(nn.Linear):
     """Hidden states to logits, or straight to the loss.
 
-    The loss lives in this module's forward because ZeRO-3 gathers `weight` only around it.
+    The loss lives in this module's forward because ZeRO-3 gathers `weight` only around it. Called like any nn.Linear,
+    as PEFT does to add to its output, it returns a column for each row of `weight`.
     """
 
     def __init__(self, config: PeriLNConfig) -> None:
         super().__init__(config.hidden_size, config.padded_vocab_size, bias=False)
-        self.vocab_size = config.vocab_size
-        self.z_loss_coefficient = config.z_loss_coefficient
+        self.config = config  # whose vocab_size changes when the embeddings are resized
         self.chunk_loss = chunk_loss  # compile_blocks replaces it with a compiled one
 
-    def forward(self, hidden_states: Tensor, labels: Tensor | None = None) -> Tensor | HeadLoss:  # type: ignore[override]
-        """Return the logits (B, T, V) of (B, T, D); or, given the label (B, T) of each token, the summed loss."""
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, labels: Tensor | None = None, *, columns: int | None = None
+    ) -> Tensor | HeadLoss:
+        """Return the logits of (B, T, D), or the summed loss.
+
+        Args:
+            hidden_states: (B, T, D).
+            labels: The label (B, T) of each token; then the summed loss is returned.
+            columns: Number of first columns of the logits to return; None: all, (B, T, P).
+        """
         if labels is None:
-            return F.linear(hidden_states, self.weight[: self.vocab_size])
+            return F.linear(hidden_states, self.weight[:columns])
         hidden_states, labels = hidden_states.flatten(0, -2), labels.flatten()  # (N, D), (N,)
-        weight = self.weight
+        weight, vocab_size, z = self.weight, self.config.vocab_size, self.config.z_loss_coefficient
         if not torch.is_grad_enabled():  # invisible to an autograd.Function: detach to skip the gradients
             hidden_states, weight = hidden_states.detach(), weight.detach()
-        sums = _ChunkedLoss.apply(
-            hidden_states, weight, labels, self.vocab_size, self.z_loss_coefficient, self.chunk_loss
-        )
-        return HeadLoss(*sums)
+        return HeadLoss(*_ChunkedLoss.apply(hidden_states, weight, labels, vocab_size, z, self.chunk_loss))
+
+    def replace_weight(self, weight: nn.Parameter) -> None:
+        """Use another matrix (P, D), which may have another number of rows."""
+        self.weight, self.out_features = weight, len(weight)

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, S tokens with those of the cache, D model, H query he
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_periln import RotaryEmbedding, SelfAttention
 from .configuration_periln import PeriLNConfig
 from .facts_counts_periln import flops_per_token
-from .head_periln import IGNORE_INDEX, LanguageModelHead, chunk_loss
+from .head_periln import IGNORE_INDEX, HeadLoss, LanguageModelHead, chunk_loss, loss_of_logits
 from .mlp_periln import GatedMLP
 from .norms_periln import ScaleNorm
 from .residual_periln import BranchMatrix, GateMatrix, Residual
@@ -77,6 +78,31 @@ class PeriLNPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)  # the tables of RotaryEmbedding
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resize embedding and head as transformers does: to these rows and no more, so without padding rows.
+
+        Added tokens start as if the padding rows, which are untrained, were not there. The head keeps its class, and so
+        its chunked loss. `vocab_size_multiple` becomes 1 where the new number of tokens is no multiple of it.
+
+        Args:
+            new_num_tokens: The new `vocab_size`; None: as before.
+            pad_to_multiple_of: The new `vocab_size` is rounded up to a multiple of it.
+            mean_resizing: Draw new rows around the mean of the old ones rather than as at initialization.
+        """
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return self.get_input_embeddings()  # type: ignore[return-value]
+        head = self.get_output_embeddings()
+        super().resize_token_embeddings(self.config.vocab_size)
+        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if self.config.padded_vocab_size != self.config.vocab_size:
+            self.config.vocab_size_multiple = 1
+        if isinstance(head, LanguageModelHead):  # transformers replaced it with a plain matrix
+            head.replace_weight(self.get_output_embeddings().weight)
+            self.set_output_embeddings(head)
+        return embedding
+
 
 class PeriLNModel(PeriLNPreTrainedModel):
     """Embedding, blocks and final norm."""
@@ -107,9 +133,10 @@ class PeriLNModel(PeriLNPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Compute the stream; arguments as in any transformers decoder, except that `use_cache` is off by default.
+        """Compute the stream; arguments as in any transformers decoder.
 
-        Without mask and cache, `position_ids` that restart mark packed documents, which do not attend to each other.
+        Without a mask and the cache of tokens before, `position_ids` that restart mark packed documents, which do not
+        attend to each other.
 
         Returns:
             The stream after the final norm (B, T, D), the cache if used, and hidden states and attentions if requested.
@@ -120,9 +147,9 @@ class PeriLNModel(PeriLNPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids, inputs_embeds: give exactly one of them")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         mask = create_causal_mask(self.config, hidden_states, attention_mask, past_key_values, position_ids)
+        if use_cache and past_key_values is None:  # after the mask: beside a cache, packed documents are not recognized
+            past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             start = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(start, start + hidden_states.shape[1], device=hidden_states.device)[None]
@@ -150,7 +177,7 @@ class PeriLNOutput(ModelOutput):
 
     loss: Tensor | None = None  # the objective, z-loss included; fp32 scalar
     z_loss: Tensor | None = None  # the z-loss part of it, detached
-    logits: Tensor | None = None  # (B, T, V); None if there were labels
+    logits: Tensor | None = None  # (B, T, V); None beside labels where `return_logits` says so
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None  # the stream before each layer, then the final (B, T, D)
     attentions: tuple[Tensor, ...] | None = None  # (B, H, T, S) per layer, with eager attention
@@ -179,14 +206,14 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        shift_labels: Tensor | None = None,
+        return_logits: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
     ) -> PeriLNOutput:
-        """Return the logits or, if there are labels, the loss instead.
+        """Return the logits and, if there are labels, the loss.
 
-        The loss is computed without ever materializing all logits, so a call with labels returns none, neither in
-        training nor in evaluation. To get both, call it twice.
+        Without logits, the loss is computed in chunks of tokens, so that all logits never exist at once. In training
+        that is the default; otherwise logits come beside the loss, as evaluation with metrics of its own expects.
 
         Args:
             input_ids: (B, T).
@@ -195,29 +222,37 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
             past_key_values: Keys and values of the tokens before.
             inputs_embeds: (B, T, D), instead of `input_ids`.
             labels: (B, T), the tokens themselves, shifted by one in here; -100 is ignored.
-            use_cache: Return a cache.
+            use_cache: Return a cache; None: as `config.use_cache` says, but never in training.
             logits_to_keep: Number of final positions, or indices of the positions, to return logits for; 0: all.
-            shift_labels: (B, T), the label of each position, already shifted.
+            return_logits: Return logits beside the loss; None: unless the model is in training mode.
             num_items_in_batch: Divisor of the summed loss; None: the number of valid tokens.
-            kwargs: `output_hidden_states`, `output_attentions`, and arguments of the attention implementation.
+            kwargs: `shift_labels` (B, T), the label of each position, already shifted, instead of `labels`; not in the
+                signature, as transformers' Trainer would then require it beside `labels`. `output_hidden_states`,
+                `output_attentions`, and arguments of the attention implementation.
         """
+        shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
+            use_cache=False if use_cache is None and self.training else use_cache,
             **kwargs,
         )
         if shift_labels is None and labels is not None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         loss = z_loss = logits = None
         if shift_labels is None:
-            positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(outputs.last_hidden_state[:, positions])
+            logits = self._logits(outputs.last_hidden_state[:, positions])
         else:
-            loss, z_loss = self._loss(outputs.last_hidden_state, shift_labels, num_items_in_batch)
+            with_logits = not self.training if return_logits is None else return_logits
+            sums, logits = self._loss(outputs.last_hidden_state, shift_labels, with_logits=with_logits)
+            num_items = (shift_labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = sums.loss_sum / num_items
+            z_loss = sums.z_loss_sum / num_items if self.config.z_loss_coefficient else None
+            logits = None if logits is None else logits[:, positions]
         return PeriLNOutput(
             loss=loss,
             z_loss=z_loss,
@@ -227,14 +262,27 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def _loss(
-        self, hidden_states: Tensor, shift_labels: Tensor, num_items: int | Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the loss per item and its z-loss, None where there is none."""
-        loss_sum, z_loss_sum = self.lm_head(hidden_states, shift_labels.to(hidden_states.device))
-        if num_items is None:
-            num_items = (shift_labels != IGNORE_INDEX).sum()
-        return loss_sum / num_items, z_loss_sum / num_items if self.config.z_loss_coefficient else None
+    def _logits(self, hidden_states: Tensor) -> Tensor:
+        """Return logits (B, T, V), without the columns of the padding."""
+        columns = self.config.vocab_size
+        if isinstance(self.lm_head, LanguageModelHead):
+            return self.lm_head(hidden_states, columns=columns)
+        return self.lm_head(hidden_states)[..., :columns].contiguous()  # for instance PEFT's around ours
+
+    def _loss(self, hidden_states: Tensor, labels: Tensor, *, with_logits: bool) -> tuple[HeadLoss, Tensor | None]:
+        """Return the summed loss of (B, T, D) and, if requested, the logits (B, T, V)."""
+        labels = labels.to(hidden_states.device)
+        if isinstance(self.lm_head, LanguageModelHead) and not with_logits:
+            return self.lm_head(hidden_states, labels), None
+        logits = self._logits(hidden_states)
+        return loss_of_logits(logits, labels, self.config.z_loss_coefficient), logits if with_logits else None
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, and name the decoder without head too, so that AutoModel loads the folder."""
+        code = type(self).__module__.rpartition(".")[2]
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        self.config.auto_map = auto_map | {PeriLNModel._auto_class: f"{code}.{PeriLNModel.__name__}"}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Count parameters; `exclude_embeddings` excludes the head too, as in the sizes stated in papers."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from tests.ranks import Ranks
 from tests.tiny import tiny_file
@@ -85,6 +86,27 @@ def test_a_run_starts_from_an_exported_folder(ranks: Ranks, tmp_path: Path) -> N
     before = [json.loads(line) for line in (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()][-1]
     after = [json.loads(line) for line in (tmp_path / "runs/tuned/metrics.jsonl").read_text().splitlines()][-1]
     assert after["validation_loss"] == pytest.approx(before["validation_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("settings", [[], ["task.model.tie_word_embeddings=true"]], ids=["untied", "tied"])
+def test_the_folder_has_no_padding_rows_and_any_padding_starts_from_it(
+    ranks: Ranks, tmp_path: Path, settings: list[str]
+) -> None:
+    path, out = str(tiny_file(tmp_path)), tmp_path / "out"
+    ranks(1, train, path, settings)
+    assert export.main([str(tmp_path / "runs/tiny"), str(out)]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert (config["vocab_size"], config["vocab_size_multiple"]) == (300, 1)
+    rows = {name: len(weight) for name, weight in load_file(out / "model.safetensors").items() if weight.ndim == 2}
+    vocabulary = {"model.embed_tokens.weight"} | (set() if settings else {"lm_head.weight"})
+    assert {rows[name] for name in vocabulary} == {300}
+    before = [json.loads(line) for line in (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()][-1]
+    for multiple in (1, 64, 256):
+        name = f"from-{multiple}"
+        start_settings = [f"name={name}", f"checkpoint.start_from={out}", f"task.model.vocab_size_multiple={multiple}"]
+        ranks(1, train, path, [*settings, *start_settings, "optim.lr=1e-12"])
+        after = [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()][-1]
+        assert after["validation_loss"] == pytest.approx(before["validation_loss"], rel=1e-6)
 
 
 def start(config_file: str, overrides: list[str]) -> list[str]:

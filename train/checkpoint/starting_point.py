@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _KEY = "checkpoint.start_from"
 _INDEX = "model.safetensors.index.json"  # of weights in several files: the file of each
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # may come without padding rows
 _LONGEST_HEADER = 100_000_000  # bytes, the limit of safetensors
 # Settings of a model that may differ: those of its initialization and loss, and the positions, which training on
 # longer text changes on purpose.
@@ -129,6 +130,7 @@ def _folder_faults(config: RunConfig, folder: Path) -> Iterator[str]:
     if not isinstance(exported, dict):
         yield f"{folder / 'config.json'} is missing or unreadable, which states what the weights mean"
         return
+    exported.pop("vocab_size_multiple", None)  # of the padding rows, which exported folders lack
     yield from _differences(exported, _exported_form(config), folder)
 
 
@@ -154,12 +156,19 @@ def weight_faults(folder: Path, model: nn.Module) -> list[str]:
     shared = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in saved}
     replaced = {n for n, p in model.named_parameters(remove_duplicate=False) if n not in saved and id(p) in shared}
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items() if name not in replaced}
+    wanted |= {name: saved[name] for name in VOCABULARY if name in wanted and lacks_padding(model, saved.get(name))}
     found = [
         f"{_KEY}: {name} is {wanted.get(name, 'absent')} here and {saved.get(name, 'absent')} in {folder}"
         for name in sorted(saved.keys() | wanted.keys())
         if saved.get(name) != wanted.get(name)
     ]
     return found[:8] + [f"... and {len(found) - 8} more"] * (len(found) > 8)
+
+
+def lacks_padding(model: nn.Module, shape: list[int] | None) -> bool:
+    """Return whether this is the shape of a model's embedding or head without its padding rows, as in exports."""
+    config = getattr(model, "config", None)
+    return shape is not None and shape == [getattr(config, name, None) for name in ("vocab_size", "hidden_size")]
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from train.checkpoint.starting_point import weight_faults, weight_files
+from train.checkpoint.starting_point import VOCABULARY, weight_faults, weight_files
 from train.config.errors import ConfigError
 
 
@@ -28,4 +29,8 @@ def load_folder(model: nn.Module, folder: Path) -> None:
                 weights |= {key: file.get_tensor(key) for key in list(file.keys())}
         except (SafetensorError, OSError) as error:
             raise ConfigError([f"checkpoint.start_from: {path} is damaged ({error}); copy it again"]) from None
+    state = model.state_dict()
+    for name in VOCABULARY:
+        if name in weights and (rows := len(weights[name])) < len(state[name]):  # padding rows remain as they are
+            weights[name] = torch.cat((weights[name], state[name][rows:].to(weights[name])))
     model.load_state_dict(weights, strict=False)

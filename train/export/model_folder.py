@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from modeling.decoder.modeling_periln import PeriLNForCausalLM
 from train.checkpoint.checkpoint import CheckpointReader
 from train.checkpoint.published import intact_checkpoint
 from train.config.errors import ConfigError
@@ -47,6 +48,9 @@ def write_model_folder(
         The model in fp32, on the CPU.
     """
     model = load_model(task, source)
+    if isinstance(model, PeriLNForCausalLM):
+        # Without padding rows: clients such as TRL read the matrix of the head, and would count them as tokens.
+        model.resize_token_embeddings(model.config.vocab_size)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}

@@ -211,7 +211,13 @@ class LanguageModel(Task):
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Return the summed objective; the logged loss is cross-entropy alone, without z-loss."""
         tokens = batch["tokens"]
-        output = model(input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], num_items_in_batch=1)
+        output = model(
+            input_ids=tokens[:, :-1],
+            shift_labels=tokens[:, 1:],
+            num_items_in_batch=1,
+            return_logits=False,  # neither these nor a cache in validations either: they would take memory
+            use_cache=False,
+        )
         weight = output.loss.new_full((), self.weight(batch))
         if output.z_loss is None:
             return StepOutput(output.loss, weight, {"loss": (output.loss.detach(), weight)})

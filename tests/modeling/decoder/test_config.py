@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from modeling.decoder.configuration_periln import PeriLNConfig
 from train.config.tasks.language_model import DecoderConfig
@@ -24,8 +25,24 @@ def own_fields(config_class: type) -> dict[str, tuple[Any, Any]]:
     return {name: (hints[name], default) for name, default in defaults.items()}
 
 
-def test_fields_are_those_of_the_run_configuration() -> None:
-    assert own_fields(PeriLNConfig) == own_fields(DecoderConfig)
+# fields that transformers and its clients expect of every decoder, and no run sets
+OF_CLIENTS: dict[str, tuple[Any, Any]] = {
+    "use_cache": (bool, True),
+    "pad_token_id": (int | None, None),
+    "bos_token_id": (int | None, None),
+    "eos_token_id": (int | list[int] | None, None),
+}
+
+
+def test_fields_are_those_of_the_run_configuration_and_of_clients() -> None:
+    assert own_fields(PeriLNConfig) == own_fields(DecoderConfig) | OF_CLIENTS
+
+
+def test_fields_of_clients_have_the_defaults_of_llama() -> None:
+    theirs = LlamaConfig()
+    assert {name: getattr(theirs, name) for name in ("use_cache", "pad_token_id")} == {
+        name: getattr(tiny_config(), name) for name in ("use_cache", "pad_token_id")
+    }
 
 
 def test_every_fault_is_told_at_once() -> None:

@@ -128,6 +128,7 @@ def test_an_exported_folder_names_its_code(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.glob("*.py")} == {file.name for file in FAMILY.glob("*_periln.py")}
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_periln.PeriLNConfig",
+        "AutoModel": "modeling_periln.PeriLNModel",
         "AutoModelForCausalLM": "modeling_periln.PeriLNForCausalLM",
     }
 

@@ -235,13 +235,39 @@ def test_shifted_labels_with_one_item_give_the_sum() -> None:
     torch.testing.assert_close(ours, reference_loss(model, tokens, tokens, "sum"), atol=0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_call_with_labels_returns_no_logits(training: bool) -> None:
+@pytest.mark.parametrize(("training", "requested"), [(True, None), (True, False), (False, False)])
+def test_the_chunked_loss_returns_no_logits(training: bool, requested: bool | None) -> None:
     model = tiny_decoder().train(training)
-    output = model(tiny_tokens(), labels=tiny_tokens())
+    output = model(tiny_tokens(), labels=tiny_tokens(), return_logits=requested)
     assert output.logits is None
     assert output.z_loss is None  # no coefficient, no share
     assert output.loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("training", "requested"), [(False, None), (True, True), (False, True)])
+@pytest.mark.parametrize("overrides", [{}, {"z_loss_coefficient": 0.1, "tie_word_embeddings": True}], ids=str)
+def test_a_loss_beside_logits_equals_the_chunked_one(
+    training: bool, requested: bool | None, overrides: dict[str, Any]
+) -> None:
+    model, tokens = tiny_decoder(**overrides).train(training), tiny_tokens()
+    labels = tokens.clone()
+    labels[0, :4] = labels[1, 9] = IGNORE_INDEX
+    both = model(tokens, labels=labels, return_logits=requested)
+    chunked = model(tokens, labels=labels, return_logits=False)
+    torch.testing.assert_close(both.logits, model(tokens).logits, atol=0, rtol=0)
+    torch.testing.assert_close(both.loss, chunked.loss, atol=0, rtol=1e-6)  # measured: 1.3e-7
+    torch.testing.assert_close(both.z_loss, chunked.z_loss, atol=0, rtol=1e-6)
+    assert both.z_loss is None or not both.z_loss.requires_grad
+    parameters = list(model.parameters())
+    gradients = [torch.autograd.grad(output.loss, parameters) for output in (both, chunked)]
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)  # measured: 5e-7
+
+
+def test_logits_beside_a_loss_can_be_those_of_the_last_tokens() -> None:
+    model, tokens = tiny_decoder(), tiny_tokens()
+    output = model(tokens, labels=tokens, logits_to_keep=3)
+    torch.testing.assert_close(output.logits, model(tokens).logits[:, -3:], atol=0, rtol=0)
+    torch.testing.assert_close(output.loss, model(tokens, labels=tokens).loss, atol=0, rtol=0)
 
 
 def test_z_loss_of_the_model_is_per_item_too() -> None:
