@@ -26,7 +26,7 @@ FENCES = {
     "deepspeed": ("train/engine/",),
     "transformers": ("modeling/", "train/export/", "train/data/text/", "analysis/"),
     "datasets": ("train/data/",),
-    "accelerate": ("analysis/", "train/__main__.py"),
+    "accelerate": ("analysis/", "train/__main__.py", "train/export/streaming.py"),
     "matplotlib": ("analysis/",),
     "pandas": ("analysis/",),
     "cv2": ("train/data/",),
