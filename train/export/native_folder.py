@@ -69,7 +69,7 @@ def write_native_folder(
         }
         mapping = rules(architecture, DecoderShape.of(config))
         write_weights(partial, mapping, read, shapes=shapes, dtype=dtype, shard_bytes=shard_bytes)
-        verification = None if tokens is None else verify(config, read, partial, tokens)
+        verification = None if tokens is None else verify(config, read, partial, tokens, dtype=dtype)
         report = NativeReport(architecture.class_name, _changes(architecture, DecoderShape.of(config)), verification)
         save_assets(partial)
         (partial / "README.md").write_text(card(report))

@@ -52,7 +52,8 @@ def write_weights(
         else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     )
     for name, shard in zip(names, shards, strict=True):
-        tensors = {rule.native: rule.to_native(read).to(dtype) for rule in shard}
+        # Copied: of several heads' equal norms, each needs memory of its own.
+        tensors = {rule.native: rule.to_native(read).to(dtype, copy=True) for rule in shard}
         save_file(tensors, folder / name, metadata={"format": "pt"})  # read by transformers
     if len(shards) > 1:
         files = {rule.native: name for name, shard in zip(names, shards, strict=True) for rule in shard}
