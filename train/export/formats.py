@@ -95,14 +95,15 @@ def export(
 
     assert isinstance(task, LanguageModel)
     end_of_text = task.data.eos_token_id
-    decoder = PeriLNConfig(**asdict(task.config.model), bos_token_id=end_of_text, eos_token_id=end_of_text)
+    decoder = PeriLNConfig(**asdict(task.config.model))
+    decoder.bos_token_id = decoder.eos_token_id = end_of_text
     report = write_native_folder(
         decoder,
         choice.architecture,
         tensors_of(source),
         out,
         dtype=DTYPES[dtype],
-        tokens=comparison_tokens(task, decoder.vocab_size) if is_verified else None,
+        tokens=comparison_tokens(task, decoder) if is_verified else None,
         save_assets=task.save_assets,
         card=lambda report: model_card(task, config, run, saved_step, native=report),
     )

@@ -107,12 +107,12 @@ def _changes(architecture: Architecture, shape: DecoderShape) -> tuple[str, ...]
     return tuple(phrase for phrase, applies in changes.items() if applies)
 
 
-def comparison_tokens(task: Task, vocab_size: int) -> dict[str, Tensor]:
+def comparison_tokens(task: Task, config: PeriLNConfig) -> dict[str, Tensor]:
     """Return random tokens and, where the run has validation text, its first windows; (B, T) each."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = {"random tokens": torch.randint(vocab_size, (_WINDOWS, _TOKENS), generator=generator)}
+    generator, length = torch.Generator().manual_seed(0), min(_TOKENS, config.max_position_embeddings)
+    tokens = {"random tokens": torch.randint(config.vocab_size, (_WINDOWS, length), generator=generator)}
     windows = min(_WINDOWS, task.num_validation_samples)
     if windows:
         batch = task.batch(np.arange(windows), split="validation", step=0)
-        tokens["validation text"] = batch["tokens"][:, :_TOKENS]
+        tokens["validation text"] = batch["tokens"][:, :length]
     return tokens

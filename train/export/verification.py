@@ -56,7 +56,7 @@ def verify(
             theirs = streamed_states(native, tensors_in(folder), ids, dtype=computed)
             differences.append(_difference(inputs, computed, exact, mine, theirs))
     is_small = sum(parameter.numel() for parameter in native.parameters()) <= SMALL
-    prompt = next(reversed(tokens.values()))[:, :_PROMPT]
+    prompt = list(tokens.values())[-1][:, :_PROMPT]
     continuation = _continuation(config, read, folder, prompt, differences) if is_small else None
     return Verification(tuple(differences), continuation)
 
@@ -107,9 +107,10 @@ def _continuation(
     Raises:
         VerificationError: transformers finds tensors missing or left over, or the texts differ where it is no tie.
     """
-    native, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
     )
+    native, info = loaded
     odd = {key: sorted(map(str, names)) for key, names in info.items() if names}
     if odd:
         raise VerificationError(f"transformers does not load the exported folder cleanly: {odd}; nothing was written")

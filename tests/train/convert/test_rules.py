@@ -90,19 +90,20 @@ def settings_come_back(model: PeriLNForCausalLM, config: dict[str, Any]) -> None
     """Assert that a config.json means what the model was, up to what the export multiplies into weights."""
     found, shape = meaning(config), DecoderShape.of(model.config)
     assert not found.faults
-    assert found.architecture is architecture_of(model)
+    architecture = architecture_of(model)
+    assert found.architecture is architecture
     assert found.shape is not None
-    multiplied = {} if found.architecture.residual_multiplier else {"residual_factor": 1.0}
+    multiplied: dict[str, Any] = {} if architecture.residual_multiplier else {"residual_factor": 1.0}
     same = replace(
         shape,
-        norm_placement=found.architecture.placement,
+        norm_placement=architecture.placement,
         head_dim=shape.head_width,
         embedding_norm=False,
-        tie_word_embeddings=found.architecture.is_tied(shape),
+        tie_word_embeddings=architecture.is_tied(shape),
         rope_parameters={"rope_theta": 1e4, **shape.rope_parameters},
         **multiplied,
     )
-    assert found.settings == Meaning(found.architecture, same).settings
+    assert found.settings == Meaning(architecture, same).settings
 
 
 def weights_come_back(model: PeriLNForCausalLM, weights: dict[str, Tensor]) -> None:
@@ -111,10 +112,10 @@ def weights_come_back(model: PeriLNForCausalLM, weights: dict[str, Tensor]) -> N
     returned: set[str] = set()
     for rule in rules_of(model):
         if not any(isinstance(step, NormedRows) for step in rule.steps):
-            tolerance = {"rtol": 1e-6, "atol": 1e-7} if rule.is_computed else {"rtol": 0, "atol": 0}
+            rtol, atol = (1e-6, 1e-7) if rule.is_computed else (0, 0)
             for name, tensor in rule.to_ours(weights[rule.native]).items():
                 rows = SHAPE["vocab_size"] if name in (EMBEDDING, HEAD) else len(tensor)
-                torch.testing.assert_close(tensor[:rows], state[name][:rows], **tolerance)
+                torch.testing.assert_close(tensor[:rows], state[name][:rows], rtol=rtol, atol=atol)
                 assert not tensor[rows:].any()  # the padding, made again
                 returned.add(name)
     norm = {"model.embedding_norm.weight"} | ({EMBEDDING} if model.config.embedding_norm else set())

@@ -111,10 +111,12 @@ def _type_faults(architecture: Architecture, values: Mapping[str, Any]) -> Itera
     if architecture.residual_multiplier and not isinstance(values["residual_multiplier"], float | int):
         yield f"residual_multiplier: {values['residual_multiplier']!r} is not a number"
     for key in ("rope_parameters", "rope_scaling"):
-        nested = values.get(key)
-        if nested is not None and not isinstance(nested, dict):
-            yield f"{key}: {nested!r} is not a mapping"
-        elif nested is not None and architecture.nested_rope and not isinstance(nested.get("full_attention"), dict):
+        stated = values.get(key)
+        if stated is None:
+            continue
+        if not isinstance(stated, dict):
+            yield f"{key}: {stated!r} is not a mapping"
+        elif architecture.nested_rope and not isinstance(cast("dict[str, Any]", stated).get("full_attention"), dict):
             yield f"{key}: has no full_attention, whose rotary positions would be those of all layers"
 
 
@@ -176,7 +178,9 @@ def _unknown(architecture: Architecture, config: Mapping[str, Any]) -> Iterator[
 
 
 def _short(value: object) -> str:
-    if isinstance(value, list) and len(set(map(str, cast("list[object]", value)))) == 1:
-        return f"{value[0]!r} in every layer"
+    if isinstance(value, list):
+        items = cast("list[object]", value)
+        if len(set(map(repr, items))) == 1:
+            return f"{items[0]!r} in every layer"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
