@@ -29,7 +29,7 @@ def main() -> int:
     code = run([sys.executable, "-m", "launch", "sweep", SWEEP])
     if code:
         return code
-    print("\n--- export the better Peri-LN model to a Hugging Face folder and complete a prompt", flush=True)
+    print("\n--- export the better Peri-LN model, for plain transformers, and complete a prompt", flush=True)
     if EXPORTED.exists():
         print(f"{EXPORTED} exists; to export again, delete it")
     else:
@@ -84,7 +84,7 @@ def summary() -> str:
             f"report          {REPORT}/index.html  (opens in any browser)",
             f"curves          {Path(sys.executable).parent / 'tensorboard'} --logdir {RUNS}",
             f"metrics         {RUNS}/*/metrics.jsonl",
-            f"exported model  {EXPORTED}  (AutoModelForCausalLM.from_pretrained, trust_remote_code=True)",
+            f"exported model  {EXPORTED}  (AutoModelForCausalLM.from_pretrained, no remote code)",
             "next step       change a setting: python -m train " + CONFIG + " name=mine optim.lr=1e-3",
         ]
     )

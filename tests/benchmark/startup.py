@@ -17,6 +17,7 @@ COMMANDS = (
     "train.data",
     "train.evaluate",
     "train.export",
+    "train.convert",
     "launch local",
     "launch slurm",
     "launch plan",

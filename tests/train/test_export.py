@@ -25,9 +25,10 @@ import json, math, sys
 import numpy, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 assert not any(name in sys.modules for name in ("train", "modeling", "deepspeed", "datasets"))
-folder, windows = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+folder, windows, format = sys.argv[1:]
+trust = format == "periln"
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
 tokens = torch.tensor(json.load(open(windows)))
 logits = model(tokens[:, :-1]).logits
 loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
@@ -40,11 +41,17 @@ def train(config_file: str, overrides: list[str]) -> None:
     assert train_rank(load(config_file, overrides)) == 0
 
 
-@pytest.mark.parametrize("settings", [[], ["engine.zero_stage=3", "task.model.tie_word_embeddings=true"]])
-def test_the_folder_gives_the_runs_validation_loss_elsewhere(ranks: Ranks, tmp_path: Path, settings: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("settings", "format"),
+    [([], "native"), (["engine.zero_stage=3", "task.model.tie_word_embeddings=true"], "periln")],
+    ids=["native", "zero 3, tied, periln"],
+)
+def test_the_folder_gives_the_runs_validation_loss_elsewhere(
+    ranks: Ranks, tmp_path: Path, settings: list[str], format: str
+) -> None:
     ranks(2, train, str(tiny_file(tmp_path)), settings)
     run, out = tmp_path / "runs/tiny", tmp_path / "out"
-    assert export.main([str(run), str(out)]) == 0
+    assert export.main([str(run), str(out), "--format", format]) == 0
     from train.tasks import build_task
 
     task = build_task(read_run(run))
@@ -54,7 +61,7 @@ def test_the_folder_gives_the_runs_validation_loss_elsewhere(ranks: Ranks, tmp_p
     ]  # type: ignore[arg-type]
     (tmp_path / "windows.json").write_text(json.dumps(windows))
     done = subprocess.run(
-        [sys.executable, "-I", "-c", ELSEWHERE, str(out), str(tmp_path / "windows.json")],
+        [sys.executable, "-I", "-c", ELSEWHERE, str(out), str(tmp_path / "windows.json"), format],
         cwd=tmp_path,
         env={**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -81,7 +88,7 @@ def test_the_folder_gives_the_runs_validation_loss_elsewhere(ranks: Ranks, tmp_p
 def test_a_run_starts_from_an_exported_folder(ranks: Ranks, tmp_path: Path) -> None:
     path = str(tiny_file(tmp_path))
     ranks(1, train, path, [])
-    assert export.main([str(tmp_path / "runs/tiny"), str(tmp_path / "out")]) == 0
+    assert export.main([str(tmp_path / "runs/tiny"), str(tmp_path / "out"), "--format", "periln"]) == 0
     ranks(1, train, path, ["name=tuned", f"checkpoint.start_from={tmp_path / 'out'}", "optim.lr=1e-12"])
     before = [json.loads(line) for line in (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()][-1]
     after = [json.loads(line) for line in (tmp_path / "runs/tuned/metrics.jsonl").read_text().splitlines()][-1]
@@ -120,7 +127,7 @@ def start(config_file: str, overrides: list[str]) -> list[str]:
 def test_a_folder_of_another_shape_is_refused(ranks: Ranks, tmp_path: Path) -> None:
     path = str(tiny_file(tmp_path))
     ranks(1, train, path, [])
-    assert export.main([str(tmp_path / "runs/tiny"), str(tmp_path / "out")]) == 0
+    assert export.main([str(tmp_path / "runs/tiny"), str(tmp_path / "out"), "--format", "periln"]) == 0
     settings = ["name=wide", f"checkpoint.start_from={tmp_path / 'out'}", "task.model.intermediate_size=96"]
     faults = ranks(1, start, path, settings)[0]
     assert any("gate_proj" in fault and "96" in fault for fault in faults)

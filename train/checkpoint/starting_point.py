@@ -5,28 +5,30 @@ Reads configurations, manifests and the headers of weights, but no weights; impo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modeling.decoder.facts_periln import DecoderShape
 from train.config.errors import ConfigError
 from train.config.facts.folders import named_checkpoint
 from train.config.facts.manifest import files_of, read_manifest
+from train.config.facts.native import Architecture
+from train.config.facts.native_config import OWN, meaning
 from train.config.facts.run_layout import CHECKPOINTS, complete_steps, read_json, step_name
 from train.config.facts.sealed import DamagedFileError
+from train.config.facts.weight_files import saved_shapes, shape_faults
 from train.config.load import read_run
 from train.config.run import RunConfig
+from train.config.tasks.language_model import LanguageModelConfig
 from train.config.yaml_text import show
 
 if TYPE_CHECKING:
     from torch import nn
 
 _KEY = "checkpoint.start_from"
-_INDEX = "model.safetensors.index.json"  # of weights in several files: the file of each
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # may come without padding rows
-_LONGEST_HEADER = 100_000_000  # bytes, the limit of safetensors
 # Settings of a model that may differ: those of its initialization and loss, and the positions, which training on
 # longer text changes on purpose.
 _MAY_DIFFER = (
@@ -129,9 +131,28 @@ def _folder_faults(config: RunConfig, folder: Path) -> Iterator[str]:
     exported = read_json(folder / "config.json")
     if not isinstance(exported, dict):
         yield f"{folder / 'config.json'} is missing or unreadable, which states what the weights mean"
+    elif isinstance(config.task, LanguageModelConfig) and exported.get("model_type") != OWN:
+        yield from _native_faults(config.task, exported, folder)
+    else:
+        exported.pop("vocab_size_multiple", None)  # of the padding rows, which exported folders lack
+        yield from _differences(exported, _exported_form(config), folder)
+
+
+def _native_faults(task: LanguageModelConfig, exported: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """Yield why a folder of an architecture of transformers is not the decoder of this run."""
+    found = meaning(exported)
+    if found.shape is None:
+        yield from (f"{folder / 'config.json'}: {fault}" for fault in found.faults)
         return
-    exported.pop("vocab_size_multiple", None)  # of the padding rows, which exported folders lack
-    yield from _differences(exported, _exported_form(config), folder)
+    yield from _differences(found.settings, _computed_form(task), folder)
+
+
+def _computed_form(task: LanguageModelConfig) -> dict[str, Any]:
+    """Return the settings of the decoder with one name for what has several: a list of equal placements is that one."""
+    shape = DecoderShape.of(task.model)
+    placements = list(dict.fromkeys(shape.layer_norm_placements))
+    placement = placements[0] if len(placements) == 1 else shape.norm_placement
+    return asdict(shape) | {"head_dim": shape.head_width, "norm_placement": placement}
 
 
 def _exported_form(config: RunConfig) -> dict[str, Any]:
@@ -149,68 +170,31 @@ def weight_faults(folder: Path, model: nn.Module) -> list[str]:
         folder: A Hugging Face folder.
         model: The model, which may be on the meta device; shared parameters need one name each.
     """
+    native, model_config = native_folder(folder), getattr(model, "config", None)
     try:
-        saved = {name: shape for path in weight_files(folder) for name, shape in _shapes(path).items()}
-    except ConfigError as error:
-        return error.faults
-    shared = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in saved}
-    replaced = {n for n, p in model.named_parameters(remove_duplicate=False) if n not in saved and id(p) in shared}
-    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items() if name not in replaced}
-    wanted |= {name: saved[name] for name in VOCABULARY if name in wanted and lacks_padding(model, saved.get(name))}
-    found = [
-        f"{_KEY}: {name} is {wanted.get(name, 'absent')} here and {saved.get(name, 'absent')} in {folder}"
-        for name in sorted(saved.keys() | wanted.keys())
-        if saved.get(name) != wanted.get(name)
-    ]
-    return found[:8] + [f"... and {len(found) - 8} more"] * (len(found) > 8)
+        saved = saved_shapes(folder)
+    except DamagedFileError as error:
+        return [f"{_KEY}: {error}"]
+    if native is not None and getattr(model_config, "model_type", None) == OWN:
+        from train.convert.folder import expected_shapes  # imports torch, which this module does not
+
+        shape = DecoderShape.of(model_config)
+        found = shape_faults(saved, expected_shapes(native, shape), is_tied=native.is_tied(shape))
+    else:
+        shared = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in saved}
+        replaced = {n for n, p in model.named_parameters(remove_duplicate=False) if n not in saved and id(p) in shared}
+        wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items() if name not in replaced}
+        wanted |= {name: saved[name] for name in VOCABULARY if name in wanted and lacks_padding(model, saved.get(name))}
+        found = shape_faults(saved, wanted, is_tied=False)
+    return [f"{_KEY}: {folder}: {fault}" for fault in found]
+
+
+def native_folder(folder: Path) -> Architecture | None:
+    """Return the architecture of transformers that a folder is of; None for one of ours, or of any other model."""
+    return meaning(read_json(folder / "config.json") or {}).architecture
 
 
 def lacks_padding(model: nn.Module, shape: list[int] | None) -> bool:
     """Return whether this is the shape of a model's embedding or head without its padding rows, as in exports."""
     config = getattr(model, "config", None)
     return shape is not None and shape == [getattr(config, name, None) for name in ("vocab_size", "hidden_size")]
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors of a Hugging Face folder; with an index, those that it names.
-
-    Raises:
-        ConfigError: The index is damaged, or names files that are missing.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not (folder / _INDEX).exists():
-        return files
-    try:
-        named = set((read_json(folder / _INDEX) or {})["weight_map"].values())
-    except (KeyError, TypeError, AttributeError):
-        raise ConfigError([f"{_KEY}: {folder / _INDEX} is damaged; copy the folder again"]) from None
-    if missing := sorted(map(str, named - {path.name for path in files})):
-        raise ConfigError([f"{_KEY}: {folder} lacks {', '.join(missing)}; copy the folder again"])
-    return [path for path in files if path.name in named]
-
-
-def _shapes(path: Path) -> dict[str, list[int]]:
-    """Return the shapes of a safetensors file.
-
-    Raises:
-        ConfigError: It is no complete safetensors file.
-    """
-    try:
-        return _complete_header(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError([f"{_KEY}: {path} is damaged ({error}); copy it again"]) from None
-
-
-def _complete_header(path: Path) -> dict[str, list[int]]:
-    """Return the shapes in the header of a safetensors file, whose size must be what the header states."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(size, _LONGEST_HEADER):
-            raise ValueError("its header is longer than the file")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if size != 8 + length + end:
-        raise ValueError(f"it has {size:,} bytes instead of {8 + length + end:,}")
-    return {name: list(entry["shape"]) for name, entry in header.items()}

@@ -205,7 +205,8 @@ class CheckpointConfig:
         at_most=LONGEST,
     )
     start_from: str | None = setting(
-        "Starting point: RUN@STEP, including its optimizer state, or a Hugging Face folder of this model",
+        "Starting point: RUN@STEP, including its optimizer state, or a Hugging Face folder: of this model, or of an "
+        "architecture that computes it, such as Llama, Qwen3 or Olmo2 (docs/native.md)",
         default=None,
         null="a fresh initialization",
         report="distinguishes",

@@ -1,4 +1,8 @@
-"""Export of checkpoints as self-contained Hugging Face folders: `python -m train.export RUN OUT [--step N]`."""
+"""Export of checkpoints as Hugging Face folders: `python -m train.export RUN OUT [--step N] [--format native|periln]`.
+
+A language model that an architecture of transformers computes is written as that one, and compared with it; any other
+model takes its own code along.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,21 @@ import sys
 from pathlib import Path
 
 from train.config.errors import ConfigError
+from train.config.facts.native import Choice
 from train.config.load import read_run
+from train.export.formats import FORMATS, choice_for
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
     options = _parse(arguments)
     try:
-        _require_text(options.run, options.prompt)
-        return _export(options)
+        config = read_run(options.run)
+        _require_text(config.task.kind, options.prompt)
+        choice = choice_for(config, options.format)
+        if options.no_verify and choice.architecture is None:
+            raise ConfigError(["--no-verify: only a native export is compared with the trained model; remove it"])
+        return _export(options, choice)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -29,36 +39,53 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="folder to write; must be empty or not exist")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest intact one)")
     parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="native: as an architecture of transformers, loaded without remote code; periln: with this project's code "
+        "(default: native where an architecture computes the same, else periln)",
+    )
+    parser.add_argument(
+        "--no-verify", action="store_true", help="native: do not compare the folder with the trained model"
+    )
+    parser.add_argument(
         "--dtype", choices=("bf16", "fp32"), default="fp32", help="type of the exported weights (default: fp32)"
     )
     parser.add_argument("--prompt", help="afterwards load the folder and print its continuation of this text")
     return parser.parse_args(arguments)
 
 
-def _require_text(run: Path, prompt: str | None) -> None:
-    kind = read_run(run).task.kind
+def _require_text(kind: str, prompt: str | None) -> None:
     if prompt is not None and kind != "language_model":
         raise ConfigError([f"--prompt: a {kind} model does not generate text; remove it"])
 
 
-def _export(options: argparse.Namespace) -> int:
+def _export(options: argparse.Namespace, choice: Choice) -> int:
     # These imports take seconds: --help and command-line errors are handled before them.
     from transformers.utils import logging as transformers_logging
 
     from train.checkpoint.checkpoint import CheckpointError
     from train.data.damage import DamagedDataError
-    from train.export import model_folder
+    from train.export import formats, model_folder
+    from train.export.native_report import VerificationError
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        step = model_folder.export(options.run, options.out, step=options.step, dtype=options.dtype)
-    except (CheckpointError, DamagedDataError, OSError) as error:
+        exported = formats.export(
+            options.run,
+            options.out,
+            choice=choice,
+            step=options.step,
+            dtype=options.dtype,
+            is_verified=not options.no_verify,
+        )
+    except (CheckpointError, DamagedDataError, OSError, VerificationError) as error:
         print(f"export failed: {error}", file=sys.stderr)
         return 1
-    print(f"step {step} of {options.run} -> {options.out}")
+    print(f"step {exported.step} of {options.run} -> {options.out}")
+    print("\n".join(exported.lines))
     if options.prompt is not None:
-        print(model_folder.continuation(options.out, options.prompt))
+        print(model_folder.continuation(options.out, options.prompt, trust=not exported.is_native))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 Such a folder loads with `AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True)` with only torch and
 transformers installed: it contains the weights as safetensors, the model's own source files, the tokenizer, a
-generation config and a model card with the run's metrics.
+generation config and a model card with the run's metrics. native_folder.py writes those that need no code.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from transformers import PreTrainedModel
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
 from train.checkpoint.checkpoint import CheckpointReader
 from train.checkpoint.published import intact_checkpoint
-from train.config.errors import ConfigError
 from train.config.facts.run_layout import read_json, row_of
-from train.config.load import read_run
 from train.config.run import RunConfig
 from train.data import summary
 from train.data.budget import number_of_epochs
+from train.export.native_report import NativeReport
 from train.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -59,13 +58,13 @@ def write_model_folder(
     task.save_assets(partial)
     if card is not None:
         (partial / "README.md").write_text(card)
-    _follow_umask(partial)
+    follow_umask(partial)
     shutil.rmtree(out, ignore_errors=True)  # empty, or weights of a step that is repeated
     partial.rename(out)
     return model
 
 
-def _follow_umask(folder: Path) -> None:
+def follow_umask(folder: Path) -> None:
     """Give every file the mode of a new one: libraries write private temporary files, or copy the mode of a source."""
     new = folder / ".new"
     new.touch()
@@ -102,14 +101,15 @@ def chosen_checkpoint(run: Path, step: int | None) -> Path:
     return checkpoint
 
 
-def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
-    """Return the README of an exported model: description, usage, and the run's last metrics."""
+def model_card(task: Task, config: RunConfig, run: Path, step: int, *, native: NativeReport | None = None) -> str:
+    """Return the README of an exported model: description, usage, the run's last metrics, and how it was exported."""
     card = task.card()
     head = ["library_name: transformers", *([f"pipeline_tag: {card.pipeline_tag}"] if card.pipeline_tag else [])]
     metrics = last_metrics(run, step)
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value:,.6g} |" for name, value in metrics.items())
     optim, environment = config.optim, read_json(run / "environment.json") or {}
     data = "".join(f"- {line.strip()}\n" for line in _lines_of_data(environment.get("data", {})))
+    exported = "".join(f"- {line}\n" for line in native.lines()) if native is not None else ""
     lines = "\n".join([*head, f"tags: [{', '.join(card.tags)}]"])
     trained = f"{step:,} of {config.steps:,} steps of {config.global_batch_size} samples"
     return f"""---
@@ -121,7 +121,7 @@ def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
 {card.summary} Trained for {trained}{_amount(metrics, environment)}.
 
 ```python
-{card.usage}
+{card.usage if native is None else native.usage()}
 ```
 
 | metric | value |
@@ -130,7 +130,7 @@ def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
 
 Data: {card.data}. Peak learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}, seed {config.seed}.
 
-{data}"""
+{data}{exported}"""
 
 
 def _lines_of_data(facts: Any) -> list[str]:
@@ -163,33 +163,20 @@ def last_metrics(run: Path, step: int) -> dict[str, float]:
     return {name: metrics[name] for name in names if isinstance(metrics.get(name), int | float)}
 
 
-def continuation(folder: Path, prompt: str, *, tokens: int = 80) -> str:
-    """Load a folder that was just exported, as any user would, and return its continuation of a prompt."""
+def continuation(folder: Path, prompt: str, *, tokens: int = 80, trust: bool = True) -> str:
+    """Load a folder that was just exported, as any user would, and return its continuation of a prompt.
+
+    Args:
+        folder: The folder.
+        prompt: Text to continue.
+        tokens: Length of the continuation.
+        trust: Whether to run the folder's code.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust)
     torch.manual_seed(0)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     output = model.generate(**inputs, max_new_tokens=tokens, do_sample=True, top_k=40, temperature=0.8)
     return tokenizer.decode(output[0], skip_special_tokens=True)
-
-
-def export(run: Path, out: Path, *, step: int | None = None, dtype: str = "fp32") -> int:
-    """Export a run's checkpoint and return its step.
-
-    Raises:
-        ConfigError: RUN is not a run folder, has no such checkpoint or no intact one, or OUT is in use.
-    """
-    from train.tasks import build_task
-
-    config = read_run(run)
-    source = chosen_checkpoint(run, step)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError([f"{out}: exists and is not an empty folder; choose another, or delete it"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    saved_step, task = CheckpointReader(source).progress.step, build_task(config)
-    if dtype == "bf16" and not task.supports_bf16:
-        raise ConfigError([f"--dtype bf16: {config.task.kind} models run in fp32 only; write --dtype fp32, or omit it"])
-    write_model_folder(task, source, out, dtype=DTYPES[dtype], card=model_card(task, config, run, saved_step))
-    return saved_step
