@@ -1,4 +1,7 @@
-"""Export of checkpoints as self-contained Hugging Face folders: `python -m train.export RUN OUT [--step N]`."""
+r"""Export of checkpoints as self-contained Hugging Face folders: `python -m train.export RUN OUT [--step N]`.
+
+With `--push REPO [--public] [--revision BRANCH]`, the folder is uploaded to the Hugging Face hub afterwards.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         _require_text(options.run, options.prompt)
+        _require_push(options)
         return _export(options)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -31,6 +35,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("bf16", "fp32"), default="fp32", help="type of the exported weights (default: fp32)"
     )
+    parser.add_argument("--no-figure", dest="figure", action="store_false", help="model card without a figure")
+    parser.add_argument("--push", metavar="REPO", help="afterwards upload the folder to the hub, as OWNER/NAME")
+    parser.add_argument("--public", action="store_true", help="with --push: a new repository is public, not private")
+    parser.add_argument("--revision", metavar="BRANCH", help="with --push: branch, created if missing (default: main)")
     parser.add_argument("--prompt", help="afterwards load the folder and print its continuation of this text")
     return parser.parse_args(arguments)
 
@@ -41,6 +49,13 @@ def _require_text(run: Path, prompt: str | None) -> None:
         raise ConfigError([f"--prompt: a {kind} model does not generate text; remove it"])
 
 
+def _require_push(options: argparse.Namespace) -> None:
+    given = {"--public": options.public, "--revision": options.revision is not None}
+    unread = [name for name, is_given in given.items() if is_given and options.push is None]
+    if unread:
+        raise ConfigError([f"{name}: has no effect without --push REPO; remove it, or add --push" for name in unread])
+
+
 def _export(options: argparse.Namespace) -> int:
     # These imports take seconds: --help and command-line errors are handled before them.
     from transformers.utils import logging as transformers_logging
@@ -48,17 +63,34 @@ def _export(options: argparse.Namespace) -> int:
     from train.checkpoint.checkpoint import CheckpointError
     from train.data.damage import DamagedDataError
     from train.export import model_folder
+    from train.export.push import Push, PushError, refuse, upload
 
+    push = Push(options.push, options.public, options.revision) if options.push is not None else None
+    if push is not None:
+        refuse(push)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        step = model_folder.export(options.run, options.out, step=options.step, dtype=options.dtype)
+        step = model_folder.export(
+            options.run,
+            options.out,
+            step=options.step,
+            dtype=options.dtype,
+            figure=options.figure,
+            place=options.push or "FOLDER",
+        )
     except (CheckpointError, DamagedDataError, OSError) as error:
         print(f"export failed: {error}", file=sys.stderr)
         return 1
     print(f"step {step} of {options.run} -> {options.out}")
     if options.prompt is not None:
         print(model_folder.continuation(options.out, options.prompt))
+    if push is not None:
+        try:
+            print(*upload(options.out, push), sep="\n")
+        except PushError as error:
+            print(error, file=sys.stderr)
+            return 1
     return 0
 
 

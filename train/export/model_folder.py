@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,9 @@ from transformers import PreTrainedModel
 from train.checkpoint.checkpoint import CheckpointReader
 from train.checkpoint.published import intact_checkpoint
 from train.config.errors import ConfigError
-from train.config.facts.run_layout import read_json, row_of
 from train.config.load import read_run
-from train.config.run import RunConfig
-from train.data import summary
-from train.data.budget import number_of_epochs
+from train.export import measured
+from train.export.card import model_card
 from train.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -32,7 +30,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def write_model_folder(
-    task: Task, source: Path, out: Path, *, dtype: torch.dtype, card: str | None = None
+    task: Task, source: Path, out: Path, *, dtype: torch.dtype, card: Callable[[Path], str] | None = None
 ) -> PreTrainedModel:
     """Write a checkpoint as a Hugging Face folder, atomically.
 
@@ -41,7 +39,7 @@ def write_model_folder(
         source: The checkpoint folder.
         out: The folder to write; an earlier one is replaced.
         dtype: Type of the weights on disk.
-        card: Text of README.md.
+        card: Returns the text of README.md; it may write figures to the folder that it gets.
 
     Returns:
         The model in fp32, on the CPU.
@@ -51,10 +49,11 @@ def write_model_folder(
     shutil.rmtree(partial, ignore_errors=True)
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     model.config.dtype = dtype
+    task.prepare_export(model)
     model.save_pretrained(partial, state_dict=state)
     task.save_assets(partial)
     if card is not None:
-        (partial / "README.md").write_text(card)
+        (partial / "README.md").write_text(card(partial))
     _follow_umask(partial)
     shutil.rmtree(out, ignore_errors=True)  # empty, or weights of a step that is repeated
     partial.rename(out)
@@ -98,67 +97,6 @@ def chosen_checkpoint(run: Path, step: int | None) -> Path:
     return checkpoint
 
 
-def model_card(task: Task, config: RunConfig, run: Path, step: int) -> str:
-    """Return the README of an exported model: description, usage, and the run's last metrics."""
-    card = task.card()
-    head = ["library_name: transformers", *([f"pipeline_tag: {card.pipeline_tag}"] if card.pipeline_tag else [])]
-    metrics = last_metrics(run, step)
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:,.6g} |" for name, value in metrics.items())
-    optim, environment = config.optim, read_json(run / "environment.json") or {}
-    data = "".join(f"- {line.strip()}\n" for line in _lines_of_data(environment.get("data", {})))
-    lines = "\n".join([*head, f"tags: [{', '.join(card.tags)}]"])
-    trained = f"{step:,} of {config.steps:,} steps of {config.global_batch_size} samples"
-    return f"""---
-{lines}
----
-
-# {config.name}
-
-{card.summary} Trained for {trained}{_amount(metrics, environment)}.
-
-```python
-{card.usage}
-```
-
-| metric | value |
-|---|---|
-{rows}
-
-Data: {card.data}. Peak learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}, seed {config.seed}.
-
-{data}"""
-
-
-def _lines_of_data(facts: Any) -> list[str]:
-    """Return what the data are, a line each; nothing if environment.json does not hold what a task records."""
-    try:
-        return list(summary.lines(facts))
-    except (AttributeError, LookupError, TypeError, ValueError):
-        logger.warning("environment.json is damaged: the model card has no facts about the data")
-        return []
-
-
-def _amount(metrics: Mapping[str, float], environment: Mapping[str, Any]) -> str:
-    """Return the epochs so far and the tokens per parameter in words, as far as they are known."""
-    words = [number_of_epochs(metrics["epoch"])] if "epoch" in metrics else []
-    parameters = environment.get("parameters")
-    if "tokens" in metrics and isinstance(parameters, int) and parameters:
-        words.append(f"{metrics['tokens'] / parameters:.3g} tokens per parameter")
-    return f" ({', '.join(words)})" if words else ""
-
-
-def last_metrics(run: Path, step: int) -> dict[str, float]:
-    """Return the last training and validation metrics of a run, up to a step; damaged lines are skipped."""
-    metrics: dict[str, Any] = {}
-    path = run / "metrics.jsonl"
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        row = row_of(line)
-        if row is not None and row["step"] <= step:
-            metrics |= row
-    names = ["step", "tokens", "epoch", "loss", *(name for name in metrics if name.startswith("validation_"))]
-    return {name: metrics[name] for name in names if isinstance(metrics.get(name), int | float)}
-
-
 def continuation(folder: Path, prompt: str, *, tokens: int = 80) -> str:
     """Load a folder that was just exported, as any user would, and return its continuation of a prompt."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -171,8 +109,24 @@ def continuation(folder: Path, prompt: str, *, tokens: int = 80) -> str:
     return tokenizer.decode(output[0], skip_special_tokens=True)
 
 
-def export(run: Path, out: Path, *, step: int | None = None, dtype: str = "fp32") -> int:
+def export(
+    run: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    dtype: str = "fp32",
+    figure: bool = True,
+    place: str = "FOLDER",
+) -> int:
     """Export a run's checkpoint and return its step.
+
+    Args:
+        run: The run folder.
+        out: The folder to write.
+        step: Step of the checkpoint; None: the newest that is intact.
+        dtype: A key of DTYPES.
+        figure: Whether the model card gets a figure, which takes some seconds.
+        place: Folder or hub name in the model card's code.
 
     Raises:
         ConfigError: RUN is not a run folder, has no such checkpoint or no intact one, or OUT is in use.
@@ -187,5 +141,11 @@ def export(run: Path, out: Path, *, step: int | None = None, dtype: str = "fp32"
     saved_step, task = CheckpointReader(source).progress.step, build_task(config)
     if dtype == "bf16" and not task.supports_bf16:
         raise ConfigError([f"--dtype bf16: {config.task.kind} models run in fp32 only; write --dtype fp32, or omit it"])
-    write_model_folder(task, source, out, dtype=DTYPES[dtype], card=model_card(task, config, run, saved_step))
+
+    def card(folder: Path) -> str:
+        is_measured = figure and measured.stream_variance(run, saved_step) is not None
+        drawn = is_measured and measured.figure(run, saved_step, folder / measured.FIGURE)
+        return model_card(task, config, run, saved_step, figure=measured.FIGURE if drawn else None, place=place)
+
+    write_model_folder(task, source, out, dtype=DTYPES[dtype], card=card)
     return saved_step

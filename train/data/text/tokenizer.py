@@ -146,6 +146,42 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
     )
 
 
+def padding_token_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
+    """Return the id of the token that fills up the shorter texts of a batch: its own, else the end-of-text token.
+
+    No token is added: a vocabulary without room has no row for it in the embedding.
+
+    Raises:
+        ConfigError: The tokenizer has no end-of-text token.
+    """
+    end = end_of_text_id(tokenizer, name)
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else end
+
+
+def complete(folder: Path, *, max_length: int) -> None:
+    """Set what clients of an exported folder expect of its tokenizer; no text has other ids than before.
+
+    These are the end-of-text and padding tokens, padding on the left, after which a text can be continued, and the
+    longest text of the model. Only tokenizer_config.json changes: a tokenizer that is loaded and saved again would keep
+    the arguments with which it was loaded.
+
+    Args:
+        folder: The folder with the tokenizer.
+        max_length: Tokens.
+    """
+    tokenizer = load_tokenizer(str(folder))
+    padding = tokenizer.convert_ids_to_tokens(padding_token_id(tokenizer, str(folder)))
+    path = folder / "tokenizer_config.json"
+    settings = {
+        **json.loads(path.read_text()),
+        "eos_token": str(tokenizer.eos_token),
+        "pad_token": padding,
+        "padding_side": "left",
+        "model_max_length": max_length,
+    }
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+
+
 # ------------------------------------------------------------------------------------------- that of a prepared corpus
 
 
