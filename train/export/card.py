@@ -156,7 +156,7 @@ def _table(metrics: Mapping[str, float]) -> str:
 def _training(config: RunConfig, environment: Mapping[str, Any]) -> Iterator[str]:
     optim = config.optim
     yield (
-        f"{optim.optimizer}, peak learning rate {optim.lr:g} ({optim.schedule.replace('_', ' ')} schedule), weight decay "
+        f"{optim.optimizer}, peak learning rate {optim.lr:g} (schedule {optim.schedule}), weight decay "
         f"{optim.weight_decay:g}, seed {config.seed}"
     )
     if isinstance(precision := environment.get("precision"), str):
