@@ -66,15 +66,15 @@ def model_card(
 
 def _metadata(card: ModelCard, config: RunConfig, facts: Any, metrics: Mapping[str, float]) -> str:
     """Return the YAML that the hub reads; a key without a value is left out."""
-    names = _hub_names(facts, "task.data.")
+    names, results = _hub_names(facts, "task.data."), list(_results(card, facts, metrics))
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=card.pipeline_tag,
         license=config.export.license,
         tags=card.tags,
         datasets=names or None,
-        model_name=config.name,
-        eval_results=list(_results(card, facts, metrics)) or None,
+        model_name=config.name if results else None,
+        eval_results=results or None,
     ).to_yaml(line_break="\n")
 
 
@@ -91,6 +91,7 @@ def _results(card: ModelCard, facts: Any, metrics: Mapping[str, float]) -> Itera
             task_type=card.pipeline_tag or "other",
             dataset_type=names[0] if len(names) == 1 else "custom",
             dataset_name="validation data of the run" if label is None else f"validation data: {label}",
+            dataset_config=label,  # by which the hub tells them apart, not by their names
             dataset_split="validation",
             metric_type=metric if label is None else metric.removeprefix(f"{label}_"),
             metric_value=value,

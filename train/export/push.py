@@ -83,9 +83,7 @@ def upload(folder: Path, push: Push) -> list[str]:
             url = _uploaded(api, folder, push)
     except ConfigError:
         raise
-    except (
-        Exception
-    ) as error:  # of the hub's client and of the network below it, whose classes change with its versions
+    except Exception as error:  # of the hub's client and of the network below it: their classes have no common base
         raise PushError(f"{_reason(error, push)}\n{_remedy(folder, push)}") from error
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = [path.stat().st_size for path in files]
@@ -127,7 +125,7 @@ def _existing_visibility(api: HfApi, repo: str) -> bool | None:
 
 
 def _is_refused(api: HfApi) -> bool:
-    """Return whether the hub does not accept the token at all: it answers 401 for repositories that do not exist, too."""
+    """Return whether the hub accepts the token for nothing; it also answers 401 for repositories that do not exist."""
     try:
         api.whoami()
     except HfHubHTTPError as error:

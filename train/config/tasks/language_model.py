@@ -136,7 +136,8 @@ class TextDataConfig:
 
     sources: tuple[SourceConfig, ...] = setting("Text to train on", evaluation=True)
     tokenizer: str = setting(
-        "byte-bpe (trained on the sources, vocab_size tokens), a folder, a tokenizer.json or a hub name",
+        "byte-bpe (trained on the sources, vocab_size tokens), a folder, a tokenizer.json or a hub name "
+        "(NAME, NAME@REVISION)",
         resume="by_fingerprint",
         judges=True,
     )

@@ -101,7 +101,7 @@ def train_byte_bpe(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokeni
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of a folder, a tokenizer.json, or a hub name.
+    """Return the tokenizer of a folder, a tokenizer.json, or a hub name (NAME, NAME@REVISION).
 
     Raises:
         ConfigError: It cannot be loaded.
@@ -114,13 +114,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
         if path.is_dir() and not (path / "tokenizer.json").exists() and (path / "merges.txt").exists():
             return GPT2Tokenizer.from_pretrained(path)
-        loaded = AutoTokenizer.from_pretrained(path if path.is_dir() else name, trust_remote_code=False)
+        if path.is_dir():
+            loaded = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        else:
+            on_hub, _, revision = name.partition("@")
+            loaded = AutoTokenizer.from_pretrained(on_hub, revision=revision or None, trust_remote_code=False)
     except Exception as error:  # the library passes on any error of its readers and the network
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ConfigError(
             [
                 f"task.data.tokenizer: {name!r} could not be loaded ({reason}); use {BYTE_BPE!r}, a folder with a "
-                "tokenizer, a tokenizer.json, or a hub name"
+                "tokenizer, a tokenizer.json, or a hub name (NAME, NAME@REVISION)"
             ]
         ) from error
     if not getattr(loaded, "is_fast", False):
