@@ -149,7 +149,7 @@ def folder_of(subject: Subject, step: int | None) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="inspect-") as temporary:
         out = Path(temporary) / f"step_{step:06d}"
         run = Path(subject.name).resolve()
-        command = [sys.executable, "-m", "train.export", str(run), str(out), "--step", str(step)]
+        command = [sys.executable, "-m", "train.export", str(run), str(out), "--step", str(step), "--no-figure"]
         done = subprocess.run(command, cwd=_REPOSITORY, capture_output=True, text=True, check=False)
         if done.returncode == 2:
             raise InputError(f"{subject.name}@{step}: {done.stderr.strip()}")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from train.config.facts.run_layout import row_of
 
@@ -115,7 +115,7 @@ def _over_layers(values: dict[Any, Any], rows: list[dict[str, Any]]) -> OverLaye
     return OverLayers(rows[0]["step"], positive) if positive else None
 
 
-def _is_finite(value: object) -> bool:
+def _is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
@@ -29,6 +30,19 @@ import torch
 model = AutoModelForCausalLM.from_pretrained(repo, revision=revision, trust_remote_code=True)
 print(json.dumps(model(torch.tensor(tokens)).logits[:, -1].tolist()))
 """
+
+INSPECT = """
+import json, sys
+from analysis.inspect.loading import load
+from analysis.inspect.models import named
+from train.data.text.tokenizer import load_tokenizer
+name = named([sys.argv[1]])[0].name
+loaded = load(name, trust=True)
+assert loaded.max_length == 32 and len(load_tokenizer(name)) == len(loaded.tokenizer) == 300
+import torch
+print(json.dumps(loaded.model(torch.tensor(json.loads(sys.argv[2]))).logits[:, -1].tolist()))
+"""
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -73,20 +87,17 @@ def test_a_run_is_exported_uploaded_and_downloaded_by_revision(
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": server.address, "HF_TOKEN": TOKEN}
     environment.pop("HF_HUB_OFFLINE", None)
     tokens = [[1, 2, 3, 4]]
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", DOWNLOAD, "owner/tiny", "v1/a", json.dumps(tokens)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    import torch
-
     model = PeriLNForCausalLM.from_pretrained(tmp_path / "out")
     expected = model(torch.tensor(tokens)).logits[:, -1].tolist()
-    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(expected) or expected == json.loads(done.stdout)
+    for place, command in (
+        (tmp_path, ["-I", "-c", DOWNLOAD, "owner/tiny", "v1/a", json.dumps(tokens)]),
+        (ROOT, ["-c", INSPECT, "owner/tiny@v1/a", json.dumps(tokens)]),
+    ):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=place, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
 def test_a_public_repository_is_public_only_when_asked_for(server: HubServer, tmp_path: Path) -> None:
