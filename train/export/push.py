@@ -20,6 +20,8 @@ from train.data.summary import size
 
 _BRANCH = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*"
 _REFUSED = (401, 403)
+# Of an earlier upload: a loader would prefer weights in one file to those of an index, and code may have changed names.
+_REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.py"]
 
 
 class Push(NamedTuple):
@@ -81,8 +83,8 @@ def upload(folder: Path, push: Push) -> list[str]:
         with warnings.catch_warnings():  # of the hub, about optional metadata
             warnings.simplefilter("ignore")
             url = _uploaded(api, folder, push)
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError([*error.faults, _remedy(folder, push)]) from None
     except Exception as error:  # of the hub's client and of the network below it: their classes have no common base
         raise PushError(f"{_reason(error, push)}\n{_remedy(folder, push)}") from error
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -109,7 +111,11 @@ def _uploaded(api: HfApi, folder: Path, push: Push) -> str:
     if push.revision is not None:
         api.create_branch(push.repo, branch=push.revision, exist_ok=True)
     commit = api.upload_folder(
-        repo_id=push.repo, folder_path=folder, revision=push.revision, commit_message="Export from periln"
+        repo_id=push.repo,
+        folder_path=folder,
+        revision=push.revision,
+        commit_message="Export from periln",
+        delete_patterns=_REPLACED,
     )
     return str(commit.commit_url)
 
@@ -137,6 +143,8 @@ def _reason(error: Exception, push: Push) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     text = str(error).strip().splitlines()
     first = text[0] if text else type(error).__name__
+    if token := get_token():
+        first = first.replace(token, "***")  # a header that cannot be sent is quoted
     if status in _REFUSED:
         return f"the hub refused the token for {push.repo} ({status}); it must be valid and allowed to write there"
     return f"the upload to {push.repo} failed: {first}"

@@ -40,7 +40,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
-        self.tokens: set[str] = set()  # that were sent
+        self.tokens: dict[str, str] = {}  # the last one that came with each request
         self.breaks_off = False
 
     @property
@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.requests.append(f"{self.command} {path}")
         sent = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        self.server.tokens.add(sent)
+        self.server.tokens[self.server.requests[-1]] = sent
         if sent != TOKEN:
             self._answer(401, {"error": "Invalid credentials in Authorization header"})
             return
@@ -117,6 +117,10 @@ class Handler(BaseHTTPRequestHandler):
                 self._answer(200, {"files": files})
             case ["commit", *branch]:
                 self._commit(repository, name, "/".join(branch), body)
+            case ["tree", *revision] if (branch := repository.branch_of("/".join(revision))) is not None:
+                files = repository.branches[branch].items()
+                facts = [{"type": "file", "path": path, "size": len(text), "oid": "0" * 40} for path, text in files]
+                self._send(200, json.dumps(facts).encode(), {"Content-Type": "application/json"})
             case ["tree", *_]:
                 self._answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
             case _:
@@ -128,7 +132,9 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         for line in map(json.loads, body.splitlines()):
-            if line["key"] == "file":
+            if line["key"] == "deletedFile":
+                del repository.branches[branch][line["value"]["path"]]
+            elif line["key"] == "file":
                 repository.branches[branch][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
         commit = repository.commit(branch)
         url = f"{self.server.address}/{name}/commit/{commit}"

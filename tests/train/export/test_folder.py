@@ -56,10 +56,13 @@ def client(folder: Path, hub: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_client_pads_batches_and_generates(exported: Exported, tmp_path: Path) -> None:
-    """The tokenizer loads without a word on trust although nobody can answer a question, and runs no code."""
+    """The tokenizer loads without a word on trust, although nobody can answer a question, and no code is run for it.
+
+    transformers prints the question, which no file in the folder can prevent: see docs/decisions/0017.
+    """
     done = client(exported.folder, tmp_path / "hub")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout[done.stdout.index('{"padding"') :])
     config = json.loads((exported.folder / "config.json").read_text())
     assert found["longest"] == config["max_position_embeddings"] == 32
     assert found["padding"] == "left"

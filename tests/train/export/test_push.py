@@ -82,7 +82,7 @@ def test_a_run_is_exported_uploaded_and_downloaded_by_revision(
     assert " to owner/tiny, private, branch v1/a\n" in said
     assert "\n  model.safetensors  " in said
     assert TOKEN not in said
-    assert server.tokens == {TOKEN}
+    assert server.tokens == dict.fromkeys(server.requests, TOKEN)
 
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": server.address, "HF_TOKEN": TOKEN}
     environment.pop("HF_HUB_OFFLINE", None)
@@ -105,8 +105,16 @@ def test_a_public_repository_is_public_only_when_asked_for(server: HubServer, tm
     lines = upload(tmp_path / "model", Push("owner/open", public=True))
     assert not server.repositories["owner/open"].is_private
     assert lines[0].endswith(" to owner/open, public, branch main")
-    upload(tmp_path / "model", Push("owner/open", public=True))  # again: a second commit
-    before = dict(server.repositories["owner/open"].branches["main"])
+    stored = server.repositories["owner/open"].branches["main"]
+    stored |= {
+        "old-00001-of-2.safetensors": b"",
+        "model.safetensors.index.json": b"",
+        "old_periln.py": b"",
+        "my.png": b"1",
+    }
+    upload(tmp_path / "model", Push("owner/open", public=True))  # again, over an earlier upload
+    assert stored == contents(tmp_path / "model") | {"my.png": b"1"}
+    before = dict(stored)
     (tmp_path / "model/README.md").write_text("changed")
     with pytest.raises(ConfigError, match="exists and is public; pass --public too"):
         upload(tmp_path / "model", Push("owner/open"))
@@ -133,6 +141,14 @@ def test_a_refused_token_is_one_clear_message(
     assert other not in str(caught.value)
     assert contents(folder) == before
     assert not server.repositories
+
+
+def test_no_message_contains_the_token(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path / "model")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret\x01")  # no header may contain it
+    with pytest.raises(PushError) as caught:
+        upload(tmp_path / "model", Push("owner/tiny"))
+    assert "secret" not in str(caught.value)
 
 
 def test_a_server_that_breaks_off_leaves_the_folder(server: HubServer, tmp_path: Path) -> None:
