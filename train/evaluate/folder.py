@@ -15,16 +15,9 @@ from train.config.facts.run_layout import read_json
 from train.config.load import load_tree
 from train.config.run import RunConfig
 from train.config.tasks.language_model import EMBEDDED_CORPUS, LanguageModelConfig
-from train.evaluate.run import Evaluation, forbidden
+from train.evaluate.run import Evaluation, forbidden, overridable
 
 CONFIG_JSON = "config.json"
-ALLOWED = (
-    "micro_batch_size",
-    "task.data.validation_sources",
-    "task.data.sequence_length",
-    "task.data.validation_windows",
-    "task.data.on_bad_document",
-)
 _LONGEST = 2048  # tokens of a window, unless the user writes task.data.sequence_length
 _WINDOWS = 4  # of a pass: their logits are in memory
 _FILTERS = ("dkn",)
@@ -46,7 +39,9 @@ def folder_config(folder: Path, overrides: Sequence[str]) -> RunConfig:
                 "instead: python -m train.evaluate runs/NAME"
             ]
         )
-    faults = list(forbidden(overrides, ALLOWED))
+    positions = _positions(described)
+    tree = _tree(folder, min(positions or _LONGEST, _LONGEST))
+    faults = list(forbidden(overrides, overridable(load_tree(tree), of_folder=True)))
     if not any(override.startswith("task.data.validation_sources") for override in overrides):
         faults.append(
             "task.data.validation_sources: missing; name the text to evaluate on, as in "
@@ -54,8 +49,7 @@ def folder_config(folder: Path, overrides: Sequence[str]) -> RunConfig:
         )
     if faults:
         raise ConfigError(faults)
-    positions = _positions(described)
-    config = load_tree(_tree(folder, min(positions or _LONGEST, _LONGEST)), overrides)
+    config = load_tree(tree, overrides)
     assert isinstance(config.task, LanguageModelConfig)
     data = config.task.data
     if not data.validation_sources:

@@ -47,10 +47,19 @@ def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
     return load(run / "config.yaml", [*_as_trained(run, as_trained.task, overrides), *overrides])
 
 
-def overridable(config: RunConfig) -> list[str]:
-    """Return the settings that an evaluation may override: its data and metrics. A list counts as one setting."""
+def overridable(config: RunConfig, *, of_folder: bool = False) -> list[str]:
+    """Return the settings that an evaluation may override: its data and metrics. A list counts as one setting.
+
+    Args:
+        config: A configuration with the task that is evaluated.
+        of_folder: Whether an exported folder is evaluated, not a run.
+    """
     evaluation = {path: setting.evaluation for path, setting in settings_in(config)}
-    return [path for path, may in evaluation.items() if may and not nearest(path.rpartition(".")[0], evaluation)]
+    return [
+        path
+        for path, may in evaluation.items()
+        if (may is True or (may and not of_folder)) and not nearest(path.rpartition(".")[0], evaluation)
+    ]
 
 
 def _as_trained(run: Path, trained: TaskConfig, overrides: Sequence[str]) -> Iterator[str]:

@@ -146,6 +146,13 @@ def test_what_an_evaluation_of_a_folder_never_reads_is_refused(
         (folder, [sources, "task.border=2"], "task.border: cannot be overridden; only evaluation settings can"),
         (folder, [sources, "task.data.scale=8"], "task.data.scale: cannot be overridden"),
         (folder, [sources, "task.data.tokenizer=gpt2"], "task.data.tokenizer: cannot be overridden"),
+        (
+            folder,
+            [sources, "task.data.sources=[a.txt]"],
+            "validation_sources, task.data.validation_windows, task.data.on_",
+        ),
+        (folder, [sources, "task.data.cache_dir=elsewhere"], "task.data.cache_dir: cannot be overridden"),
+        (folder, [sources, "task.attention=eager"], "task.attention: cannot be overridden"),
         (folder, [sources, "task.model.hidden_size=8"], "task.model.hidden_size: cannot be overridden"),
         (folder, [sources, "task.data.sequence_length=33"], "33 exceeds the 32 positions"),
         (folder, [sources, "task.data.sequence_length=many"], "task.data.sequence_length: 'many' is not a whole"),

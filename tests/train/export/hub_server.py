@@ -52,7 +52,11 @@ class Handler(BaseHTTPRequestHandler):
     """Answers as the hub does, as far as huggingface_hub asks."""
 
     protocol_version = "HTTP/1.1"
-    server: HubServer
+
+    @property
+    def hub(self) -> HubServer:
+        assert isinstance(self.server, HubServer)
+        return self.server
 
     def do_GET(self) -> None:
         self._route()
@@ -69,9 +73,9 @@ class Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.requests.append(f"{self.command} {path}")
+        self.hub.requests.append(f"{self.command} {path}")
         sent = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        self.server.tokens[self.server.requests[-1]] = sent
+        self.hub.tokens[self.hub.requests[-1]] = sent
         if sent != TOKEN:
             self._answer(401, {"error": "Invalid credentials in Authorization header"})
             return
@@ -89,10 +93,10 @@ class Handler(BaseHTTPRequestHandler):
             case ["repos", "create"]:
                 asked = json.loads(body)
                 name = f"{asked['organization']}/{asked['name']}"
-                self.server.repositories[name] = Repository(asked["visibility"] == "private")
-                self._answer(200, {"url": f"{self.server.address}/{name}"})
-            case ["models", owner, name, *rest] if f"{owner}/{name}" in self.server.repositories:
-                self._model(self.server.repositories[f"{owner}/{name}"], f"{owner}/{name}", rest, body)
+                self.hub.repositories[name] = Repository(asked["visibility"] == "private")
+                self._answer(200, {"url": f"{self.hub.address}/{name}"})
+            case ["models", owner, name, *rest] if f"{owner}/{name}" in self.hub.repositories:
+                self._model(self.hub.repositories[f"{owner}/{name}"], f"{owner}/{name}", rest, body)
             case _:
                 self._answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
 
@@ -127,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._answer(404, {"error": f"unknown: {rest}"})
 
     def _commit(self, repository: Repository, name: str, branch: str, body: bytes) -> None:
-        if self.server.breaks_off:
+        if self.hub.breaks_off:
             self.close_connection = True
             self.connection.close()
             return
@@ -137,11 +141,11 @@ class Handler(BaseHTTPRequestHandler):
             elif line["key"] == "file":
                 repository.branches[branch][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
         commit = repository.commit(branch)
-        url = f"{self.server.address}/{name}/commit/{commit}"
+        url = f"{self.hub.address}/{name}/commit/{commit}"
         self._answer(200, {"commitUrl": url, "commitOid": commit, "hookOutput": ""})
 
     def _file(self, parts: list[str]) -> None:
-        repository = self.server.repositories.get("/".join(parts[:2]))
+        repository = self.hub.repositories.get("/".join(parts[:2]))
         for end in range(4, len(parts)):  # a branch may contain slashes
             branch = repository.branch_of("/".join(parts[3:end])) if repository is not None else None
             if repository is not None and branch is not None:

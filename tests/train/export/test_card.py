@@ -69,7 +69,7 @@ def test_the_hubs_client_reads_the_metadata_back(tmp_path: Path) -> None:
     metrics = {"validation_loss": 2.5, "validation_one_loss": 2.25, "validation_one_two_perplexity": 12.5}
     run = run_folder(tmp_path / "run", data=data, metrics={**metrics, "validation_one_two_loss": None})
     card = card_of(config_of(tmp_path, "export.license=apache-2.0"), run)
-    read = ModelCard(card).data
+    read: Any = ModelCard(card).data
     assert (read.license, read.library_name, read.pipeline_tag) == ("apache-2.0", "transformers", "text-generation")
     assert read.datasets == ["roneneldan/TinyStories"]
     assert read.model_name == "tiny"
@@ -196,7 +196,8 @@ def test_the_figure_shows_the_rows_of_the_step(tmp_path: Path) -> None:
     assert figure is not None
     variance, norm = figure.axes
     activations = [row for row in stored_rows("activations") if row["step"] == 2]
-    drawn = dict(zip(*variance.get_lines()[0].get_data(), strict=True))
+    line = variance.get_lines()[0]
+    drawn = dict(zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True))
     expected = {row["layer"] + 1.0: row["variance"] for row in activations if row["site"] == "mlp.stream"}
     assert {depth: drawn[depth] for depth in expected} == expected
     assert len(drawn) == 5  # the embedding, and two sub-layers in each of two layers
@@ -233,7 +234,7 @@ def test_without_the_packages_of_the_analysis_there_is_no_figure(
 
 
 def test_an_exported_folder_has_card_and_figure(exported: Exported) -> None:
-    card = ModelCard.load(exported.folder / "README.md")
+    card: Any = ModelCard.load(exported.folder / "README.md")
     last = [json.loads(line) for line in (exported.run / "metrics.jsonl").read_text().splitlines()][-1]
     assert card.data.eval_results is not None
     results = {f"validation_{each.metric_type}": each.metric_value for each in card.data.eval_results}
