@@ -39,14 +39,11 @@ class OverLayers(NamedTuple):
     def in_words(self, quantity: str) -> str:
         """Return first, last, smallest and largest value, with their layers."""
         first, last = min(self.values), max(self.values)
-        low, high = min(self.values, key=self._value), max(self.values, key=self._value)
+        low, high = (choose(self.values, key=self.values.__getitem__) for choose in (min, max))
         return (
             f"{quantity} (step {self.step:,}): {self.values[first]:.4g} in layer {first}, {self.values[last]:.4g} in "
             f"layer {last}; from {self.values[low]:.4g} (layer {low}) to {self.values[high]:.4g} (layer {high})"
         )
-
-    def _value(self, layer: int) -> float:
-        return self.values[layer]
 
 
 def stream_variance(run: Path, step: int) -> OverLayers | None:
@@ -55,9 +52,8 @@ def stream_variance(run: Path, step: int) -> OverLayers | None:
     Of a layer's sites on the stream, the last one counts: the one after its MLP.
     """
     rows = _last_rows(run / "activations.jsonl", step)
-    return _over_layers(
-        {row["layer"]: row.get("variance") for row in rows if _ends_with(row.get("site"), ".stream")}, rows
-    )
+    on_stream = [row for row in rows if str(row.get("site")).endswith(".stream")]
+    return _over_layers({row["layer"]: row.get("variance") for row in on_stream}, rows)
 
 
 def gradient_norm(run: Path, step: int) -> OverLayers | None:
@@ -117,7 +113,3 @@ def _over_layers(values: dict[Any, Any], rows: list[dict[str, Any]]) -> OverLaye
 
 def _is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _ends_with(value: object, end: str) -> bool:
-    return isinstance(value, str) and value.endswith(end)
