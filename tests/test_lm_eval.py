@@ -59,6 +59,7 @@ def test_every_task_runs_in_the_harness(tmp_path: Path, monkeypatch: pytest.Monk
         model_args={"pretrained": str(STORIES), "dtype": "float32"},
         tasks=[f"{path.stem}_local" for path in TASKS],
         task_manager=TaskManager(include_path=str(ROOT / "configs/lm_eval"), include_defaults=False),
+        device="cpu",
         limit=8,
         bootstrap_iters=0,
     )

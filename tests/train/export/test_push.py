@@ -17,9 +17,10 @@ from huggingface_hub import constants
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
 from tests.modeling.decoder.tiny_decoder import tiny_decoder
 from tests.train.conftest import Exported
-from tests.train.export.hub_server import TOKEN, HubServer, hub
+from tests.train.export.hub_server import TOKEN, HubServer, Repository, hub
 from train.config.errors import ConfigError
 from train.export import __main__ as export
+from train.export import model_folder
 from train.export.push import Push, PushError, faults, upload
 
 DOWNLOAD = """
@@ -143,6 +144,29 @@ def test_a_refused_token_is_one_clear_message(
     assert other not in str(caught.value)
     assert contents(folder) == before
     assert not server.repositories
+
+
+def test_the_command_ends_with_1_and_leaves_the_folder(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = Path(__file__).parents[1] / "stored_run", tmp_path / "out"
+
+    def exported(run: Path, out: Path, **_: object) -> int:
+        folder_of(out)
+        return 3
+
+    monkeypatch.setattr(model_folder, "export", exported)
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "b" * 34)
+    assert export.main([str(run), str(out), "--push", "owner/tiny"]) == 1
+    said = capsys.readouterr()
+    assert said.out == f"step 3 of {run} -> {out}\n"
+    assert [line.partition(" ")[0] for line in said.err.splitlines()] == ["the", str(out)]
+    assert (out / "model.safetensors").is_file()
+    server.repositories["owner/tiny"] = Repository(is_private=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert export.main([str(run), str(tmp_path / "again"), "--push", "owner/tiny"]) == 2
+    assert "owner/tiny exists and is public; pass --public too" in capsys.readouterr().err
+    assert server.repositories["owner/tiny"].branches == {"main": {}}
 
 
 def test_no_message_contains_the_token(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
