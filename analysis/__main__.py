@@ -1,4 +1,4 @@
-"""Command-line entry point for the analysis: `python -m analysis {report|inspect} ...`.
+"""Command-line entry point for the analysis: `python -m analysis {report|inspect|card} ...`.
 
 Exit codes: 0 success, 2 invalid arguments or input, 1 any other failure.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-USAGE = """usage: python -m analysis {report|inspect} ...
+USAGE = """usage: python -m analysis {report|inspect|card} ...
 
   report RUN [RUN ...] --out DIR                     compare runs side by side on one self-contained page
   inspect MODEL [MODEL ...] [--text FILE] --out DIR  look inside causal language models, or saved steps of a run
+  card RUN [--step N] --out FILE                     draw the figure of a model card
 
 Run `python -m analysis COMMAND --help` for details."""
 
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and words[0] in ("-h", "--help"):
         print(USAGE)
         return 0
-    if not words or words[0] not in ("report", "inspect"):
+    if not words or words[0] not in ("report", "inspect", "card"):
         unknown = f"unknown command {words[0]!r}\n" if words else ""
         print(f"{unknown}{USAGE}", file=sys.stderr)
         return 2
@@ -45,6 +46,10 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         from analysis.report import report
 
         return report.main(arguments)
+    if name == "card":
+        from analysis.figures import command as card
+
+        return card.main(arguments)
     from analysis.inspect import command as inspect
 
     return inspect.main(arguments)

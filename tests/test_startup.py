@@ -23,6 +23,7 @@ COMMANDS = {  # command -> arguments, each of them a mistake
     "launch sweep": ["", "no-such-file.yaml", "configs/sweeps/placements.yaml --nonsense"],
     "analysis": ["", "nonsense", "--nonsense"],
     "analysis report": ["", "RUN", "RUN --out OUT --nonsense"],
+    "analysis card": ["", "RUN", "RUN --out FILE --step last"],
     "analysis inspect": ["", "MODEL", "MODEL --out OUT --dtype fp64", "MODEL --out OUT --nonsense"],
 }
 # Runs a module as `python -m` does and reports, on a last line of stdout, what it has imported.

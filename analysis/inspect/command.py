@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         "distances over depth.",
     )
     parser.add_argument(
-        "model", nargs="+", help="a Hugging Face folder or hub name, or a run: RUN, RUN@STEP, RUN@100,500, RUN@all"
+        "model",
+        nargs="+",
+        help="a Hugging Face folder or hub name (NAME, NAME@REVISION), or a run: RUN, RUN@STEP, RUN@100,500, RUN@all",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to create; an earlier inspection is replaced")
     parser.add_argument(
@@ -60,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", choices=sorted(DTYPES), help="dtype of the weights (default: fp32 on a CPU, as saved on a GPU)"
     )
-    parser.add_argument("--tokenizer", help="folder or hub name, for a model without its own")
+    parser.add_argument("--tokenizer", help="folder or hub name (NAME, NAME@REVISION), for a model without its own")
     parser.add_argument("--no-gradients", dest="gradients", action="store_false", help="run forward passes only")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code of a model's folder that is not this checkout's"

@@ -63,10 +63,10 @@ def load(
     """Load a causal language model and its tokenizer.
 
     Args:
-        folder: Folder or hub name.
+        folder: Folder or hub name, the latter also as NAME@REVISION: a branch, a tag or a commit.
         device: auto, cpu, cuda, cuda:1 ...; auto spreads a model over devices, and offloads, where one is too small.
         dtype: A key of DTYPES; None: fp32 on the CPU, as saved on a GPU.
-        tokenizer: Folder or hub name of another tokenizer.
+        tokenizer: Folder or hub name of another tokenizer, the latter also as NAME@REVISION.
         trust: Run the code of the model's folder. Folders whose code is that of this checkout run it always.
         name: What messages call it; default: the folder.
 
@@ -94,6 +94,12 @@ def load(
         is_offloaded=bool(places & {"cpu", "disk"}),
         max_length=limit if isinstance(limit, int) else None,
     )
+
+
+def located(name: str) -> tuple[str, str | None]:
+    """Return the folder or hub name, and the revision of NAME@REVISION; a folder's own name may contain an @."""
+    place, _, revision = name.partition("@")
+    return (name, None) if Path(name).exists() or not revision else (place, revision)
 
 
 def _is_ours(name: str) -> bool:
@@ -126,7 +132,8 @@ def _config(folder: str, trust: bool, *, name: str) -> Any:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        place, revision = located(folder)
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(_why_unreadable(folder, error, name=name)) from error
     classes = [str(found) for found in getattr(config, "architectures", None) or ()]
@@ -157,13 +164,21 @@ def _why_unreadable(folder: str, error: Exception, *, name: str) -> str:
         return f"{name}/config.json: transformers cannot read it: {first}"
     return (
         f"{name}: no such folder, and not available from the hub ({first}); check name and network, or download "
-        f"it on a connected machine (hf download {name} --local-dir FOLDER) and give the folder"
+        f"it on a connected machine ({_download(name)}) and give the folder"
     )
+
+
+def _download(name: str) -> str:
+    place, revision = located(name)
+    return f"hf download {place}{f' --revision {revision}' if revision else ''} --local-dir FOLDER"
 
 
 def _weights(folder: str, settings: dict[str, Any], *, name: str) -> Any:
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+        place, revision = located(folder)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place, revision=revision, output_loading_info=True, **settings
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{name}: its weights cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     model, report = loaded
@@ -177,7 +192,8 @@ def _weights(folder: str, settings: dict[str, Any], *, name: str) -> Any:
 
 def _tokenizer(folder: str, trust: bool, *, name: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        place, revision = located(folder)
+        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust)
     except Exception as error:  # each tokenizer class fails in its own way
         if "trust_remote_code" in str(error):
             raise InputError(_why_unreadable(folder, error, name=name)) from error

@@ -1,6 +1,7 @@
 """Models to inspect, resolved from the command line, and the saved steps of a run.
 
-MODEL is a Hugging Face folder or hub name, or a run folder: RUN (newest saved step), RUN@STEP, RUN@100,500, RUN@all.
+MODEL is a Hugging Face folder or hub name (NAME, NAME@REVISION), or a run folder: RUN (newest saved step), RUN@STEP,
+RUN@100,500, RUN@all.
 """
 
 from __future__ import annotations
@@ -70,11 +71,13 @@ def _subject(given: str) -> Subject:
         )
     if folder.is_file():
         raise InputError(f"{given}: is a file; give the folder of a Hugging Face model or of a run")
-    if not folder.exists() and (given.count("/") != 1 or given.startswith((".", "/", "~", "runs/"))):
-        if re.fullmatch(r"[\w.-]+", given):
+    named = given.partition("@")[0]  # of NAME@REVISION
+    if not folder.exists() and (named.count("/") != 1 or given.startswith((".", "/", "~", "runs/"))):
+        if re.fullmatch(r"[\w.-]+", named):
             return Subject(given, given)  # a hub name of the old kind, like gpt2
         raise InputError(
-            f"{given}: does not exist; give a model folder, a run folder (e.g. runs/NAME), or a hub name (OWNER/NAME)"
+            f"{given}: does not exist; give a model folder, a run folder (e.g. runs/NAME), or a hub name "
+            "(OWNER/NAME, OWNER/NAME@REVISION)"
         )
     return Subject(folder.resolve().name if folder.is_dir() else given, given)
 
@@ -146,7 +149,8 @@ def folder_of(subject: Subject, step: int | None) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="inspect-") as temporary:
         out = Path(temporary) / f"step_{step:06d}"
         run = Path(subject.name).resolve()
-        command = [sys.executable, "-m", "train.export", str(run), str(out), "--format", "periln", "--step", str(step)]
+        command = [sys.executable, "-m", "train.export", str(run), str(out), "--step", str(step)]
+        command += ["--format", "periln", "--no-figure"]
         done = subprocess.run(command, cwd=_REPOSITORY, capture_output=True, text=True, check=False)
         if done.returncode == 2:
             raise InputError(f"{subject.name}@{step}: {done.stderr.strip()}")

@@ -16,7 +16,8 @@ from tests.tiny_filter import tiny_filter_file
 from tests.train.test_resume import rows, train
 from train.config.load import load
 from train.data.drawn.scenes import scene
-from train.evaluate.__main__ import evaluate, main, overridable
+from train.evaluate.__main__ import main
+from train.evaluate.run import evaluate, overridable
 
 
 def test_a_checkpoint_is_judged_again_and_on_other_data(

@@ -30,7 +30,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: With every fault.
     """
-    text = yaml_text.read(path, overrides)
+    return _loaded(yaml_text.read(path, overrides))
+
+
+def load_tree(tree: dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Load a run from plain values and overrides, as `load` does from a file; the overrides change the tree.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+    return _loaded(yaml_text.overridden(tree, overrides))
+
+
+def _loaded(text: yaml_text.Document) -> RunConfig:
     if text.tree is None:
         raise ConfigError(text.faults)
     config, leaves, faults = check(RunConfig, text.tree)

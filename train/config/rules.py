@@ -20,6 +20,7 @@ from train.config.tasks.values import AbsentError, Rule, Values
 
 _MOST_COUNTED = 2**63 - 1
 _LONGEST_NAME = 255  # of a file, in bytes: that of common file systems
+_LICENSE = r"[a-z0-9]+([.-][a-z0-9]+)*"  # identifiers of the hub: lower case, as in apache-2.0, bsd-3-clause, other
 _LARGEST_WEIGHT = 1e37  # fp32 ends at 3.4e38
 
 
@@ -49,6 +50,17 @@ def _paths_can_exist(values: Values) -> Iterator[str]:
         path = values.get(key)
         if path is not None and any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.split("/")):
             yield f"{key}: a folder's name is longer than {_LONGEST_NAME} bytes; write a shorter one"
+
+
+def _license_is_an_identifier(values: Values) -> Iterator[str]:
+    name = values["export.license"]
+    if name is not None and not re.fullmatch(_LICENSE, name):
+        usable = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+        like = usable if re.fullmatch(_LICENSE, usable) else "apache-2.0"
+        yield (
+            f"export.license: {name!r} is not an identifier of the hub (lower case, no spaces: apache-2.0, mit, "
+            f"cc-by-4.0, other); write one like {like}, or null"
+        )
 
 
 def _batches_fit(values: Values) -> Iterator[str]:
@@ -169,6 +181,7 @@ def _updates_stay_finite(values: Values) -> Iterator[str]:
 RULES: tuple[Rule, ...] = (
     _name_is_a_folder_name,
     _paths_can_exist,
+    _license_is_an_identifier,
     _batches_fit,
     _samples_can_be_counted,
     _start_is_a_checkpoint,

@@ -255,6 +255,17 @@ class WatchdogConfig:
 
 
 @section
+class ExportConfig:
+    """The model card of exported folders (`python -m train.export`)."""
+
+    license: str | None = setting(
+        "License of the exported weights, by its identifier on the Hugging Face hub, as in apache-2.0",
+        default=None,
+        null="none stated",
+    )
+
+
+@section
 class RunConfig:
     """One training run."""
 
@@ -297,6 +308,9 @@ class RunConfig:
     )
     checkpoint: CheckpointConfig = setting(
         "Checkpoints and weights on disk", factory=CheckpointConfig, resume="free", report="ignored"
+    )
+    export: ExportConfig = setting(
+        "The model card of exported folders", factory=ExportConfig, resume="free", report="ignored"
     )
     watchdog: WatchdogConfig = setting(
         "Deadlines for a run that makes no progress", factory=WatchdogConfig, resume="free", report="ignored"

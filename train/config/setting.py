@@ -46,7 +46,8 @@ class Setting:
         resume: Whether it may change when a run resumes; "by_fingerprint": if the data are the same. None inherits from
             the section, as for the next two.
         report: Whether runs that differ in it are separate lines in a report, seeds of one line, or equal.
-        evaluation: Whether `python -m train.evaluate` may override it.
+        evaluation: Whether `python -m train.evaluate` may override it; "run": of a run only, not of an exported folder,
+            which it says nothing about.
         judges: Whether a difference makes validation metrics incomparable.
     """
 
@@ -59,7 +60,7 @@ class Setting:
     below: float | None = None
     resume: AtResume | None = None
     report: InReport | None = None
-    evaluation: bool | None = None
+    evaluation: bool | Literal["run"] | None = None
     judges: bool = False
 
     @property

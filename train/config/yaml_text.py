@@ -35,10 +35,13 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     in the path is a list index, from 0.
     """
     tree, faults = _read_file(Path(path))
-    for override in overrides:
-        if fault := _override({} if tree is None else tree, override):
-            faults.append(fault)
-    return Document(tree, faults)
+    document = overridden({} if tree is None else tree, overrides)
+    return Document(None if tree is None else document.tree, [*faults, *document.faults])
+
+
+def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> Document:
+    """Apply `a.b=c` overrides to a tree in order, as `read` does."""
+    return Document(tree, [fault for override in overrides if (fault := _override(tree, override))])
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:

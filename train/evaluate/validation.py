@@ -49,6 +49,31 @@ def validation_means(
     return means.means()
 
 
+def validated(
+    task: Task,
+    model: nn.Module,
+    *,
+    size: int,
+    evaluate: Callable[[nn.Module, Batch], Sums] | None = None,
+) -> dict[str, float]:
+    """Return the `validation_*` metrics of a model in this process alone, on a GPU if there is one.
+
+    Args:
+        task: The task that provides samples and metrics.
+        model: The model; left in eval mode.
+        size: Samples of a pass.
+        evaluate: As in `validation_means`.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.eval()
+    nn.Module.to(model, device)
+    world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
+    chunks = validation_chunks(task.validation_sets, size=size, ranks=1)
+    means = validation_means(task, model, chunks, world=world, evaluate=evaluate)
+    assert means is not None, "no stop can be requested here"
+    return task.validation_report(means)
+
+
 def validation_chunks(sets: Sequence[int], *, size: int, ranks: int) -> list[np.ndarray]:
     """Split the ids of consecutive sets into chunks of `size`, with a remainder of single-sample chunks in each set.
 

@@ -11,6 +11,7 @@ from train.config.errors import ConfigError
 from train.config.facts.native import Choice, native_choice
 from train.config.run import RunConfig
 from train.config.tasks.language_model import LanguageModelConfig
+from train.export.native_report import NativeReport
 
 Format = Literal["native", "periln"]
 FORMATS: tuple[Format, ...] = ("native", "periln")
@@ -55,6 +56,8 @@ def export(
     step: int | None = None,
     dtype: str = "fp32",
     is_verified: bool = True,
+    figure: bool = True,
+    place: str = "FOLDER",
 ) -> Exported:
     """Export a run's checkpoint.
 
@@ -65,6 +68,8 @@ def export(
         step: Step of the checkpoint; None for the newest that is intact.
         dtype: `fp32` or `bf16`, of the weights on disk.
         is_verified: Whether a native folder is compared with the trained model.
+        figure: Whether the model card gets a figure, which takes some seconds.
+        place: Folder or hub name in the model card's code.
 
     Raises:
         ConfigError: RUN is not a run folder, has no such checkpoint or no intact one, or OUT is in use.
@@ -73,7 +78,9 @@ def export(
     from modeling.decoder.configuration_periln import PeriLNConfig
     from train.checkpoint.checkpoint import CheckpointReader
     from train.config.load import read_run
-    from train.export.model_folder import DTYPES, chosen_checkpoint, model_card, write_model_folder
+    from train.export import measured
+    from train.export.card import model_card
+    from train.export.model_folder import DTYPES, chosen_checkpoint, write_model_folder
     from train.tasks import build_task
 
     config = read_run(run)
@@ -84,8 +91,14 @@ def export(
     saved_step, task = CheckpointReader(source).progress.step, build_task(config)
     if dtype == "bf16" and not task.supports_bf16:
         raise ConfigError([f"--dtype bf16: {config.task.kind} models run in fp32 only; write --dtype fp32, or omit it"])
+
+    def card(folder: Path, native: NativeReport | None = None) -> str:
+        is_measured = figure and measured.stream_variance(run, saved_step) is not None
+        drawn = is_measured and measured.figure(run, saved_step, folder / measured.FIGURE)
+        name = measured.FIGURE if drawn else None
+        return model_card(task, config, run, saved_step, native=native, figure=name, place=place)
+
     if choice.architecture is None:
-        card = model_card(task, config, run, saved_step)
         model = write_model_folder(task, source, out, dtype=DTYPES[dtype], card=card)
         return Exported(saved_step, False, _own_lines(type(model).__name__, choice))
 
@@ -97,6 +110,7 @@ def export(
     end_of_text = task.data.eos_token_id
     decoder = PeriLNConfig(**asdict(task.config.model))
     decoder.bos_token_id = decoder.eos_token_id = end_of_text
+    task.prepare_export(decoder)
     report = write_native_folder(
         decoder,
         choice.architecture,
@@ -105,7 +119,7 @@ def export(
         dtype=DTYPES[dtype],
         tokens=comparison_tokens(task, decoder) if is_verified else None,
         save_assets=task.save_assets,
-        card=lambda report: model_card(task, config, run, saved_step, native=report),
+        card=card,
     )
     exported = f"exported as {report.architecture}: plain transformers loads it, without remote code"
     return Exported(saved_step, True, [exported, *(f"  {line}" for line in report.lines()[1:])])

@@ -2,14 +2,14 @@
 
 Such a folder loads with `AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True)` with only torch and
 transformers installed: it contains the weights as safetensors, the model's own source files, the tokenizer, a
-generation config and a model card with the run's metrics. native_folder.py writes those that need no code.
+generation config and a model card with the run's metrics.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,6 @@ from transformers import PreTrainedModel
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
 from train.checkpoint.checkpoint import CheckpointReader
 from train.checkpoint.published import intact_checkpoint
-from train.config.facts.run_layout import read_json, row_of
-from train.config.run import RunConfig
-from train.data import summary
-from train.data.budget import number_of_epochs
-from train.export.native_report import NativeReport
 from train.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -32,7 +27,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def write_model_folder(
-    task: Task, source: Path, out: Path, *, dtype: torch.dtype, card: str | None = None
+    task: Task, source: Path, out: Path, *, dtype: torch.dtype, card: Callable[[Path], str] | None = None
 ) -> PreTrainedModel:
     """Write a checkpoint as a Hugging Face folder, atomically.
 
@@ -41,7 +36,7 @@ def write_model_folder(
         source: The checkpoint folder.
         out: The folder to write; an earlier one is replaced.
         dtype: Type of the weights on disk.
-        card: Text of README.md.
+        card: Returns the text of README.md; it may write figures to the folder that it gets.
 
     Returns:
         The model in fp32, on the CPU.
@@ -54,10 +49,13 @@ def write_model_folder(
     shutil.rmtree(partial, ignore_errors=True)
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     model.config.dtype = dtype
+    for config in (model.config, model.generation_config):
+        if config is not None:
+            task.prepare_export(config)
     model.save_pretrained(partial, state_dict=state)
     task.save_assets(partial)
     if card is not None:
-        (partial / "README.md").write_text(card)
+        (partial / "README.md").write_text(card(partial))
     follow_umask(partial)
     shutil.rmtree(out, ignore_errors=True)  # empty, or weights of a step that is repeated
     partial.rename(out)
@@ -99,68 +97,6 @@ def chosen_checkpoint(run: Path, step: int | None) -> Path:
     for message in damaged:
         logger.warning("%s", message)
     return checkpoint
-
-
-def model_card(task: Task, config: RunConfig, run: Path, step: int, *, native: NativeReport | None = None) -> str:
-    """Return the README of an exported model: description, usage, the run's last metrics, and how it was exported."""
-    card = task.card()
-    head = ["library_name: transformers", *([f"pipeline_tag: {card.pipeline_tag}"] if card.pipeline_tag else [])]
-    metrics = last_metrics(run, step)
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:,.6g} |" for name, value in metrics.items())
-    optim, environment = config.optim, read_json(run / "environment.json") or {}
-    data = "".join(f"- {line.strip()}\n" for line in _lines_of_data(environment.get("data", {})))
-    exported = "".join(f"- {line}\n" for line in native.lines()) if native is not None else ""
-    lines = "\n".join([*head, f"tags: [{', '.join(card.tags)}]"])
-    trained = f"{step:,} of {config.steps:,} steps of {config.global_batch_size} samples"
-    return f"""---
-{lines}
----
-
-# {config.name}
-
-{card.summary} Trained for {trained}{_amount(metrics, environment)}.
-
-```python
-{card.usage if native is None else native.usage()}
-```
-
-| metric | value |
-|---|---|
-{rows}
-
-Data: {card.data}. Peak learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}, seed {config.seed}.
-
-{data}{exported}"""
-
-
-def _lines_of_data(facts: Any) -> list[str]:
-    """Return what the data are, a line each; nothing if environment.json does not hold what a task records."""
-    try:
-        return list(summary.lines(facts))
-    except (AttributeError, LookupError, TypeError, ValueError):
-        logger.warning("environment.json is damaged: the model card has no facts about the data")
-        return []
-
-
-def _amount(metrics: Mapping[str, float], environment: Mapping[str, Any]) -> str:
-    """Return the epochs so far and the tokens per parameter in words, as far as they are known."""
-    words = [number_of_epochs(metrics["epoch"])] if "epoch" in metrics else []
-    parameters = environment.get("parameters")
-    if "tokens" in metrics and isinstance(parameters, int) and parameters:
-        words.append(f"{metrics['tokens'] / parameters:.3g} tokens per parameter")
-    return f" ({', '.join(words)})" if words else ""
-
-
-def last_metrics(run: Path, step: int) -> dict[str, float]:
-    """Return the last training and validation metrics of a run, up to a step; damaged lines are skipped."""
-    metrics: dict[str, Any] = {}
-    path = run / "metrics.jsonl"
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        row = row_of(line)
-        if row is not None and row["step"] <= step:
-            metrics |= row
-    names = ["step", "tokens", "epoch", "loss", *(name for name in metrics if name.startswith("validation_"))]
-    return {name: metrics[name] for name in names if isinstance(metrics.get(name), int | float)}
 
 
 def continuation(folder: Path, prompt: str, *, tokens: int = 80, trust: bool = True) -> str:

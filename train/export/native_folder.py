@@ -40,7 +40,7 @@ def write_native_folder(
     dtype: torch.dtype,
     tokens: dict[str, Tensor] | None,
     save_assets: Callable[[Path], None],
-    card: Callable[[NativeReport], str],
+    card: Callable[[Path, NativeReport], str],
     shard_bytes: int = SHARD_BYTES,
 ) -> NativeReport:
     """Write a decoder as an architecture of transformers, atomically.
@@ -53,7 +53,7 @@ def write_native_folder(
         dtype: Type of the weights on disk.
         tokens: Tokens (B, T) to compare both models on, by what they are; None to skip the comparison.
         save_assets: Writes the tokenizer.
-        card: Returns the text of README.md.
+        card: Returns the text of README.md; it may write figures to the folder that it gets.
         shard_bytes: Largest size of a file of weights.
 
     Raises:
@@ -72,7 +72,7 @@ def write_native_folder(
         verification = None if tokens is None else verify(config, read, partial, tokens, dtype=dtype)
         report = NativeReport(architecture.class_name, _changes(architecture, DecoderShape.of(config)), verification)
         save_assets(partial)
-        (partial / "README.md").write_text(card(report))
+        (partial / "README.md").write_text(card(partial, report))
         follow_umask(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from analysis.measure.activations import Site
 from modeling.decoder.configuration_periln import PeriLNConfig
@@ -27,7 +27,7 @@ from train.data.text import cache, corpus
 from train.data.text.check import check
 from train.data.text.documents import files
 from train.data.text.documents.reader import Sample
-from train.data.text.tokenizer import BYTE_BPE, load
+from train.data.text.tokenizer import BYTE_BPE, complete, load, load_tokenizer, padding_token_id
 from train.data.text.validation import ValidationText, facts_of, labelled, labels, without_labels
 from train.tasks.task import AttentionShape, Batch, ModelCard, ParameterGroup, SampleCost, StepOutput, Sums, Task
 
@@ -35,7 +35,7 @@ _USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)"""
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=False)"""
 
 
 class LanguageModel(Task):
@@ -226,7 +226,11 @@ class LanguageModel(Task):
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
         """Return the cross-entropy per token and, for bits per byte, per byte of predicted text; also by label."""
-        loss_sum, weight = self.step(model, batch).metrics["loss"]
+        return self.sums(self.step(model, batch).metrics["loss"][0], batch)
+
+    def sums(self, loss_sum: Tensor, batch: Batch) -> Sums:
+        """Return the sums of a validation batch from its cross-entropy, summed over the predicted tokens."""
+        weight = loss_sum.new_full((), self.weight(batch))
         sums = {"loss": (loss_sum, weight), "loss_per_byte": (loss_sum, batch["target_bytes"].sum().float())}
         by_label = {
             f"{label}.{name}": (value * counts, weight * counts)
@@ -247,11 +251,19 @@ class LanguageModel(Task):
             f"`{model.norm_placement}` ({model.norm_kind}), trained on windows of {data.sequence_length} tokens.",
             usage=_USAGE,
             data=", ".join(source.path for source in data.sources),
+            details=tuple(_placement_details(model.norm_placement)),
         )
 
+    def prepare_export(self, config: Any) -> None:
+        """Name the padding token, and use the cache: what generation needs and training does not."""
+        tokenizer = load_tokenizer(str(self.data.tokenizer_folder))
+        config.pad_token_id = padding_token_id(tokenizer, self.config.data.tokenizer)
+        config.use_cache = True
+
     def save_assets(self, folder: Path) -> None:
-        """Write the tokenizer."""
+        """Write the tokenizer, ready for batches of texts: see `complete`."""
         self.data.save_tokenizer(folder)
+        complete(folder, max_length=self.config.model.max_position_embeddings)
 
     def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
         """Return loss (nats per token), perplexity, and bits per byte of UTF-8 text: of all sets, then by label."""
@@ -266,6 +278,15 @@ def _placement_text(norm_placement: str | Sequence[str]) -> str:
         return f"list  {', '.join(norm_placement)}"
     record = CHOICES[norm_placement]
     return f"{record.name}  {record.description}; {record.source}"
+
+
+def _placement_details(norm_placement: str | Sequence[str]) -> Iterator[str]:
+    """Yield what each norm placement in use is, with its source."""
+    if not isinstance(norm_placement, str):
+        yield f"a norm placement for each layer: {', '.join(norm_placement)}"
+    for name in dict.fromkeys([norm_placement] if isinstance(norm_placement, str) else norm_placement):
+        record = CHOICES[name]
+        yield f"{record.title} (`{record.name}`): {record.description}. Source: {record.source}"
 
 
 def _report(loss: float, loss_per_byte: float, prefix: str) -> dict[str, float]:

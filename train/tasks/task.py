@@ -63,6 +63,7 @@ class ModelCard(NamedTuple):
     summary: str  # Markdown
     usage: str  # Python; FOLDER stands for the model folder
     data: str
+    details: tuple[str, ...] = ()  # of the architecture, a line each
 
 
 class Gallery(Protocol):
@@ -226,6 +227,9 @@ class Task(ABC):
             usage=_USAGE,
             data=f"fingerprint {self.data_fingerprint}",
         )
+
+    def prepare_export(self, config: Any) -> None:  # noqa: B027 (most models need nothing)
+        """Set what a configuration of an exported model has, also that of its generation, and a trained one has not."""
 
     def save_assets(self, folder: Path) -> None:  # noqa: B027 (most models need nothing)
         """Write the assets that an exported model needs besides weights (tokenizer, image processor) to a folder."""

@@ -23,7 +23,7 @@ from train.config.errors import ConfigError
 from train.config.load import load, read_run
 from train.data.images.pairs import Pair
 from train.export import __main__ as export
-from train.export.model_folder import model_card
+from train.export.card import model_card
 from train.observe.accumulator import Accumulator
 from train.observe.console import console_line
 from train.observe.jsonl import strict

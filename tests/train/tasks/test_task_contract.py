@@ -17,7 +17,7 @@ from tests.train.test_resume import losses, rows, train
 from train.config.facts.sealed import read_sealed, sealed
 from train.config.load import load
 from train.config.tasks.kinds import TaskConfig
-from train.evaluate.__main__ import evaluate
+from train.evaluate.run import evaluate
 
 KINDS = ("language_model", "depth_upsampling", "texture_removal")
 # Measured over three seeds: loss 8e-7 (2e-8 but for one run); norm 2.5e-7, and once 1.1e-4 for depth_upsampling. The

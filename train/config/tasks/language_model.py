@@ -134,9 +134,10 @@ class SourceConfig:
 class TextDataConfig:
     """Text, tokenizer and windows of a language model."""
 
-    sources: tuple[SourceConfig, ...] = setting("Text to train on", evaluation=True)
+    sources: tuple[SourceConfig, ...] = setting("Text to train on", evaluation="run")
     tokenizer: str = setting(
-        "byte-bpe (trained on the sources, vocab_size tokens), a folder, a tokenizer.json or a hub name",
+        "byte-bpe (trained on the sources, vocab_size tokens), a folder, a tokenizer.json or a hub name "
+        "(NAME, NAME@REVISION)",
         resume="by_fingerprint",
         judges=True,
     )
@@ -147,7 +148,7 @@ class TextDataConfig:
         above=0,
         below=1,
         null=f"{DEFAULT_VALIDATION_FRACTION}",
-        evaluation=True,
+        evaluation="run",
         judges=True,
     )
     validation_sources: tuple[SourceConfig, ...] = setting(
@@ -172,7 +173,7 @@ class TextDataConfig:
     )
     seed: int = setting("Seed of the sample order", default=0, at_least=0, report="seed", at_most=2**64 - 1)
     cache_dir: str = setting(
-        "Cache folder for tokenized text", default="cache", resume="free", report="ignored", evaluation=True
+        "Cache folder for tokenized text", default="cache", resume="free", report="ignored", evaluation="run"
     )
     num_workers: int | None = setting(
         "Number of tokenizer processes",
@@ -181,7 +182,7 @@ class TextDataConfig:
         null="one per core",
         resume="free",
         report="ignored",
-        evaluation=True,
+        evaluation="run",
         at_most=1024,
     )
 
@@ -194,5 +195,5 @@ class LanguageModelConfig:
     model: DecoderConfig = setting("The decoder")
     data: TextDataConfig = setting("Its text")
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = setting(
-        "Attention implementation, by its name in transformers", default="sdpa", evaluation=True
+        "Attention implementation, by its name in transformers", default="sdpa", evaluation="run"
     )

@@ -101,7 +101,7 @@ def train_byte_bpe(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokeni
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of a folder, a tokenizer.json, or a hub name.
+    """Return the tokenizer of a folder, a tokenizer.json, or a hub name (NAME, NAME@REVISION).
 
     Raises:
         ConfigError: It cannot be loaded.
@@ -114,13 +114,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
         if path.is_dir() and not (path / "tokenizer.json").exists() and (path / "merges.txt").exists():
             return GPT2Tokenizer.from_pretrained(path)
-        loaded = AutoTokenizer.from_pretrained(path if path.is_dir() else name, trust_remote_code=False)
+        if path.is_dir():
+            loaded = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        else:
+            on_hub, _, revision = name.partition("@")
+            loaded = AutoTokenizer.from_pretrained(on_hub, revision=revision or None, trust_remote_code=False)
     except Exception as error:  # the library passes on any error of its readers and the network
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ConfigError(
             [
                 f"task.data.tokenizer: {name!r} could not be loaded ({reason}); use {BYTE_BPE!r}, a folder with a "
-                "tokenizer, a tokenizer.json, or a hub name"
+                "tokenizer, a tokenizer.json, or a hub name (NAME, NAME@REVISION)"
             ]
         ) from error
     if not getattr(loaded, "is_fast", False):
@@ -144,6 +148,42 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
     raise ConfigError(
         [f"task.data.tokenizer: {name!r} has no end-of-text token; set eos_token and save the tokenizer again"]
     )
+
+
+def padding_token_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
+    """Return the id of the token that fills up the shorter texts of a batch: its own, else the end-of-text token.
+
+    No token is added: a vocabulary without room has no row for it in the embedding.
+
+    Raises:
+        ConfigError: The tokenizer has no end-of-text token.
+    """
+    end = end_of_text_id(tokenizer, name)
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else end
+
+
+def complete(folder: Path, *, max_length: int) -> None:
+    """Set what clients of an exported folder expect of its tokenizer; no text has other ids than before.
+
+    These are the end-of-text and padding tokens, padding on the left, after which a text can be continued, and the
+    longest text of the model. Only tokenizer_config.json changes: a tokenizer that is loaded and saved again would keep
+    the arguments with which it was loaded.
+
+    Args:
+        folder: The folder with the tokenizer.
+        max_length: Tokens.
+    """
+    tokenizer = load_tokenizer(str(folder))
+    padding = tokenizer.convert_ids_to_tokens(padding_token_id(tokenizer, str(folder)))
+    path = folder / "tokenizer_config.json"
+    settings = {
+        **json.loads(path.read_text()),
+        "eos_token": str(tokenizer.eos_token),
+        "pad_token": padding,
+        "padding_side": "left",
+        "model_max_length": max_length,
+    }
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 # ------------------------------------------------------------------------------------------- that of a prepared corpus
