@@ -186,6 +186,6 @@ class LanguageModelHead(nn.Linear):
             hidden_states, weight = hidden_states.detach(), weight.detach()
         return HeadLoss(*_ChunkedLoss.apply(hidden_states, weight, labels, vocab_size, z, self.chunk_loss))
 
-    def replace_weight(self, weight: nn.Parameter) -> None:
-        """Use another matrix (P, D), which may have another number of rows."""
+    def replace_weight(self, weight: Tensor) -> None:
+        """Use another matrix (P, D), a parameter, which may have another number of rows."""
         self.weight, self.out_features = weight, len(weight)

@@ -98,8 +98,9 @@ class PeriLNPreTrainedModel(PreTrainedModel):
         embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         if self.config.padded_vocab_size != self.config.vocab_size:
             self.config.vocab_size_multiple = 1
-        if isinstance(head, LanguageModelHead):  # transformers replaced it with a plain matrix
-            head.replace_weight(self.get_output_embeddings().weight)
+        resized = self.get_output_embeddings()  # a plain matrix, where it is not tied
+        if isinstance(head, LanguageModelHead) and isinstance(resized, nn.Linear):
+            head.replace_weight(resized.weight)
             self.set_output_embeddings(head)
         return embedding
 
