@@ -20,8 +20,7 @@ from train.checkpoint.checkpoint import CheckpointReader
 from train.checkpoint.published import intact_checkpoint
 from train.config.errors import ConfigError
 from train.config.load import read_run
-from train.export import measured
-from train.export.card import model_card
+from train.export.card import write_card
 from train.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def write_model_folder(
-    task: Task, source: Path, out: Path, *, dtype: torch.dtype, card: Callable[[Path], str] | None = None
+    task: Task, source: Path, out: Path, *, dtype: torch.dtype, card: Callable[[Path], None] | None = None
 ) -> PreTrainedModel:
     """Write a checkpoint as a Hugging Face folder, atomically.
 
@@ -39,7 +38,7 @@ def write_model_folder(
         source: The checkpoint folder.
         out: The folder to write; an earlier one is replaced.
         dtype: Type of the weights on disk.
-        card: Returns the text of README.md; it may write figures to the folder that it gets.
+        card: Writes the model card to the folder that it gets.
 
     Returns:
         The model in fp32, on the CPU.
@@ -49,11 +48,14 @@ def write_model_folder(
     shutil.rmtree(partial, ignore_errors=True)
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     model.config.dtype = dtype
-    task.prepare_export(model)
+    configs = [model.config, *([model.generation_config] if model.can_generate() else [])]
+    for name, value in task.export_settings().items():
+        for each in configs:
+            setattr(each, name, value)
     model.save_pretrained(partial, state_dict=state)
     task.save_assets(partial)
     if card is not None:
-        (partial / "README.md").write_text(card(partial))
+        card(partial)
     _follow_umask(partial)
     shutil.rmtree(out, ignore_errors=True)  # empty, or weights of a step that is repeated
     partial.rename(out)
@@ -115,7 +117,7 @@ def export(
     *,
     step: int | None = None,
     dtype: str = "fp32",
-    figure: bool = True,
+    with_figure: bool = True,
     place: str = "FOLDER",
 ) -> int:
     """Export a run's checkpoint and return its step.
@@ -125,7 +127,7 @@ def export(
         out: The folder to write.
         step: Step of the checkpoint; None: the newest that is intact.
         dtype: A key of DTYPES.
-        figure: Whether the model card gets a figure, which takes some seconds.
+        with_figure: Whether the model card gets a figure, which takes some seconds.
         place: Folder or hub name in the model card's code.
 
     Raises:
@@ -142,10 +144,8 @@ def export(
     if dtype == "bf16" and not task.supports_bf16:
         raise ConfigError([f"--dtype bf16: {config.task.kind} models run in fp32 only; write --dtype fp32, or omit it"])
 
-    def card(folder: Path) -> str:
-        is_measured = figure and measured.stream_variance(run, saved_step) is not None
-        drawn = is_measured and measured.figure(run, saved_step, folder / measured.FIGURE)
-        return model_card(task, config, run, saved_step, figure=measured.FIGURE if drawn else None, place=place)
+    def card(folder: Path) -> None:
+        write_card(folder, task, config, run, saved_step, with_figure=with_figure, place=place)
 
     write_model_folder(task, source, out, dtype=DTYPES[dtype], card=card)
     return saved_step

@@ -1,24 +1,22 @@
-"""Facts about an export as a native architecture of transformers, for the model card."""
+"""Facts about an export as an architecture of transformers, for the model card."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Protocol
 
 
-@dataclass(frozen=True, kw_only=True)
-class NativeExport:
-    """An architecture of transformers that computes what the training code computes.
+class NativeExport(Protocol):
+    """How a decoder was written as an architecture of transformers."""
 
-    Attributes:
-        architecture: Name for people, such as "Llama".
-        class_name: Class of transformers that loads the folder, such as "LlamaForCausalLM".
-        differences: Largest absolute difference of the logits from those of the training code, by data type ("fp32",
-            "bf16").
-        verified: Whether the differences were measured on these weights, in this export.
-    """
+    @property
+    def architecture(self) -> str:
+        """Class of transformers that loads the folder, such as `LlamaForCausalLM`."""
+        ...
 
-    architecture: str
-    class_name: str
-    differences: Mapping[str, float]
-    verified: bool
+    def usage(self) -> str:
+        """Return Python that loads the folder; FOLDER stands for it."""
+        ...
+
+    def lines(self) -> list[str]:
+        """Return architecture, changes, and how far it differs from the training code, a line each."""
+        ...

@@ -8,6 +8,7 @@ import logging
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from train.config.resume import differences
 from train.config.run import RunConfig
 from train.export import measured
 from train.export.card import TRANSFORMERS, model_card
-from train.export.native_facts import NativeExport
 from train.tasks import build_task
 
 ROOT = Path(__file__).parents[3]
@@ -135,16 +135,25 @@ def test_a_list_of_placements_is_described_name_by_name(tmp_path: Path) -> None:
     assert CHOICES["peri"].description in card
 
 
+@dataclass
+class Native:
+    architecture: str = "LlamaForCausalLM"
+
+    def usage(self) -> str:
+        return 'model = AutoModelForCausalLM.from_pretrained("FOLDER")'
+
+    def lines(self) -> list[str]:
+        return ["architecture: `LlamaForCausalLM`", "compared with the trained model: fp32, logits differ by at most 0"]
+
+
 def test_a_native_export_says_how_far_it_differs(tmp_path: Path) -> None:
     config = config_of(tmp_path, "task.model.norm_placement=pre")
-    facts = {"fp32": 0.0, "bf16": 0.0625}
-    native = NativeExport(architecture="Llama", class_name="LlamaForCausalLM", differences=facts, verified=True)
-    card = card_of(config, tmp_path, native=native)
-    assert (
-        "- exported natively as Llama (`LlamaForCausalLM`); its logits differ from those of the training code by at "
-        "most 0 in fp32 and 0.062 in bf16, measured on these weights\n" in card
-    )
-    assert "trust_remote_code=True" not in card
+    card = card_of(config, tmp_path, native=Native(), place="owner/name")
+    architecture = card.split("## Architecture\n\n")[1].split("\n\n")[0].splitlines()
+    assert architecture[1:] == [f"- {line}" for line in Native().lines()]
+    assert "Needs transformers with `LlamaForCausalLM`" in card
+    assert 'model = AutoModelForCausalLM.from_pretrained("owner/name")\n' in card
+    assert "trust_remote_code" not in card
     assert "trust_remote_code=True" in card_of(config, tmp_path)
 
 
