@@ -52,7 +52,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("bf16", "fp32"), default="fp32", help="type of the exported weights (default: fp32)"
     )
-    parser.add_argument("--no-figure", dest="figure", action="store_false", help="model card without a figure")
+    parser.add_argument("--no-figure", dest="with_figure", action="store_false", help="model card without a figure")
     parser.add_argument("--push", metavar="REPO", help="afterwards upload the folder to the hub, as OWNER/NAME")
     parser.add_argument("--public", action="store_true", help="with --push: a new repository is public, not private")
     parser.add_argument("--revision", metavar="BRANCH", help="with --push: branch, created if missing (default: main)")
@@ -95,7 +95,7 @@ def _export(options: argparse.Namespace, choice: Choice) -> int:
             step=options.step,
             dtype=options.dtype,
             is_verified=not options.no_verify,
-            figure=options.figure,
+            with_figure=options.with_figure,
             place=options.push or "FOLDER",
         )
     except (CheckpointError, DamagedDataError, OSError, VerificationError) as error:

@@ -23,6 +23,35 @@ logger = logging.getLogger(__name__)
 TRANSFORMERS = "5.23"  # the oldest version with which the project is tested; pyproject.toml has it too
 
 
+def write_card(
+    folder: Path,
+    task: Task,
+    config: RunConfig,
+    run: Path,
+    step: int,
+    *,
+    native: NativeReport | None = None,
+    with_figure: bool = True,
+    place: str = "FOLDER",
+) -> None:
+    """Write the model card of an exported folder and, unless nothing was measured over layers, its figure.
+
+    Args:
+        folder: The exported folder.
+        task: As in `model_card`, as are the other arguments.
+        config: See there.
+        run: See there.
+        step: See there.
+        native: See there.
+        with_figure: Whether there is a figure, which takes some seconds.
+        place: See there.
+    """
+    is_measured = with_figure and measured.stream_variance(run, step) is not None
+    figure = measured.FIGURE if is_measured and measured.figure(run, step, folder / measured.FIGURE) else None
+    card = model_card(task, config, run, step, native=native, figure=figure, place=place)
+    (folder / "README.md").write_text(card)
+
+
 def model_card(
     task: Task,
     config: RunConfig,
@@ -46,11 +75,11 @@ def model_card(
     """
     environment, metrics, card = read_json(run / "environment.json") or {}, last_metrics(run, step), task.card()
     facts = environment.get("data", {})
-    usage = (native.usage() if native else card.usage).replace("FOLDER", place)
+    usage = (card.usage if native is None else native.usage()).replace("FOLDER", place)
     sections = {
         "": f"{card.summary} Trained for {_trained(config, step)}{_amount(metrics, environment)}.",
         "Use": f"{_needs(native)}\n\n```python\n{usage}\n```",
-        "Architecture": _list([*card.details, *(native.lines() if native else ())]),
+        "Architecture": _list([*card.details, *(native.lines() if native is not None else ())]),
         "Evaluation": _table(metrics),
         "Data": _list([_shortened(card.data), *_lines_of_data(facts)]),
         "Training": _list(_training(config, environment)),
@@ -135,7 +164,7 @@ def _amount(metrics: Mapping[str, float], environment: Mapping[str, Any]) -> str
 def _needs(native: NativeReport | None) -> str:
     written = f"written with {transformers.__version__}"
     if native is not None:
-        return f"Needs transformers with `{native.architecture}` ({written}); there is no code of its own to trust."
+        return f"Needs transformers with `{native.architecture}` ({written}); the folder has no code of its own."
     return f"Needs transformers {TRANSFORMERS} or later ({written}), and runs the Python files in this folder."
 
 

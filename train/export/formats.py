@@ -56,7 +56,7 @@ def export(
     step: int | None = None,
     dtype: str = "fp32",
     is_verified: bool = True,
-    figure: bool = True,
+    with_figure: bool = True,
     place: str = "FOLDER",
 ) -> Exported:
     """Export a run's checkpoint.
@@ -68,7 +68,7 @@ def export(
         step: Step of the checkpoint; None for the newest that is intact.
         dtype: `fp32` or `bf16`, of the weights on disk.
         is_verified: Whether a native folder is compared with the trained model.
-        figure: Whether the model card gets a figure, which takes some seconds.
+        with_figure: Whether the model card gets a figure, which takes some seconds.
         place: Folder or hub name in the model card's code.
 
     Raises:
@@ -78,8 +78,7 @@ def export(
     from modeling.decoder.configuration_periln import PeriLNConfig
     from train.checkpoint.checkpoint import CheckpointReader
     from train.config.load import read_run
-    from train.export import measured
-    from train.export.card import model_card
+    from train.export.card import write_card
     from train.export.model_folder import DTYPES, chosen_checkpoint, write_model_folder
     from train.tasks import build_task
 
@@ -92,11 +91,8 @@ def export(
     if dtype == "bf16" and not task.supports_bf16:
         raise ConfigError([f"--dtype bf16: {config.task.kind} models run in fp32 only; write --dtype fp32, or omit it"])
 
-    def card(folder: Path, native: NativeReport | None = None) -> str:
-        is_measured = figure and measured.stream_variance(run, saved_step) is not None
-        drawn = is_measured and measured.figure(run, saved_step, folder / measured.FIGURE)
-        name = measured.FIGURE if drawn else None
-        return model_card(task, config, run, saved_step, native=native, figure=name, place=place)
+    def card(folder: Path, native: NativeReport | None = None) -> None:
+        write_card(folder, task, config, run, saved_step, native=native, with_figure=with_figure, place=place)
 
     if choice.architecture is None:
         model = write_model_folder(task, source, out, dtype=DTYPES[dtype], card=card)
@@ -110,13 +106,13 @@ def export(
     end_of_text = task.data.eos_token_id
     decoder = PeriLNConfig(**asdict(task.config.model))
     decoder.bos_token_id = decoder.eos_token_id = end_of_text
-    task.prepare_export(decoder)
     report = write_native_folder(
         decoder,
         choice.architecture,
         tensors_of(source),
         out,
         dtype=DTYPES[dtype],
+        settings=task.export_settings(),
         tokens=comparison_tokens(task, decoder) if is_verified else None,
         save_assets=task.save_assets,
         card=card,

@@ -27,7 +27,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def write_model_folder(
-    task: Task, source: Path, out: Path, *, dtype: torch.dtype, card: Callable[[Path], str] | None = None
+    task: Task, source: Path, out: Path, *, dtype: torch.dtype, card: Callable[[Path], None] | None = None
 ) -> PreTrainedModel:
     """Write a checkpoint as a Hugging Face folder, atomically.
 
@@ -36,7 +36,7 @@ def write_model_folder(
         source: The checkpoint folder.
         out: The folder to write; an earlier one is replaced.
         dtype: Type of the weights on disk.
-        card: Returns the text of README.md; it may write figures to the folder that it gets.
+        card: Writes the model card to the folder that it gets.
 
     Returns:
         The model in fp32, on the CPU.
@@ -49,13 +49,14 @@ def write_model_folder(
     shutil.rmtree(partial, ignore_errors=True)
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     model.config.dtype = dtype
-    for config in (model.config, model.generation_config):
-        if config is not None:
-            task.prepare_export(config)
+    configs = [model.config, *([model.generation_config] if model.can_generate() else [])]
+    for name, value in task.export_settings().items():
+        for each in configs:
+            setattr(each, name, value)
     model.save_pretrained(partial, state_dict=state)
     task.save_assets(partial)
     if card is not None:
-        (partial / "README.md").write_text(card(partial))
+        card(partial)
     follow_umask(partial)
     shutil.rmtree(out, ignore_errors=True)  # empty, or weights of a step that is repeated
     partial.rename(out)

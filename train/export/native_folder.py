@@ -7,8 +7,9 @@ they are compared; models of up to 300M parameters are also loaded whole, to gen
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,9 +39,10 @@ def write_native_folder(
     out: Path,
     *,
     dtype: torch.dtype,
+    settings: Mapping[str, Any],
     tokens: dict[str, Tensor] | None,
     save_assets: Callable[[Path], None],
-    card: Callable[[Path, NativeReport], str],
+    card: Callable[[Path, NativeReport], None],
     shard_bytes: int = SHARD_BYTES,
 ) -> NativeReport:
     """Write a decoder as an architecture of transformers, atomically.
@@ -51,9 +53,10 @@ def write_native_folder(
         read: Returns a tensor of ours by name, in fp32.
         out: The folder to write; an earlier one is replaced.
         dtype: Type of the weights on disk.
+        settings: Of the configurations of model and generation, in addition.
         tokens: Tokens (B, T) to compare both models on, by what they are; None to skip the comparison.
         save_assets: Writes the tokenizer.
-        card: Returns the text of README.md; it may write figures to the folder that it gets.
+        card: Writes the model card into the folder.
         shard_bytes: Largest size of a file of weights.
 
     Raises:
@@ -63,7 +66,7 @@ def write_native_folder(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_config(config, architecture, partial, dtype)
+        _write_config(config, architecture, partial, dtype, settings)
         shapes = {
             name: tensor.to("meta") for name, tensor in outline(lambda: PeriLNForCausalLM(config)).state_dict().items()
         }
@@ -72,7 +75,7 @@ def write_native_folder(
         verification = None if tokens is None else verify(config, read, partial, tokens, dtype=dtype)
         report = NativeReport(architecture.class_name, _changes(architecture, DecoderShape.of(config)), verification)
         save_assets(partial)
-        (partial / "README.md").write_text(card(partial, report))
+        card(partial, report)
         follow_umask(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -82,8 +85,10 @@ def write_native_folder(
     return report
 
 
-def _write_config(config: PeriLNConfig, architecture: Architecture, folder: Path, dtype: torch.dtype) -> None:
-    special = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+def _write_config(
+    config: PeriLNConfig, architecture: Architecture, folder: Path, dtype: torch.dtype, settings: Mapping[str, Any]
+) -> None:
+    special = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id")} | dict(settings)
     native = AutoConfig.for_model(architecture.model_type, **architecture.settings(DecoderShape.of(config)), **special)
     native.architectures, native.dtype = [architecture.class_name], dtype
     native.save_pretrained(folder)

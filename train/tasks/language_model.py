@@ -254,11 +254,10 @@ class LanguageModel(Task):
             details=tuple(_placement_details(model.norm_placement)),
         )
 
-    def prepare_export(self, config: Any) -> None:
-        """Name the padding token, and use the cache: what generation needs and training does not."""
+    def export_settings(self) -> Mapping[str, Any]:
+        """Return the padding token and that there is a cache: what generation needs and training does not."""
         tokenizer = load_tokenizer(str(self.data.tokenizer_folder))
-        config.pad_token_id = padding_token_id(tokenizer, self.config.data.tokenizer)
-        config.use_cache = True
+        return {"pad_token_id": padding_token_id(tokenizer, self.config.data.tokenizer), "use_cache": True}
 
     def save_assets(self, folder: Path) -> None:
         """Write the tokenizer, ready for batches of texts: see `complete`."""

@@ -228,8 +228,9 @@ class Task(ABC):
             data=f"fingerprint {self.data_fingerprint}",
         )
 
-    def prepare_export(self, config: Any) -> None:  # noqa: B027 (most models need nothing)
-        """Set what a configuration of an exported model has, also that of its generation, and a trained one has not."""
+    def export_settings(self) -> Mapping[str, Any]:
+        """Return what the configurations of an exported model say beyond those of a trained one, by name."""
+        return {}
 
     def save_assets(self, folder: Path) -> None:  # noqa: B027 (most models need nothing)
         """Write the assets that an exported model needs besides weights (tokenizer, image processor) to a folder."""
