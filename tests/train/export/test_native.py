@@ -62,9 +62,13 @@ def write(
         tokens={"random tokens": tokens()} if compare else None,
         save_assets=lambda folder: None,
         settings={},
-        card=lambda folder, report: None,
+        card=lambda folder, report: write_lines(folder / "README.md", report),
         shard_bytes=shard,
     )
+
+
+def write_lines(path: Path, report: NativeReport) -> None:
+    path.write_text("\n".join(report.lines()))
 
 
 def test_every_architecture_loads_where_the_project_is_not(tmp_path: Path) -> None:
