@@ -182,5 +182,5 @@ def _short(value: object) -> str:
         items = cast("list[object]", value)
         if len(set(map(repr, items))) == 1:
             return f"{items[0]!r} in every layer"
-    text = repr(value)
+    text = repr(cast("object", value))
     return text if len(text) <= 60 else f"{text[:57]}..."
