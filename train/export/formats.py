@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from modeling.decoder.facts_periln import DecoderShape
 from train.config.errors import ConfigError
-from train.config.facts.native import Choice, native_choice
+from train.config.facts.native import Architecture, Choice, native_choice
 from train.config.run import RunConfig
 from train.config.tasks.language_model import LanguageModelConfig
 from train.export.native_report import NativeReport
+
+if TYPE_CHECKING:
+    import torch
+
+    from train.tasks.task import Task
 
 Format = Literal["native", "periln"]
 FORMATS: tuple[Format, ...] = ("native", "periln")
@@ -75,7 +81,6 @@ def export(
         ConfigError: RUN is not a run folder, has no such checkpoint or no intact one, or OUT is in use.
         VerificationError: A native folder does not compute what the trained model does; nothing was written.
     """
-    from modeling.decoder.configuration_periln import PeriLNConfig
     from train.checkpoint.checkpoint import CheckpointReader
     from train.config.load import read_run
     from train.export.card import write_card
@@ -97,7 +102,31 @@ def export(
     if choice.architecture is None:
         model = write_model_folder(task, source, out, dtype=DTYPES[dtype], card=card)
         return Exported(saved_step, False, _own_lines(type(model).__name__, choice))
+    report = _write_native(
+        task,
+        choice.architecture,
+        source,
+        out,
+        dtype=DTYPES[dtype],
+        is_verified=is_verified,
+        card=card,
+    )
+    exported = f"exported as {report.architecture}: plain transformers loads it, without remote code"
+    return Exported(saved_step, True, [exported, *(f"  {line}" for line in report.lines()[1:])])
 
+
+def _write_native(
+    task: Task,
+    architecture: Architecture,
+    source: Path,
+    out: Path,
+    *,
+    dtype: torch.dtype,
+    is_verified: bool,
+    card: Callable[[Path, NativeReport], None],
+) -> NativeReport:
+    """Write a language model's checkpoint as an architecture of transformers."""
+    from modeling.decoder.configuration_periln import PeriLNConfig
     from train.export.native_folder import comparison_tokens, write_native_folder
     from train.export.native_weights import tensors_of
     from train.tasks.language_model import LanguageModel
@@ -106,19 +135,17 @@ def export(
     end_of_text = task.data.eos_token_id
     decoder = PeriLNConfig(**asdict(task.config.model))
     decoder.bos_token_id = decoder.eos_token_id = end_of_text
-    report = write_native_folder(
+    return write_native_folder(
         decoder,
-        choice.architecture,
+        architecture,
         tensors_of(source),
         out,
-        dtype=DTYPES[dtype],
+        dtype=dtype,
         settings=task.export_settings(),
         tokens=comparison_tokens(task, decoder) if is_verified else None,
         save_assets=task.save_assets,
         card=card,
     )
-    exported = f"exported as {report.architecture}: plain transformers loads it, without remote code"
-    return Exported(saved_step, True, [exported, *(f"  {line}" for line in report.lines()[1:])])
 
 
 def _own_lines(class_name: str, choice: Choice) -> list[str]:

@@ -44,8 +44,7 @@ def decoder(**overrides: Any) -> PeriLNForCausalLM:
     """Return a decoder whose norm scales are 1 + 0.4 N(0, 1), and whose logits are of order ten."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {**SHAPE, "bos_token_id": 3, "eos_token_id": 3, **overrides}
-    config = PeriLNConfig(**settings)
-    model = PeriLNForCausalLM(config).eval()
+    model = PeriLNForCausalLM(PeriLNConfig(**settings)).eval()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.ndim == 1:

@@ -34,12 +34,13 @@ assert importlib.util.find_spec("modeling") is None, "the project can be seen"
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 tokens = load_file("tokens.safetensors")["tokens"]
+mask = load_file("tokens.safetensors")["mask"]
 found = {}
 for folder in sorted(pathlib.Path("exported").iterdir()):
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     found[folder.name] = model(tokens).logits.detach()
-    written = model.generate(tokens, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0)
-    found[folder.name + " written"] = written
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    found[folder.name + " written"] = model.generate(tokens, attention_mask=mask, **settings)
 save_file(found, "found.safetensors")
 """
 FOLDED: dict[str, Any] = {"embedding_norm": True, "tie_word_embeddings": True}
@@ -77,7 +78,9 @@ def test_every_architecture_loads_where_the_project_is_not(tmp_path: Path) -> No
         for number, (name, (_, settings)) in enumerate(DECODERS.items())
     }
     prompt = tokens()
-    save_file({"tokens": prompt}, tmp_path / "tokens.safetensors")
+    mask = torch.ones_like(prompt)
+    mask[0, :5] = 0  # padded on the left
+    save_file({"tokens": prompt, "mask": mask}, tmp_path / "tokens.safetensors")
     for name, model in models.items():
         report = write(model, tmp_path / "exported" / name, compare=False)
         assert report.architecture == DECODERS[name][0]
@@ -89,7 +92,8 @@ def test_every_architecture_loads_where_the_project_is_not(tmp_path: Path) -> No
     for name, model in models.items():
         torch.testing.assert_close(found[name], model(prompt).logits.detach(), atol=1.5e-5, rtol=0)  # worst: 1.2e-5
         ours: Any = model
-        written = ours.generate(prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0)
+        settings: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+        written = ours.generate(prompt, attention_mask=mask, **settings)
         assert (found[f"{name} written"] == written).all(), name
 
 

@@ -178,8 +178,9 @@ def _unknown(architecture: Architecture, config: Mapping[str, Any]) -> Iterator[
 
 
 def _short(value: object) -> str:
-    items = cast("list[object]", value) if isinstance(value, list) else []
-    if len(set(map(repr, items))) == 1:
-        return f"{items[0]!r} in every layer"
+    if isinstance(value, list):
+        items = cast("list[object]", value)
+        if len(set(map(repr, items))) == 1:
+            return f"{items[0]!r} in every layer"
     text = repr(cast("object", value))
     return text if len(text) <= 60 else f"{text[:57]}..."
