@@ -25,9 +25,9 @@ def _train(config_file: str) -> None:
 
 @pytest.fixture(scope="session")
 def exported(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The run of `tiny_config`, and its last checkpoint as a Hugging Face folder."""
+    """The run of `tiny_config`, and its last checkpoint as a Hugging Face folder with its code."""
     place = tmp_path_factory.mktemp("exported")
     ranks(1, _train, str(tiny_file(place)))
     made = Exported(place / "runs/tiny", place / "out")
-    assert export.main([str(made.run), str(made.folder)]) == 0
+    assert export.main([str(made.run), str(made.folder), "--format", "periln"]) == 0
     return made

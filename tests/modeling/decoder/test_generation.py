@@ -126,7 +126,7 @@ def drafts() -> Any:
         {"prompt_lookup_num_tokens": 3},
         {"assistant_model": drafts},
     ],
-    ids=str,
+    ids=["static cache", "prefill in chunks", "both", "prompt lookup", "assistant"],
 )
 @pytest.mark.parametrize("overrides", [{}, {"norm_placement": ("post", "pre", "peri", "hybrid")}], ids=str)
 def test_every_way_writes_what_greedy_search_writes(overrides: dict[str, Any], options: dict[str, Any]) -> None:

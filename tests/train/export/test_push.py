@@ -20,7 +20,7 @@ from tests.train.conftest import Exported
 from tests.train.export.hub_server import TOKEN, HubServer, Repository, hub
 from train.config.errors import ConfigError
 from train.export import __main__ as export
-from train.export import model_folder
+from train.export import formats
 from train.export.push import Push, PushError, faults, upload
 
 DOWNLOAD = """
@@ -72,8 +72,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_run_is_exported_uploaded_and_downloaded_by_revision(
     exported: Exported, server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(exported.run), str(tmp_path / "out"), "--no-figure", "--push", "owner/tiny", "--revision", "v1/a"]
-    assert export.main(arguments) == 0
+    arguments = [str(exported.run), str(tmp_path / "out"), "--no-figure", "--format", "periln"]
+    assert export.main([*arguments, "--push", "owner/tiny", "--revision", "v1/a"]) == 0
     repository = server.repositories["owner/tiny"]
     assert repository.is_private
     assert repository.branches == {"main": {}, "v1/a": contents(tmp_path / "out")}
@@ -151,15 +151,15 @@ def test_the_command_ends_with_1_and_leaves_the_folder(
 ) -> None:
     run, out = Path(__file__).parents[1] / "stored_run", tmp_path / "out"
 
-    def exported(run: Path, out: Path, **_: object) -> int:
+    def exported(run: Path, out: Path, **_: object) -> formats.Exported:
         folder_of(out)
-        return 3
+        return formats.Exported(3, False, ["exported as PeriLNForCausalLM"])
 
-    monkeypatch.setattr(model_folder, "export", exported)
+    monkeypatch.setattr(formats, "export", exported)
     monkeypatch.setenv("HF_TOKEN", "hf_" + "b" * 34)
     assert export.main([str(run), str(out), "--push", "owner/tiny"]) == 1
     said = capsys.readouterr()
-    assert said.out == f"step 3 of {run} -> {out}\n"
+    assert said.out == f"step 3 of {run} -> {out}\nexported as PeriLNForCausalLM\n"
     assert [line.partition(" ")[0] for line in said.err.splitlines()] == ["the", str(out)]
     assert (out / "model.safetensors").is_file()
     server.repositories["owner/tiny"] = Repository(is_private=False)
