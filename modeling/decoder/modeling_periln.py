@@ -248,9 +248,11 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
         if shift_labels is None:
             logits = self._logits(outputs.last_hidden_state[:, positions])
         else:
+            shift_labels = shift_labels.to(outputs.last_hidden_state.device)  # the last of several, under a device_map
             with_logits = not self.training if return_logits is None else return_logits
             sums, logits = self._loss(outputs.last_hidden_state, shift_labels, with_logits=with_logits)
             num_items = (shift_labels != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+            num_items = num_items.to(sums.loss_sum.device) if isinstance(num_items, Tensor) else num_items
             loss = sums.loss_sum / num_items
             z_loss = sums.z_loss_sum / num_items if self.config.z_loss_coefficient else None
             logits = None if logits is None else logits[:, positions]
@@ -272,7 +274,6 @@ class PeriLNForCausalLM(PeriLNPreTrainedModel, GenerationMixin):
 
     def _loss(self, hidden_states: Tensor, labels: Tensor, *, with_logits: bool) -> tuple[HeadLoss, Tensor | None]:
         """Return the summed loss of (B, T, D) and, if requested, the logits (B, T, V)."""
-        labels = labels.to(hidden_states.device)
         if isinstance(self.lm_head, LanguageModelHead) and not with_logits:
             return self.lm_head(hidden_states, labels), None
         logits = self._logits(hidden_states)
