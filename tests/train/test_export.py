@@ -101,7 +101,7 @@ def test_the_folder_has_no_padding_rows_and_any_padding_starts_from_it(
 ) -> None:
     path, out = str(tiny_file(tmp_path)), tmp_path / "out"
     ranks(1, train, path, settings)
-    assert export.main([str(tmp_path / "runs/tiny"), str(out)]) == 0
+    assert export.main([str(tmp_path / "runs/tiny"), str(out), "--format", "periln"]) == 0
     config = json.loads((out / "config.json").read_text())
     assert (config["vocab_size"], config["vocab_size_multiple"]) == (300, 1)
     rows = {name: len(weight) for name, weight in load_file(out / "model.safetensors").items() if weight.ndim == 2}

@@ -88,7 +88,7 @@ def write_native_folder(
 def _write_config(
     config: PeriLNConfig, architecture: Architecture, folder: Path, dtype: torch.dtype, settings: Mapping[str, Any]
 ) -> None:
-    special = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id")} | dict(settings)
+    special = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")} | dict(settings)
     native = AutoConfig.for_model(architecture.model_type, **architecture.settings(DecoderShape.of(config)), **special)
     native.architectures, native.dtype = [architecture.class_name], dtype
     native.save_pretrained(folder)

@@ -56,7 +56,10 @@ def test_native_is_the_default_where_there_is_one(
     assert "trust_remote_code" not in card
     names = {path.name for path in (tmp_path / "out").iterdir()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
-    assert names == {"README.md", "config.json", "generation_config.json", "model.safetensors"} | tokenizer
+    assert (
+        names
+        == {"README.md", "config.json", "generation_config.json", "model.safetensors", "measurements.png"} | tokenizer
+    )
 
 
 def test_without_a_native_one_the_code_goes_along_and_the_reason_is_printed(
