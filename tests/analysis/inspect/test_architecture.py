@@ -143,6 +143,46 @@ def test_a_branch_that_adds_the_residual_itself_is_unknown_with_the_reason() -> 
     assert [site.name for site in found.sites()] == ["embedding", "mlp.stream", "mlp.stream", "final_norm"]
 
 
+_OTHER = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+_BART = {
+    **{"vocab_size": 96, "d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "decoder_attention_heads": 4},
+    **{"encoder_attention_heads": 4, "decoder_ffn_dim": 64, "encoder_ffn_dim": 64, "pad_token_id": 1},
+    **{"bos_token_id": 0, "eos_token_id": 2},
+}
+_ONE_EXPERT = {"num_key_value_heads": 2, "num_local_experts": 1, "num_experts_per_tok": 1}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "reason"),
+    [
+        ("bart", _BART, "2 attention modules (self_attn, encoder_attn) in BartDecoderLayer"),
+        ("bert", {**_OTHER, "is_decoder": True}, "no MLP module in BertLayer"),
+        (
+            "mpt",
+            {"vocab_size": 96, "d_model": 32, "n_layers": 2, "n_heads": 4},
+            "its sub-layers add up to norm_2 + mlp",
+        ),
+        (
+            "minimax",  # post, shifted by one norm: the branch starts at the norm of the layer before
+            {**_OTHER, **_ONE_EXPERT, "layer_types": ["full_attention"] * 2},
+            "but returns post_attention_layernorm + mlp",
+        ),
+    ],
+)
+def test_blocks_of_other_forms_are_unknown_with_the_reason(
+    model_type: str, settings: dict[str, Any], reason: str
+) -> None:
+    found = recognize(built(model_type, **settings))
+    assert found.placement == "unknown"
+    assert [reason in layer.reason for layer in found.layers] == [True, True]
+
+
 def test_blocks_without_attention_are_unknown() -> None:
     found = recognize(built("mamba", vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=4))
     assert found.placement == "unknown"
