@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from train.config.errors import ConfigError
-from train.config.facts.native import Choice
+from train.config.facts.native_choice import Choice
 from train.config.load import read_run
 from train.export.formats import FORMATS, choice_for
 

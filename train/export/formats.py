@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from modeling.decoder.facts_periln import DecoderShape
 from train.config.errors import ConfigError
-from train.config.facts.native import Architecture, Choice, native_choice
+from train.config.facts.native import Architecture
+from train.config.facts.native_choice import Choice, native_choice
 from train.config.run import RunConfig
 from train.config.tasks.language_model import LanguageModelConfig
 from train.export.native_report import NativeReport

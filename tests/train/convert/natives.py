@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from modeling.decoder.configuration_periln import PeriLNConfig
 from modeling.decoder.facts_periln import DecoderShape
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
-from train.config.facts.native import Architecture, native_choice
+from train.config.facts.native import Architecture
+from train.config.facts.native_choice import native_choice
 from train.convert.rules import Rule, rules
 
 SHAPE: dict[str, Any] = {

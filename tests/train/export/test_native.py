@@ -21,7 +21,7 @@ from modeling.decoder.modeling_periln import PeriLNForCausalLM
 from tests.modeling.decoder.test_export import run_elsewhere
 from tests.train.convert.natives import DECODERS, SHAPE, architecture_of, decoder
 from train.checkpoint.weights_folder import load_folder
-from train.config.facts.native import native_choice
+from train.config.facts.native_choice import native_choice
 from train.convert.rules import Rule
 from train.convert.steps import Interleaved, MinusOne, NormedRows
 from train.export import verification
