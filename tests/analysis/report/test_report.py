@@ -166,7 +166,7 @@ def test_an_unknown_command_is_answered_with_the_usage(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert entry.main(arguments) == 2
-    assert "usage: python -m analysis {report|inspect}" in capsys.readouterr().err
+    assert "usage: python -m analysis {report|inspect|card}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,9 @@ def saved(folder: Path, **overrides: Any) -> PeriLNForCausalLM:
 @pytest.fixture
 def code_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own into which transformers copies code, and no module of it imported."""
+    others = [place for place in sys.path if place != dynamic_module_utils.HF_MODULES_CACHE]  # of earlier tests
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", others)
     forget_code()
     yield
     forget_code()
