@@ -62,7 +62,7 @@ def test_a_killed_program_leaves_no_half_folder(run: Path, tmp_path: Path, what:
     print(f"{halves} of 4 kills left a half folder under another name")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_run_leaves_no_half_weights(tmp_path: Path) -> None:
     path, weights = tiny_file(tmp_path), tmp_path / "runs/tiny/weights"
     settings = ["steps=40", "checkpoint.every=1", "checkpoint.keep=1", "checkpoint.weights_every=1"]

@@ -29,7 +29,7 @@ SLOW_STEPS = ["steps=200", "checkpoint.every=1000", "evaluate_every=100", "log_e
 
 
 OTHERS = [
-    pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+    pytest.param(signal.SIGUSR1, marks=pytest.mark.nightly),
     pytest.param(signal.SIGINT, marks=pytest.mark.nightly),
 ]
 
@@ -226,7 +226,7 @@ def test_a_worker_that_ends_is_no_signal_to_the_run() -> None:
         pytest.param("late_at_the_group", 0, marks=pytest.mark.slow),
         pytest.param("late_at_the_group", 1, marks=pytest.mark.nightly),
         pytest.param("late_with_the_model", 0, marks=pytest.mark.nightly),
-        pytest.param("late_with_the_model", 1, marks=pytest.mark.slow),
+        pytest.param("late_with_the_model", 1, marks=pytest.mark.nightly),
     ],
 )
 def test_a_signal_to_one_rank_in_preparation_ends_all_with_75(tmp_path: Path, fault: str, rank: int) -> None:

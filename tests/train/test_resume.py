@@ -336,9 +336,8 @@ def test_weights_are_called_unharmed_only_where_they_are(ranks: Ranks, tmp_path:
     assert "The weights are NOT finite" in message
 
 
-@pytest.mark.parametrize(
-    "where", [pytest.param("step", marks=pytest.mark.nightly), pytest.param("save", marks=pytest.mark.slow)]
-)
+@pytest.mark.nightly  # tests/faults/test_kills.py aims at more places in less time
+@pytest.mark.parametrize("where", ["step", "save"])
 def test_kill_minus_nine_loses_nothing(tmp_path: Path, where: str) -> None:
     """A real SIGKILL from outside, in a step or while a checkpoint is being written, under two ranks."""
     path = tiny_file(tmp_path)

@@ -97,7 +97,7 @@ def test_a_signal_queues_the_job_again_and_the_losses_are_those_of_an_unbroken_r
     assert "is requeued" in log(broken)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_job_goes_on_beyond_its_time_limit(slurm_cluster: SlurmCluster, submit, tmp_path: Path) -> None:
     """SLURM looks at time limits twice a minute: the signal comes 60 to 90 seconds after the start."""
     unbroken, limited = tmp_path / "runs/unbroken", tmp_path / "runs/limited"
@@ -127,7 +127,8 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm_cluster: SlurmCluster, 
     assert "is requeued" not in log(run)
 
 
-@pytest.mark.parametrize("node", [pytest.param(1, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("node", [1, 0])
 def test_a_lost_node_queues_the_job_again(slurm_cluster: SlurmCluster, submit, tmp_path: Path, node: int) -> None:
     """With the first node goes the batch script: SLURM itself notices and requeues the job."""
     unbroken, robbed = tmp_path / "runs/unbroken", tmp_path / "runs/robbed"
@@ -201,8 +202,9 @@ def exit_codes(run: Path) -> list[int]:
     return [json.loads(path.read_text())["exit_code"] for path in sorted((run / "logs/nodes").iterdir())]
 
 
-@pytest.mark.parametrize("phase", ["step", "preparation"])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "phase", [pytest.param("step", marks=pytest.mark.slow), pytest.param("preparation", marks=pytest.mark.nightly)]
+)
 def test_a_run_that_ends_itself_on_one_of_two_nodes_is_not_requeued(
     slurm_cluster: SlurmCluster, submit, tmp_path: Path, phase: str
 ) -> None:
@@ -271,7 +273,7 @@ def test_a_time_limit_that_comes_before_the_signal_has_worked_is_requeued(
     assert slurm_cluster.restarts(job) == 1, log(run)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_limit_on_restarts_ends_a_job_that_stops_again_and_again(
     slurm_cluster: SlurmCluster, submit, tmp_path: Path
 ) -> None:
@@ -285,7 +287,7 @@ def test_the_limit_on_restarts_ends_a_job_that_stops_again_and_again(
     assert "restarted 1 times, the limit set by `restarts`" in log(run)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_array_task_that_ends_itself_stays_ended_while_another_is_requeued(
     slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
