@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, dynamic_module_utils
+from transformers.utils.hub import HF_MODULES_CACHE
 
 import modeling.decoder
 from modeling.decoder import configuration_periln
@@ -40,7 +41,7 @@ def saved(folder: Path, **overrides: Any) -> PeriLNForCausalLM:
 @pytest.fixture
 def code_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own into which transformers copies code, and no module of it imported."""
-    others = [place for place in sys.path if place != dynamic_module_utils.HF_MODULES_CACHE]  # of earlier tests
+    others = [place for place in sys.path if place != HF_MODULES_CACHE]  # of earlier tests
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", others)
     forget_code()
