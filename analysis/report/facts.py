@@ -24,7 +24,7 @@ FEW_RUNS = 6  # that have a column each
 MOST_COLUMNS = 8  # beside the names of the rows
 _MOST_VALUES = 4  # of a fact or setting, listed with their counts
 _MOST_NAMES = 3  # of runs, listed in a cell
-_UNITS = ("files", "documents", "bytes", "tokens", "windows", "pairs", "samples")
+_UNITS = ("files", "documents", "bytes", "tokens", "windows", "pairs", "images", "samples")
 _DATA = ("run", "part", *_UNITS)
 # What a table of groups shows first; the seed of a run is in the list of runs.
 _IMPORTANT = ("state", "validation loss", "best validation loss", "training loss", "parameters", "steps",

@@ -39,7 +39,7 @@ _STAGES = (
 _KEPT = (2, 4, 6)  # stages whose outputs are the features
 
 
-class _Convolution(nn.Module):
+class Convolution(nn.Module):
     """Convolution, BatchNorm and, unless it projects, ReLU6."""
 
     def __init__(
@@ -52,6 +52,7 @@ class _Convolution(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, before, H, W) to (B, after, ceil(H / stride), ceil(W / stride))."""
         x = self.norm(self.convolution(_padded(x, self.convolution)))
         return F.relu6(x) if self.activation else x
 
@@ -73,9 +74,9 @@ class _Block(nn.Module):
     def __init__(self, before: int, stage: _Stage, *, stride: int, dilation: int) -> None:
         super().__init__()
         inside = before * stage.expansion
-        self.expand = _Convolution(before, inside) if stage.expansion > 1 else None
-        self.depthwise = _Convolution(inside, inside, stage.kernel, stride=stride, dilation=dilation, groups=inside)
-        self.project = _Convolution(inside, stage.channels, activation=False)
+        self.expand = Convolution(before, inside) if stage.expansion > 1 else None
+        self.depthwise = Convolution(inside, inside, stage.kernel, stride=stride, dilation=dilation, groups=inside)
+        self.project = Convolution(inside, stage.channels, activation=False)
         self.residual = stride == 1 and before == stage.channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class Lite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _Convolution(3, _STEM, 3, stride=2)
+        self.stem = Convolution(3, _STEM, 3, stride=2)
         self.stages = nn.ModuleList()
         before, reached, dilation = _STEM, 2, 1
         for stage in _STAGES:
@@ -137,6 +138,20 @@ def wheel_names() -> dict[str, str]:
             for own, theirs in parts.items():
                 names |= _names_of(f"stages.{at}.{block}.{own}", *(f"_blocks.{number}.{name}" for name in theirs))
             number += 1
+    return names
+
+
+def timm_names() -> dict[str, str]:
+    """Return the name of each tensor in timm's tf_efficientnet_lite0, by the own name."""
+    names = _names_of("stem", "conv_stem", "bn1")
+    for at, stage in enumerate(_STAGES):
+        for block in range(stage.blocks):
+            parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
+            if stage.expansion == 1:
+                parts = {"depthwise": "conv_dw", "project": "conv_pw"}
+            place = f"blocks.{at}.{block}"
+            for number, (own, theirs) in enumerate(parts.items(), start=1):
+                names |= _names_of(f"stages.{at}.{block}.{own}", f"{place}.{theirs}", f"{place}.bn{number}")
     return names
 
 

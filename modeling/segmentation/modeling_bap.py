@@ -31,6 +31,7 @@ from .dense_crf_bap import CRFSettings, mean_field
 from .facts_bap import STRIDE
 from .images_bap import palette_image, read_boxes, read_image
 from .labels_bap import Labels, LabelSettings, label_image
+from .lite0_bap import Convolution
 from .trunk_bap import Trunk
 
 _CLASSIFIER_STD = 0.01
@@ -45,25 +46,40 @@ class _Network(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw new convolutions as torch does, and the classifier from N(0, 0.01)."""
+        """Draw the classifier from N(0, 0.01), and convolutions so that the variance stays (He et al., ICCV 2015)."""
         if isinstance(module, Classifier):
             initialization.normal_(module.weight, std=_CLASSIFIER_STD)
         elif isinstance(module, nn.Conv2d):
-            module.reset_parameters()
+            initialization.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                initialization.zeros_(module.bias)
+        elif isinstance(module, Convolution):
+            if not module.activation:  # a projection, whose convolution was drawn for a ReLU that does not follow
+                initialization.kaiming_normal_(module.convolution.weight, nonlinearity="linear")
         else:
             super()._init_weights(module)
 
 
 class Classifier(nn.Module):
-    """Features compared with a weight for each class; without bias."""
+    """Features compared with a weight for each class; without bias.
+
+    Only `forward` reads the weight, so that ZeRO-3, which partitions it, gathers it first.
+    """
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
+        self.width = width
         self.weight = nn.Parameter(torch.empty(num_classes, width))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Map (..., D) to (..., C)."""
+    def forward(self, features: Tensor, *, cosine: bool = False) -> Tensor:
+        """Map (..., D) to products with each class's weight, or to the cosines of both: (..., C)."""
+        if cosine:
+            return F.normalize(features, dim=-1) @ F.normalize(self.weight, dim=1).T
         return features @ self.weight.T
+
+    def weights(self) -> Tensor:
+        """Return the weight of each class, (C, D)."""
+        return self(torch.eye(self.width, device=self.weight.device)).T
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes
@@ -150,7 +166,7 @@ class BoxClassifier(_Network):
         used = self._used(queries, background)
         query = used.features[0][used.valid[0]] if used.valid.any() else None
         return label_image(
-            features[0], self.classifier.weight, query, pixels.float(), places, classes, settings or LabelSettings()
+            features[0], self.classifier.weights(), query, pixels.float(), places, classes, settings or LabelSettings()
         )
 
 
@@ -197,8 +213,7 @@ class Segmenter(_Network):
             keys: (B,), of the samples' dropout masks; None: torch's global generator.
         """
         features = self.trunk(images, keys).movedim(1, -1)  # (B, h, w, D)
-        weight = F.normalize(self.classifier.weight, dim=1)
-        cosines = (F.normalize(features, dim=-1) @ weight.T).movedim(-1, 1)
+        cosines = self.classifier(features, cosine=True).movedim(-1, 1)
         if self.config.classifier == "cosine":
             return SegmenterOutput(logits=cosines * self.config.temperature, cosines=cosines)
         return SegmenterOutput(logits=self.classifier(features).movedim(-1, 1), cosines=cosines)

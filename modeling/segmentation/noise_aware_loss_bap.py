@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-VOID = 255  # label of pixels that do not count
+from .facts_bap import VOID
 
 
 class NoiseAwareLoss(NamedTuple):

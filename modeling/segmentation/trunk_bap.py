@@ -50,12 +50,34 @@ class Trunk(nn.Module):
 
     def __init__(self, shape: NetworkShape, *, dilation: int) -> None:
         super().__init__()
+        self.frozen = False
         self.scale = Scale(shape.scaling)
         if shape.backbone == "vgg16":
             self.backbone, self.neck = VGG16(dilation=dilation, dropout=shape.dropout), None
         else:
             self.backbone = Lite0()
             self.neck = Neck(BACKBONE_CHANNELS["lite0"], shape.width, shape.dropout)
+
+    @property
+    def pretrained(self) -> nn.Module:
+        """The layers that weights trained on images of single objects exist for."""
+        return self.backbone.blocks if isinstance(self.backbone, VGG16) else self.backbone
+
+    def freeze(self) -> None:
+        """Turn the pretrained layers into constants: their weights become buffers, under the same names."""
+        for module in self.pretrained.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
+        self.frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Trunk:
+        """Set the mode of everything but frozen layers."""
+        super().train(mode)
+        if self.frozen:
+            self.pretrained.eval()
+        return self
 
     def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """Return the features; `keys` (B,) choose the samples' dropout masks."""

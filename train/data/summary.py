@@ -10,7 +10,7 @@ from typing import Any
 
 from train.data.split import SPLITS, Split
 
-_UNITS = ("documents", "bytes", "tokens", "windows", "pairs", "samples")
+_UNITS = ("documents", "bytes", "tokens", "windows", "pairs", "images", "samples")
 _SOURCES = 10  # that are listed
 _GROUPS = {"training": "task.data.sources", "validation": "task.data.validation_sources"}
 

@@ -2,7 +2,8 @@
 
 DeepSpeed neither broadcasts nor averages buffers. Here they are averaged over ranks after every step. An average of
 moving averages is the moving average of averages, so averaging at every step changes nothing but rounding, and the
-model can be evaluated or saved at any time.
+model can be evaluated or saved at any time. Modules that stay in eval mode during training, such as a frozen backbone,
+update nothing: their buffers are left as they are, to the last bit.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class RunningStatistics:
 
     def __init__(self, module: nn.Module) -> None:
         saved = module.state_dict(keep_vars=True).keys()
+        self._module = module
         self._live = {name: buffer for name, buffer in module.named_buffers() if name in saved}
         self._settled = self._copies()
 
@@ -35,7 +37,7 @@ class RunningStatistics:
         if not applied:
             self.restore(self._settled)
             return
-        moving = [buffer for buffer in self._live.values() if buffer.is_floating_point()]
+        moving = [buffer for buffer in self._moving().values() if buffer.is_floating_point()]
         if number_of_ranks() > 1 and moving:
             means = sum_over_ranks(torch.cat([buffer.flatten() for buffer in moving])) / number_of_ranks()
             for buffer, mean in zip(moving, means.split([buffer.numel() for buffer in moving]), strict=True):
@@ -53,5 +55,10 @@ class RunningStatistics:
             self._live[name].copy_(value)
         self._settled = self._copies()
 
+    def _moving(self) -> dict[str, Tensor]:
+        """Return the buffers of modules in training mode, the only ones that a step can update."""
+        owners = {name for name, module in self._module.named_modules() if module.training}
+        return {name: buffer for name, buffer in self._live.items() if name.rpartition(".")[0] in owners}
+
     def _copies(self) -> dict[str, Tensor]:
-        return {name: buffer.detach().clone() for name, buffer in self._live.items()}
+        return {name: buffer.detach().clone() for name, buffer in self._moving().items()}

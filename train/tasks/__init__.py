@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from train.config.run import RunConfig
+from train.config.tasks.box_segmentation import BoxClassificationConfig, SemanticSegmentationConfig
 from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
 from train.config.tasks.language_model import LanguageModelConfig
 from train.tasks.task import Task
@@ -27,6 +28,18 @@ def build_task(config: RunConfig) -> Task:
             from train.tasks.texture_removal import TextureRemoval
 
             return TextureRemoval(
+                config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
+            )
+        case BoxClassificationConfig():
+            from train.tasks.box_classification import BoxClassification
+
+            return BoxClassification(
+                config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
+            )
+        case SemanticSegmentationConfig():
+            from train.tasks.semantic_segmentation import SemanticSegmentation
+
+            return SemanticSegmentation(
                 config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
             )
         case _:

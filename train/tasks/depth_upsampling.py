@@ -17,7 +17,8 @@ from train.data.images.resize import degrade
 from train.data.split import Split
 from train.tasks.exhibits import shifted
 from train.tasks.image_batch import Images, images_of, training_sample, with_input
-from train.tasks.joint_filtering import SECTIONS, JointFiltering, absolute_error, add, add_judged
+from train.tasks.joint_filtering import SECTIONS, JointFiltering, absolute_error
+from train.tasks.sums import add, add_judged
 from train.tasks.task import Batch, ModelCard, Sums
 
 SHIFT = 16  # pixels, along both axes: beyond the reach of a window of 15

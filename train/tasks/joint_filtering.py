@@ -29,7 +29,7 @@ from train.data.images.procedural import KINDS
 from train.data.split import Split
 from train.tasks.exhibits import Exhibit, show
 from train.tasks.image_batch import Images, as_batch, images_of
-from train.tasks.task import Batch, Gallery, ModelCard, ParameterGroup, SampleCost, StepOutput, Sums, Task
+from train.tasks.task import Batch, Gallery, ModelCard, ParameterGroup, SampleCost, StepOutput, Task
 
 Config = TypeVar("Config", DepthUpsamplingConfig, TextureRemovalConfig)
 
@@ -285,15 +285,3 @@ def _missing_value(sources: Sequence[PairSourceConfig]) -> Literal["zero", "none
 def absolute_error(output: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """Return the sum of absolute differences over valid pixels, () fp32; other pixels may have any value."""
     return torch.where(valid, output.float() - truth, 0.0).abs().sum()
-
-
-def add(sums: Sums, name: str, value: Tensor, weight: Tensor | None = None) -> None:
-    """Add a value and its weight (1 by default) to the sums of a name."""
-    value_before, weight_before = sums.get(name, (torch.zeros_like(value), torch.zeros_like(value)))
-    more = torch.ones_like(value) if weight is None else weight.to(value)
-    sums[name] = (value_before + value, weight_before + more)
-
-
-def add_judged(sums: Sums, name: str, values: Tensor, judged: Tensor) -> None:
-    """Add metrics of several images, each with weight `judged` (0 or 1), which has the same shape."""
-    add(sums, name, (values * judged).sum(), judged.sum())

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modeling.segmentation.noise_aware_loss_bap import VOID, confidence, noise_aware_loss
+from modeling.segmentation.facts_bap import VOID
+from modeling.segmentation.noise_aware_loss_bap import confidence, noise_aware_loss
 
 TAU = 20.0
 

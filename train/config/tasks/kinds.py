@@ -6,15 +6,25 @@ torch; pyright and a test keep the three in sync.
 
 from __future__ import annotations
 
-from train.config.tasks import rules_joint_filter, rules_language_model
+from train.config.tasks import rules_box_segmentation, rules_joint_filter, rules_language_model
+from train.config.tasks.box_segmentation import BoxClassificationConfig, SemanticSegmentationConfig
 from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
 from train.config.tasks.language_model import LanguageModelConfig
 from train.config.tasks.values import Rule
 
-TaskConfig = LanguageModelConfig | DepthUpsamplingConfig | TextureRemovalConfig  # discriminated by `kind`
+# discriminated by `kind`
+TaskConfig = (
+    LanguageModelConfig
+    | DepthUpsamplingConfig
+    | TextureRemovalConfig
+    | BoxClassificationConfig
+    | SemanticSegmentationConfig
+)
 
 TASK_RULES: dict[str, tuple[Rule, ...]] = {
     "language_model": rules_language_model.RULES,
     "depth_upsampling": rules_joint_filter.RULES,
     "texture_removal": rules_joint_filter.RULES,
+    "box_classification": rules_box_segmentation.BOX_CLASSIFICATION_RULES,
+    "semantic_segmentation": rules_box_segmentation.SEMANTIC_SEGMENTATION_RULES,
 }

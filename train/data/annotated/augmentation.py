@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from train.data.annotated.images import VOID, Annotated
+from modeling.segmentation.facts_bap import VOID
+from train.data.annotated.images import Annotated
 from train.data.drawn.draws import Draws
 
 _STREAM = 0xA06
@@ -61,12 +62,19 @@ def _scaled(sample: Annotated, factor: float) -> Annotated:
     size = max(1, round(width * factor)), max(1, round(height * factor))
     across, down = size[0] / width, size[1] / height
     image = np.asarray(Image.fromarray(sample.image).resize(size, Image.Resampling.BILINEAR))
-    mask = sample.mask
-    if mask is not None:
-        mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    mask = None if sample.mask is None else _nearest(sample.mask, size[1], size[0])
     starts, ends = np.floor(sample.boxes[:, :2] * (across, down)), np.ceil(sample.boxes[:, 2:] * (across, down))
     boxes = np.concatenate((starts, np.minimum(ends, size)), axis=1).astype(np.int64)
     return sample._replace(image=image, boxes=boxes, mask=mask)
+
+
+def _nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return a mask at another size, each pixel with the label at its center."""
+    rows, columns = (
+        ((np.arange(after) + 0.5) * before / after).astype(np.int64)
+        for after, before in zip((height, width), mask.shape[:2], strict=True)
+    )
+    return mask[rows[:, None], columns]
 
 
 def _cropped(sample: Annotated, crop: int, corner: tuple[float, float]) -> Annotated:
@@ -76,7 +84,7 @@ def _cropped(sample: Annotated, crop: int, corner: tuple[float, float]) -> Annot
     top, left = top if height >= crop else -top, left if width >= crop else -left
     image = np.empty((crop, crop, 3), np.uint8)
     image[:] = _PADDING
-    mask = None if sample.mask is None else np.full((crop, crop), VOID, np.uint8)
+    mask = None if sample.mask is None else np.full((crop, crop, *sample.mask.shape[2:]), VOID, np.uint8)
     there = np.s_[max(0, -top) : min(crop, height - top), max(0, -left) : min(crop, width - left)]
     here = np.s_[max(0, top) : min(height, top + crop), max(0, left) : min(width, left + crop)]
     image[there] = sample.image[here]

@@ -14,8 +14,6 @@ import numpy as np
 if TYPE_CHECKING:
     from hashlib import blake2b
 
-VOID = 255  # in a mask: pixels that do not count
-
 
 class Annotated(NamedTuple):
     """An image with its annotations.
@@ -25,7 +23,8 @@ class Annotated(NamedTuple):
         image: uint8 (H, W, 3), red, green and blue.
         boxes: int64 (K, 4) as x0, y0, x1, y1 in pixels, x1 and y1 exclusive.
         classes: int64 (K,), from 1; 0 is the background.
-        mask: uint8 (H, W), a class at each pixel, or VOID; None: not known.
+        mask: uint8 (H, W), a class at each pixel, or VOID of modeling.segmentation; None: not known.
+            Variations also take several masks, (H, W, M).
     """
 
     name: str
@@ -39,7 +38,11 @@ class AnnotatedSource(Protocol):
     """The images of one source, by index."""
 
     names: Sequence[str]
-    has_masks: bool
+    classes: Sequence[str]  # of boxes and masks, the background's first
+
+    def has_mask(self, index: int) -> bool:
+        """Return whether the mask of an image is known."""
+        ...
 
     def size(self, index: int) -> tuple[int, int]:
         """Return height and width; does not decode the image."""
@@ -53,6 +56,14 @@ class AnnotatedSource(Protocol):
         """
         ...
 
-    def update(self, digest: blake2b, index: int) -> None:
-        """Add everything that determines the result of `read` to a hash."""
+    def check(self, index: int) -> None:
+        """Check that the files of an image go together, as far as that takes no decoding.
+
+        Raises:
+            ConfigError: They do not, or one is damaged.
+        """
+        ...
+
+    def update(self, digest: blake2b, index: int, *, with_mask: bool) -> None:
+        """Add everything that determines the result of `read` to a hash, the mask only if asked for."""
         ...

@@ -19,8 +19,9 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, ImageOps
 
+from modeling.segmentation.facts_bap import BACKGROUND, VOID
 from train.config.errors import ConfigError
-from train.data.annotated.images import VOID, Annotated
+from train.data.annotated.images import Annotated
 
 if TYPE_CHECKING:
     from hashlib import blake2b
@@ -47,7 +48,10 @@ class VocFolder:
         """Initialize from files and the names of all classes, the background's first."""
         self.files, self.classes = files, classes
         self.names: Sequence[str] = [each.name for each in files]
-        self.has_masks = all(each.mask is not None for each in files)
+
+    def has_mask(self, index: int) -> bool:
+        """Return whether an image has a mask in SegmentationClass."""
+        return self.files[index].mask is not None
 
     def size(self, index: int) -> tuple[int, int]:
         """Return height and width, as EXIF turns the image; does not decode it."""
@@ -70,10 +74,26 @@ class VocFolder:
         boxes, classes = self._boxes(files.boxes, image.shape[:2])
         return Annotated(files.name, image, boxes, classes, self._mask(files, image.shape[:2]))
 
-    def update(self, digest: blake2b, index: int) -> None:
+    def check(self, index: int) -> None:
+        """Check boxes and the size of the mask against the size of the image, without decoding either.
+
+        Raises:
+            ConfigError: A file is damaged, or they do not go together.
+        """
+        files = self.files[index]
+        try:
+            size = self.size(index)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ConfigError([f"{files.image}: cannot be read as an image ({error})"]) from None
+        self._boxes(files.boxes, size)
+        if files.mask is not None:
+            self._opened_mask(files.mask, size).close()
+
+    def update(self, digest: blake2b, index: int, *, with_mask: bool) -> None:
         """Hash the bytes of all files, and the names of the classes."""
         digest.update("\0".join(self.classes).encode())
-        for path in self.files[index][1:]:
+        files = self.files[index]
+        for path in (files.image, files.boxes, files.mask if with_mask else None):
             if path is None:
                 continue
             digest.update(f"{path.suffix.lower()} {path.stat().st_size}\n".encode())
@@ -100,17 +120,27 @@ class VocFolder:
             numbers.append(list(self.classes).index(name))
         return np.array(places, np.int64).reshape(-1, 4), np.array(numbers, np.int64)
 
+    @staticmethod
+    def _opened_mask(path: Path, size: tuple[int, ...]) -> Image.Image:
+        try:
+            opened = Image.open(path)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ConfigError([f"{path}: cannot be read as an image ({error})"]) from None
+        if opened.mode not in ("P", "L") or (opened.height, opened.width) != tuple(size[:2]):
+            wanted = f"a palette or gray image of {size[1]} x {size[0]} pixels with the number of a class at each"
+            given = f"{opened.mode} of {opened.width} x {opened.height} pixels"
+            opened.close()
+            raise ConfigError([f"{path}: {given}; give {wanted}"])
+        return opened
+
     def _mask(self, files: Files, size: tuple[int, ...]) -> np.ndarray | None:
         if files.mask is None:
             return None
-        try:
-            with Image.open(files.mask) as opened:
-                mode, mask = opened.mode, np.asarray(opened)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ConfigError([f"{files.mask}: cannot be read as an image ({error})"]) from None
-        if mode not in ("P", "L") or mask.shape != size[:2]:
-            wanted = f"a palette or gray image of {size[1]} x {size[0]} pixels with the number of a class at each"
-            raise ConfigError([f"{files.mask}: {mode} of {mask.shape[1]} x {mask.shape[0]} pixels; give {wanted}"])
+        with self._opened_mask(files.mask, size) as opened:
+            try:
+                mask = np.asarray(opened)
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ConfigError([f"{files.mask}: cannot be read as an image ({error})"]) from None
         largest = int(np.where(mask == VOID, 0, mask).max(initial=0))
         if largest >= len(self.classes):
             count = f"there are {len(self.classes)} classes with the background"
@@ -118,12 +148,13 @@ class VocFolder:
         return mask
 
 
-def open_voc(path: str, list_name: str, classes: Sequence[str] | None, *, key: str) -> VocFolder:
+def open_voc(path: str, list_name: str | None, classes: Sequence[str] | None, *, key: str) -> VocFolder:
     """Return the images that a list names, in its order.
 
     Args:
         path: The folder, the one with JPEGImages.
-        list_name: Name of a list in ImageSets, such as train_aug, or path of a file.
+        list_name: Name of a list in ImageSets, such as train_aug, or path of a file; None is a fault that names the
+            lists there are.
         classes: Names of the object classes, in the order of the masks' numbers from 1. None: those of classes.txt,
             or else all names in Annotations, sorted, which is VOC's own order.
         key: Path of the source in the configuration, for messages.
@@ -148,7 +179,7 @@ def open_voc(path: str, list_name: str, classes: Sequence[str] | None, *, key: s
         more = [f"... and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
         raise ConfigError([f"{key}.list: {fault}" for fault in faults[:_MOST_FAULTS]] + more)
     names = list(classes) if classes is not None else _classes_of(root)
-    return VocFolder(files, ["background", *names])
+    return VocFolder(files, [BACKGROUND, *names])
 
 
 def named_boxes(path: Path) -> Iterator[tuple[str, tuple[float, float, float, float]]]:
@@ -172,13 +203,14 @@ def named_boxes(path: Path) -> Iterator[tuple[str, tuple[float, float, float, fl
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def _listed(root: Path, list_name: str, *, key: str) -> Iterator[tuple[str, str | None]]:
+def _listed(root: Path, list_name: str | None, *, key: str) -> Iterator[tuple[str, str | None]]:
     """Yield the name of each image that a list names, and the path of its mask where the list states one."""
-    places = [Path(list_name).expanduser(), *(root / folder / f"{list_name}.txt" for folder in _SETS)]
-    place = next((each for each in places if each.is_file()), None)
+    place = None if list_name is None else _place_of_list(root, list_name)
     if place is None:
         there = sorted({each.stem for folder in _SETS for each in (root / folder).glob("*.txt")})
         have = f"it has {', '.join(there)}" if there else f"it has none in {' or '.join(_SETS)}"
+        if list_name is None:
+            raise ConfigError([f"{key}.list: missing; name one of the lists of {root} ({have}), or a file"])
         why = " (the 10,582 names of train_aug come with SBD, not with VOC)" if list_name == "train_aug" else ""
         raise ConfigError([f"{key}.list: {root} has no list {list_name}{why}; {have}; or write the path of a file"])
     lines = [line.split() for line in place.read_text().splitlines() if line.strip()]
@@ -187,6 +219,11 @@ def _listed(root: Path, list_name: str, *, key: str) -> Iterator[tuple[str, str 
     for words in lines:
         # -1 in lists of Main: the image does not hold the class of the list
         yield Path(words[0]).stem, words[1] if len(words) > 1 and "/" in words[1] else None
+
+
+def _place_of_list(root: Path, list_name: str) -> Path | None:
+    places = [Path(list_name).expanduser(), *(root / folder / f"{list_name}.txt" for folder in _SETS)]
+    return next((each for each in places if each.is_file()), None)
 
 
 def _files_of(root: Path, name: str, mask: str | None, *, with_masks: bool) -> Files | str:

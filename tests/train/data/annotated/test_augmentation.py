@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from modeling.segmentation.facts_bap import VOID
 from train.data.annotated.augmentation import Augmentation, augmented
 from train.data.annotated.drawn import DrawnObjects
-from train.data.annotated.images import VOID, Annotated
+from train.data.annotated.images import Annotated
 
 SOURCE = DrawnObjects(range(40), (72, 96))
 

@@ -66,7 +66,7 @@ def test_boxes_become_zero_based_and_exclusive_and_are_cut_at_the_edges(folder: 
     assert first.mask is not None
     assert np.unique(first.mask).tolist() == [0, 2, 255]
     assert second.mask is None
-    assert not source.has_masks
+    assert [source.has_mask(index) for index in range(2)] == [True, False]
 
 
 def test_classes_may_be_given_or_listed(folder: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_change_of_any_file_changes_the_hash(folder: Path) -> None:
     def digest() -> str:
         found, source = hashlib.blake2b(), opened(folder)
         for index in range(2):
-            source.update(found, index)
+            source.update(found, index, with_mask=True)
         return found.hexdigest()
 
     before = digest()

@@ -1,0 +1,288 @@
+"""Common base of the two tasks of box-supervised segmentation: images, initial weights, parameter groups.
+
+B batch, H height, W width, K boxes of an image (padded).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from modeling.segmentation.modeling_bap import BoxClassifier, Segmenter
+from modeling.segmentation.pretrained_bap import load_pretrained
+from train.config.errors import ConfigError
+from train.config.run import OptimConfig
+from train.config.tasks.box_segmentation import (
+    RANDOM_WEIGHTS,
+    BoxClassificationConfig,
+    SegmentationNetworkConfig,
+    SemanticSegmentationConfig,
+)
+from train.data.annotated.augmentation import Augmentation, augmented
+from train.data.annotated.collection import AnnotatedImages, open_annotated
+from train.data.annotated.images import Annotated
+from train.data.drawn.draws import Draws
+from train.data.split import Split
+from train.tasks.initial_weights import KEY, InitialWeights, read_weights
+from train.tasks.task import Batch, ParameterGroup, SampleCost, Task
+
+Config = TypeVar("Config", BoxClassificationConfig, SemanticSegmentationConfig)
+Network = TypeVar("Network", BoxClassifier, Segmenter)
+
+SECTIONS: dict[Split, str] = {"training": "task.data.sources", "validation": "task.data.validation_sources"}
+NETWORK_FIELDS = ("backbone", "normalization", "features", "dropout")  # that the exported configuration has too
+_DROPOUT = 0xD6090  # random stream, separate from that of variations
+
+
+class BoxSupervision(Task, Generic[Config, Network]):
+    """A task that trains a network of `modeling.segmentation` on annotated images."""
+
+    def __init__(self, config: Config, *, optim: OptimConfig, seed: int, micro_batch_size: int) -> None:
+        self.config: Config = config
+        self._optim = optim
+        self._seed = seed
+        self._micro_batch_size = micro_batch_size
+        self._loaded: frozenset[str] = frozenset()  # names of pretrained tensors
+        self._flops: float | None = None
+
+    # ------------------------------------------------------------------------------------------------------- the data
+
+    @cached_property
+    def training(self) -> AnnotatedImages:
+        """The training images."""
+        return self._opened("training")
+
+    @cached_property
+    def validation(self) -> AnnotatedImages:
+        """The validation images."""
+        return self._opened("validation")
+
+    def _opened(self, split: Split) -> AnnotatedImages:
+        data = self.config.data
+        sources = data.sources if split == "training" else data.validation_sources
+        return open_annotated(sources, classes=data.classes, path=SECTIONS[split])
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the object classes; opens the training images unless the configuration lists them."""
+        listed = self.config.data.classes
+        return list(listed) if listed is not None else self.training.classes[1:]
+
+    @property
+    def num_training_samples(self) -> int:
+        """Number of training images."""
+        return len(self.training)
+
+    @property
+    def num_validation_samples(self) -> int:
+        """Number of validation images."""
+        return len(self.validation)
+
+    @property
+    def data_fingerprint(self) -> str:
+        """A hash of everything that is read."""
+        parts = " ".join(self._fingerprints())
+        return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+
+    def _fingerprints(self) -> Iterator[str]:
+        yield self.training.fingerprint
+        yield self.validation.fingerprint
+
+    @property
+    def data_facts(self) -> Mapping[str, Any]:
+        """The numbers of images, the classes, and the initial weights."""
+        return {
+            "training_images": len(self.training),
+            "validation_images": len(self.validation),
+            "classes": self.classes,
+            "initial_weights": self._weights_facts(),
+        }
+
+    def _weights_facts(self) -> Mapping[str, Any]:
+        given = self.config.model.backbone_weights
+        weights = self._initial_weights
+        return {"given": given} | ({} if weights is None else {"file": weights.file, "sha256": weights.sha256})
+
+    def check(self) -> list[str]:
+        """Decode every image and mask, and look for the initial weights.
+
+        Raises:
+            ConfigError: Files are missing, damaged, or do not go together.
+        """
+        faults = [fault for split in SECTIONS for fault in self._faults(split, decode=True)]
+        try:
+            self.build_model()
+        except ConfigError as error:
+            faults += error.faults
+        if faults:
+            raise ConfigError(list(dict.fromkeys(faults)))
+        return []
+
+    def open_data(self) -> None:
+        """Open both splits and check that their files go together."""
+        faults = [fault for split in SECTIONS for fault in self._faults(split, decode=False)]
+        if faults:
+            raise ConfigError(faults)
+        _ = self.data_fingerprint
+
+    def open_validation(self) -> None:
+        """Open and check the validation images; the training images need not exist."""
+        if faults := self._faults("validation", decode=False):
+            raise ConfigError(faults)
+
+    def _faults(self, split: Split, *, decode: bool) -> list[str]:
+        try:
+            images: AnnotatedImages = getattr(self, split)
+        except ConfigError as error:
+            return error.faults
+        return [*images.faults(decode=decode), *self._split_faults(split, images)]
+
+    def _split_faults(self, split: Split, images: AnnotatedImages) -> Iterator[str]:
+        """Yield what keeps the task from using images whose files are sound."""
+        expected = ["background", *self.classes] if split == "validation" else images.classes
+        if images.classes != expected:
+            ours, theirs = (", ".join(names[1:]) for names in (expected, images.classes))
+            yield f"{SECTIONS[split]}: the classes are {theirs}, in training {ours}; list them in task.data.classes"
+        if split == "training" and self.config.data.crop is None and self._micro_batch_size > 1:
+            sizes = {images.size(i) for i in range(len(images))}
+            if len(sizes) > 1:
+                yield (
+                    f"micro_batch_size: {self._micro_batch_size} images of different sizes cannot form a batch; write "
+                    f"1, or set task.data.crop"
+                )
+
+    def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
+        """Read images; all randomness in training is a function of (seed, step, id)."""
+        if split == "validation":
+            return self._collated([self._validation_sample(int(i)) for i in sample_ids])
+        return self._collated([self._training_sample(int(i), step) for i in sample_ids])
+
+    def _training_sample(self, index: int, step: int) -> dict[str, np.ndarray]:
+        data = self.config.data
+        how = Augmentation(data.crop, data.scale, data.flips, data.jitter)
+        varied = augmented(self._labeled(index), how, seed=data.seed, step=step, sample_id=index)
+        key = Draws(_DROPOUT, data.seed, step, index).key.view(np.int64)[0]
+        return self._arrays(varied) | {"key": np.asarray(key)}
+
+    def _validation_sample(self, index: int) -> dict[str, np.ndarray]:
+        return self._arrays(self.validation.read(index)) | {"key": np.asarray(0)}
+
+    def _labeled(self, index: int) -> Annotated:
+        """Return a training image with the masks to learn from."""
+        return self.training.read(index)
+
+    @abstractmethod
+    def _arrays(self, sample: Annotated) -> dict[str, np.ndarray]:
+        """Return the arrays of a sample; the one called `image` is (H, W, 3)."""
+
+    @abstractmethod
+    def _collated(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        """Stack samples, padded to the largest."""
+
+    # ---------------------------------------------------------------------------------------------------- the network
+
+    @cached_property
+    def _initial_weights(self) -> InitialWeights | None:
+        given = self.config.model.backbone_weights
+        return None if given == RANDOM_WEIGHTS else read_weights(given)
+
+    def build_model(self) -> Network:
+        """Return the network: new layers from the run's seed, pretrained ones from their file."""
+        model = self._drawn()
+        weights = self._initial_weights
+        if weights is not None:
+            try:
+                loaded = load_pretrained(model.trunk.backbone, weights.tensors)
+            except ValueError as error:
+                raise ConfigError([f"{KEY}: {self.config.model.backbone_weights}: {error}"]) from None
+            self._loaded = frozenset(f"trunk.backbone.{name}" for name in loaded)
+        return self._frozen(model)
+
+    def outline(self) -> Network:
+        """Return the network without reading its initial weights."""
+        return self._frozen(self._drawn())
+
+    def _drawn(self) -> Network:
+        torch.manual_seed(self._seed)
+        return self._network()
+
+    @abstractmethod
+    def _network(self) -> Network:
+        """Return the network with random weights."""
+
+    def _frozen(self, model: Network) -> Network:
+        if self.config.model.frozen_backbone:
+            model.trunk.freeze()
+        return model
+
+    def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
+        """Group parameters by rate factors (pretrained or new, bias or not) and weight decay, which weights have."""
+        groups: dict[str, ParameterGroup] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                group = self._group_of(name, parameter)
+                groups.setdefault(group.name, group).parameters[name] = parameter
+        return list(groups.values())
+
+    def _group_of(self, name: str, parameter: nn.Parameter) -> ParameterGroup:
+        """Return the group of a parameter, without any parameter in it."""
+        is_new, is_bias = name not in self._loaded, name.endswith(".bias")
+        kind = "bias" if is_bias else "weight" if parameter.ndim > 1 else "norm"
+        factor = (self.config.new_layers_lr_factor if is_new else 1.0) * (
+            self.config.bias_lr_factor if is_bias else 1.0
+        )
+        decay = self._optim.weight_decay if kind == "weight" else 0.0
+        return ParameterGroup(f"{'new' if is_new else 'pretrained'}_{kind}", {}, decay, factor)
+
+    def _data_in_words(self) -> str:
+        """Return the data and the initial weights for a model card."""
+        data = self.config.data
+        paths = ", ".join(dict.fromkeys(source.path for source in (*data.sources, *data.validation_sources)))
+        return f"{paths}; classes {', '.join(self.classes)}"
+
+    def _details(self) -> tuple[str, ...]:
+        """Return the backbone and its initial weights for a model card."""
+        model, weights = self.config.model, self._weights_facts()
+        origin = "random weights" if "file" not in weights else f"{weights['file']} (SHA-256 {weights['sha256']})"
+        trained = "kept as they were" if model.frozen_backbone else "trained"
+        return (f"backbone {model.backbone}, from {origin}" + ("" if "file" not in weights else f", {trained}"),)
+
+    def cost(self, model: nn.Module) -> SampleCost:
+        """Return the operations per training image, counted once on the meta device; backward costs twice as much."""
+        if self._flops is None:
+            self._flops = self._counted_flops()
+        return SampleCost(tokens=None, flops=self._flops)
+
+    def _counted_flops(self) -> float:
+        crop = self.config.data.crop
+        height, width = (crop, crop) if crop is not None else self.training.size(0)
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            trunk = self._network().trunk.eval()
+            trunk(torch.zeros(1, 3, height, width))
+            all_of_it = counter.get_total_flops()
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            trunk.backbone(torch.zeros(1, 3, height, width))
+            frozen = counter.get_total_flops() if self.config.model.frozen_backbone else 0
+        return float(3 * all_of_it - 2 * frozen)
+
+
+def network_fields(config: SegmentationNetworkConfig) -> dict[str, Any]:
+    """Return the settings that both networks' own configurations have."""
+    return {name: getattr(config, name) for name in NETWORK_FIELDS}
+
+
+def padded(arrays: Sequence[np.ndarray], *, fill: int) -> Tensor:
+    """Stack arrays, each padded along every axis to the largest."""
+    shape = tuple(max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True))
+    stacked = np.full((len(arrays), *shape), fill, arrays[0].dtype)
+    for place, array in zip(stacked, arrays, strict=True):
+        place[tuple(slice(size) for size in array.shape)] = array
+    return torch.from_numpy(stacked)
