@@ -30,7 +30,7 @@ from train.config.run import RunConfig
 from train.data.damage import DamagedDataError
 from train.ranks import launcher_env
 from train.ranks.stopping import NOTHING_LOST, StoppedInPreparationError, StopSignal
-from train.watchdog.run_lock import RunLock
+from train.ranks.watchdog.run_lock import RunLock
 
 if TYPE_CHECKING:
     from torch import nn

@@ -35,9 +35,9 @@ from train.ranks import distributed
 from train.ranks.distributed import World
 from train.ranks.launcher_env import cores_of_rank
 from train.ranks.stopping import StopSignal, forget_stopped
+from train.ranks.watchdog.watchdog import Watchdog, process_group_timeout, record_flights
 from train.tasks import build_task
 from train.tasks.task import Task
-from train.watchdog.watchdog import Watchdog, process_group_timeout, record_flights
 
 logger = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from train.observe.throughput import Stopwatch, speed
 from train.ranks.distributed import SideChannel, World, all_agree, gather_over_ranks, sum_over_ranks
 from train.ranks.garbage import collect_when_due
 from train.ranks.stopping import StopSignal
+from train.ranks.watchdog.watchdog import Watchdog
 from train.tasks.task import Batch, SampleCost, Task
-from train.watchdog.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from train.loop import Run, TooManySkippedStepsError, fit
 from train.ranks import distributed
 from train.ranks.garbage import no_automatic_collection
 from train.ranks.stopping import StopSignal, note_stopped
-from train.watchdog.watchdog import Watchdog
+from train.ranks.watchdog.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

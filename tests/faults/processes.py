@@ -82,7 +82,8 @@ def rank_processes(launcher: int) -> dict[int, int]:
             variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             ranks = [int(variable[5:]) for variable in variables if variable.startswith(b"RANK=")]
-            if {b"train", b"tests.faults.faulty_rank", b"tests.train.watchdog.hanging_rank"} & set(words) and ranks:
+            modules = {b"train", b"tests.faults.faulty_rank", b"tests.train.ranks.watchdog.hanging_rank"}
+            if modules & set(words) and ranks:
                 found[ranks[0]] = pid
     return found
 

@@ -1,4 +1,4 @@
-"""The last line of `launch local` after a hang; tests/train/watchdog/test_watchdog.py has the hangs themselves."""
+"""The last line of `launch local` after a hang; tests/train/ranks/watchdog has the hangs themselves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.tiny import tiny_file
 def test_the_last_line_names_the_culprit(tmp_path: Path, fault: str, what: str) -> None:
     path = tiny_file(tmp_path)
     deadlines = ["watchdog.step=6", "watchdog.first_step=60"]
-    with training(path, deadlines, ranks=2, module="tests.train.watchdog.hanging_rank", fault=fault) as process:
+    with training(path, deadlines, ranks=2, module="tests.train.ranks.watchdog.hanging_rank", fault=fault) as process:
         _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 1, said
     last = said.splitlines()[-1]

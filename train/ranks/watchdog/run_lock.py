@@ -21,9 +21,9 @@ from pathlib import Path
 from train.config.errors import ConfigError
 from train.config.facts.run_layout import CONFIG, HEARTBEATS, LOCK
 from train.ranks.launcher_env import slurm_job_is_running
-from train.watchdog import heartbeat
-from train.watchdog.heartbeat import BEAT_SECONDS, START_SECONDS
-from train.watchdog.lock_holder import Holder, is_alive, read_holder, this_process
+from train.ranks.watchdog import heartbeat
+from train.ranks.watchdog.heartbeat import BEAT_SECONDS, START_SECONDS
+from train.ranks.watchdog.lock_holder import Holder, is_alive, read_holder, this_process
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""`python -m tests.train.watchdog.hanging_rank FAULT CONFIG [key=value ...]`: rank 1 goes wrong in step 5."""
+"""`python -m tests.train.ranks.watchdog.hanging_rank FAULT CONFIG [key=value ...]`: rank 1 goes wrong in step 5."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 
 from train import __main__ as entry
 from train import loop
+from train.ranks.watchdog import watchdog
 from train.tasks.language_model import LanguageModel
-from train.watchdog import watchdog
 
 FAULTY_STEP = 5
 IS_FAULTY = os.environ["RANK"] == "1"

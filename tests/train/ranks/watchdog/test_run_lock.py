@@ -21,14 +21,14 @@ import pytest
 from tests.tiny import tiny_file
 from train.__main__ import main
 from train.config.errors import ConfigError
-from train.watchdog import heartbeat, run_lock
-from train.watchdog.heartbeat import Heartbeat
-from train.watchdog.lock_holder import Holder, this_process
-from train.watchdog.run_lock import RunInUseError, RunLock
+from train.ranks.watchdog import heartbeat, run_lock
+from train.ranks.watchdog.heartbeat import Heartbeat
+from train.ranks.watchdog.lock_holder import Holder, this_process
+from train.ranks.watchdog.run_lock import RunInUseError, RunLock
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 HOLD = (
-    "import sys, time; from pathlib import Path; from train.watchdog.run_lock import RunLock\n"
+    "import sys, time; from pathlib import Path; from train.ranks.watchdog.run_lock import RunLock\n"
     "with RunLock(Path(sys.argv[1])) as lock:\n    lock.take(); print('taken', flush=True); time.sleep(600)"
 )
 ELSEWHERE = Holder(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from train.watchdog import heartbeat
+from train.ranks.watchdog import heartbeat
 
 
 @dataclass(frozen=True)

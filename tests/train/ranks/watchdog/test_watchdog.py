@@ -22,14 +22,14 @@ from train.checkpoint.checkpoint import CheckpointError
 from train.config.load import load
 from train.config.run import WatchdogConfig
 from train.ranks.stopping import StoppedInPreparationError
-from train.watchdog import peers as peers_module
-from train.watchdog.collectives import Call, Trace, read_trace, trace_path
-from train.watchdog.heartbeat import BEAT_SECONDS, Answer, Heartbeat, now, path_of, write
-from train.watchdog.peers import SILENCE_SECONDS, Peers
-from train.watchdog.verdict import Peer, judge
-from train.watchdog.watchdog import Watchdog, is_lost_contact, process_group_timeout
+from train.ranks.watchdog import peers as peers_module
+from train.ranks.watchdog.collectives import Call, Trace, read_trace, trace_path
+from train.ranks.watchdog.heartbeat import BEAT_SECONDS, Answer, Heartbeat, now, path_of, write
+from train.ranks.watchdog.peers import SILENCE_SECONDS, Peers
+from train.ranks.watchdog.verdict import Peer, judge
+from train.ranks.watchdog.watchdog import Watchdog, is_lost_contact, process_group_timeout
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 STEP_DEADLINE = 6.0
 DEADLINES = [f"watchdog.step={STEP_DEADLINE}", "watchdog.first_step=60"]
 
@@ -45,7 +45,7 @@ def run_two_ranks(folder: Path, fault: str, *settings: str, answering: Sequence[
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    module = "tests.train.watchdog.hanging_rank"
+    module = "tests.train.ranks.watchdog.hanging_rank"
     command = [sys.executable, "-m", module, fault, str(tiny_file(folder)), *DEADLINES, *settings]
     meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     with (folder / "log").open("w") as log:
@@ -84,7 +84,7 @@ def test_a_rank_that_blocks_outside_a_collective_is_named(tmp_path: Path) -> Non
     assert ended.codes == [1, 1]
     assert STEP_DEADLINE <= ended.seconds <= STEP_DEADLINE + MARGIN
     assert ended.log[-1].startswith(f"[rank 0] rank 1 ({socket.gethostname()}, pid ")
-    assert "blocks the others in step 5, at tests/train/watchdog/hanging_rank.py" in ended.log[-1]
+    assert "blocks the others in step 5, at tests/train/ranks/watchdog/hanging_rank.py" in ended.log[-1]
     assert "while rank 0 waits in all_reduce" in ended.log[-1]
     text = (tmp_path / "runs/tiny/stacks.txt").read_text()
     assert "in read_a_fifo" in text.split("==== rank 1")[1]
@@ -293,7 +293,7 @@ def test_rank_0_does_not_wait_for_ranks_that_never_start(tmp_path: Path) -> None
     """What a rank does that was started by hand, or whose node never came up; the process group would wait an hour."""
     program = (
         "import sys, time; from pathlib import Path; from train.config.run import WatchdogConfig\n"
-        "from train.watchdog import heartbeat; from train.watchdog.watchdog import Watchdog\n"
+        "from train.ranks.watchdog import heartbeat; from train.ranks.watchdog.watchdog import Watchdog\n"
         "heartbeat.START_SECONDS = 3.0\n"
         "with Watchdog(WatchdogConfig(), Path(sys.argv[1]), rank=0, size=3): time.sleep(600)\n"
     )

@@ -35,11 +35,11 @@ from train.config.facts.run_layout import STACKS
 from train.config.run import WatchdogConfig
 from train.ranks.launcher_env import report_to_torchrun
 from train.ranks.stopping import StoppedInPreparationError
-from train.watchdog import heartbeat
-from train.watchdog.collectives import Collectives, failed_in_a_collective, read_trace, trace_path
-from train.watchdog.heartbeat import Answer, Heartbeat, HeartbeatWriter
-from train.watchdog.peers import SILENCE_SECONDS, Peers, answers, is_busy, published_verdict
-from train.watchdog.verdict import Peer, Verdict, judge
+from train.ranks.watchdog import heartbeat
+from train.ranks.watchdog.collectives import Collectives, failed_in_a_collective, read_trace, trace_path
+from train.ranks.watchdog.heartbeat import Answer, Heartbeat, HeartbeatWriter
+from train.ranks.watchdog.peers import SILENCE_SECONDS, Peers, answers, is_busy, published_verdict
+from train.ranks.watchdog.verdict import Peer, Verdict, judge
 
 logger = logging.getLogger(__name__)
 
@@ -352,7 +352,8 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _place(frame: FrameType) -> str:
     """Return the innermost line outside of libraries and the watchdog itself."""
-    foreign = ("site-packages", "/lib/python", "<frozen", __file__, heartbeat.__file__, "train/watchdog/collectives.py")
+    files_of_ours = (__file__, heartbeat.__file__, "train/ranks/watchdog/collectives.py")
+    foreign = ("site-packages", "/lib/python", "<frozen", *files_of_ours)
     own = (f for f in _outwards(frame) if not any(part in f.f_code.co_filename for part in foreign))
     frame = next(own, frame)
     path = Path(frame.f_code.co_filename)

@@ -50,7 +50,7 @@ class Answer:
     waiting: bool  # whether its main thread is inside a collective
     place: str  # where its main thread is
     stacks: str
-    trace: list[list[Any]] = field(default_factory=list)  # the latest train.watchdog.collectives.Call entries
+    trace: list[list[Any]] = field(default_factory=list)  # the latest train.ranks.watchdog.collectives.Call entries
 
 
 def path_of(folder: Path, rank: int) -> Path:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from train.watchdog.collectives import Call
-from train.watchdog.heartbeat import Answer, Heartbeat
+from train.ranks.watchdog.collectives import Call
+from train.ranks.watchdog.heartbeat import Answer, Heartbeat
 
 Kind = tuple[str, str, int]  # group, name and elements of a call
 # never: not started; gone: its process has ended; silent: its heartbeat has stopped; alive: still running

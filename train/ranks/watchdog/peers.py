@@ -8,10 +8,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from train.watchdog import heartbeat
-from train.watchdog.collectives import Call, read_trace, trace_path
-from train.watchdog.heartbeat import BEAT_SECONDS, Heartbeat
-from train.watchdog.verdict import Condition, Peer
+from train.ranks.watchdog import heartbeat
+from train.ranks.watchdog.collectives import Call, read_trace, trace_path
+from train.ranks.watchdog.heartbeat import BEAT_SECONDS, Heartbeat
+from train.ranks.watchdog.verdict import Condition, Peer
 
 SILENCE_SECONDS = 5 * BEAT_SECONDS  # without a change, after which a heartbeat counts as stopped
 
