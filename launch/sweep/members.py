@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from launch.sweep.names import Point, names_of
 from launch.sweep.sweep_file import Sweep, Text, split_keys
 from train.config import yaml_text
 from train.config.batch import check_world_size
@@ -20,17 +19,6 @@ from train.config.facts.run_layout import CONFIG, is_finished
 from train.config.load import load
 from train.config.resume import refuse_another_run
 from train.config.run import RunConfig
-
-_SHORT = {"norm_placement": "placement"}
-_LONGEST_VALUE, _LONGEST_NAME = 32, 100
-
-
-class Point(NamedTuple):
-    """The settings of one member, by key."""
-
-    label: str | None  # name of its entry in `runs`
-    settings: dict[str, Any]
-    in_name: dict[str, Any]  # the settings that appear in the folder's name
 
 
 @dataclass(frozen=True)
@@ -70,7 +58,7 @@ def members(sweep: Sweep) -> list[Member]:
         ConfigError: A member is invalid; each fault is reported once, with the members that have it.
     """
     points = list(_points(sweep))
-    names, folder = _names(points), _folder(sweep)
+    names, folder = names_of(points), _folder(sweep)
     loaded: dict[int, Member] = {}  # by position
     by_fault: dict[str, list[str]] = {}
     for number, (name, point) in enumerate(zip(names, points, strict=True)):
@@ -169,65 +157,3 @@ def _yaml(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z./][\w./-]*", value) and value.lower() not in words:
         return value
     return json.dumps(value, ensure_ascii=False)
-
-
-# ------------------------------------------------------------------------------------------------------------- names
-
-
-def _names(points: Sequence[Point]) -> list[str]:
-    """Return a folder name for each point, built from short keys and values of the settings that differ."""
-    keys = _short_keys(list(dict.fromkeys(key for point in points for key in point.in_name)))
-    names = ["_".join(_name_parts(point, keys)) or "only" for point in points]
-    names = [_fitted(name, point) for name, point in zip(names, points, strict=True)]
-    repeated = {name for name, count in Counter(names).items() if count > 1}
-    return [_with_hash(n, p) if n in repeated else n for n, p in zip(names, points, strict=True)]
-
-
-def _name_parts(point: Point, keys: Mapping[str, str]) -> Iterator[str]:
-    if point.label is not None:
-        yield point.label
-    for key, value in point.in_name.items():
-        yield f"{keys[key]}-{_value(value)}"
-
-
-def _short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Return each key's last component, preceded by as many others as it takes to be unique."""
-    short = {key: _SHORT.get(key.rpartition(".")[2], key.rpartition(".")[2]) for key in keys}
-    for key in keys:
-        words, last = key.split("."), list(short.values())
-        if last.count(short[key]) > 1:
-            count = next(n for n in range(1, len(words) + 1) if not _shared(words[-n:], key, keys))
-            short[key] = ".".join(words[-count:])
-    return short
-
-
-def _shared(tail: list[str], key: str, keys: Sequence[str]) -> bool:
-    return len(tail) < len(key.split(".")) and any(k != key and k.split(".")[-len(tail) :] == tail for k in keys)
-
-
-def _value(value: object) -> str:
-    if isinstance(value, float):
-        return _number(value)
-    text = str(value) if isinstance(value, str | int) else json.dumps(value)
-    text = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 7]}-{_hash(value)}"
-
-
-def _number(value: float) -> str:
-    """Return a float as in 3e-3, 0.1, 1.5."""
-    if value and not 0.1 <= abs(value) < 1e4:
-        mantissa, _, exponent = f"{value:.6e}".partition("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{value:g}"
-
-
-def _fitted(name: str, point: Point) -> str:
-    return name if len(name) <= _LONGEST_NAME else _with_hash(name[: _LONGEST_NAME - 7], point)
-
-
-def _with_hash(name: str, point: Point) -> str:
-    return f"{name[: _LONGEST_NAME - 7]}-{_hash(point.settings)}"
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:6]

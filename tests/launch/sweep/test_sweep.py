@@ -16,8 +16,10 @@ import pytest
 import yaml
 
 from launch.__main__ import main
+from launch.sweep import pool
 from launch.sweep import sweep as sweeping
 from launch.sweep.members import Member, members
+from launch.sweep.slots import shares
 from launch.sweep.sweep_file import read_sweep
 from tests.checkpoints import write_checkpoint
 from tests.faults.processes import HANG_SECONDS
@@ -70,7 +72,7 @@ def acting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         assert ranks == 1
         return [sys.executable, "-c", ACT, str(member.folder), str(script)]
 
-    monkeypatch.setattr(sweeping, "command", command)
+    monkeypatch.setattr(pool, "command", command)
     monkeypatch.setattr(sweeping, "check", lambda _: None)
     return script
 
@@ -304,8 +306,8 @@ def test_cores_are_shared_out_between_members(acting: Path, tmp_path: Path) -> N
 def test_gpus_are_shared_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     sweep = read_sweep(sweep_file(tmp_path, ranks=2, parallel=None))
-    assert [slot.gpus for slot in sweeping.shares(sweep, None)] == [("4", "5"), ("6", "7")]
-    assert [slot.gpus for slot in sweeping.shares(sweep, 3)] == [("4", "5"), ("6", "7"), ("4", "5")]
+    assert [slot.gpus for slot in shares(sweep, None)] == [("4", "5"), ("6", "7")]
+    assert [slot.gpus for slot in shares(sweep, 3)] == [("4", "5"), ("6", "7"), ("4", "5")]
 
 
 def test_a_dry_run_lists_members_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
