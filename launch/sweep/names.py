@@ -14,11 +14,17 @@ _LONGEST_VALUE, _LONGEST_NAME = 32, 100
 
 
 class Point(NamedTuple):
-    """The settings of one member, by key."""
+    """One member: an entry of `runs`, if there are any, with values of the grid."""
 
-    label: str | None  # name of its entry in `runs`
-    settings: dict[str, Any]
-    in_name: dict[str, Any]  # the settings that appear in the folder's name
+    entry: Mapping[str, Any]
+    settings: dict[str, Any]  # of the entry and the grid, by key
+    in_name: dict[str, Any]  # what appears in the folder's name
+    after: int | None = None  # position of the point that it comes after
+
+    @property
+    def label(self) -> str | None:
+        """Name of the entry."""
+        return None if self.entry.get("name") is None else str(self.entry["name"])
 
 
 def names_of(points: Sequence[Point]) -> list[str]:
@@ -73,7 +79,8 @@ def _fitted(name: str, point: Point) -> str:
 
 
 def _with_hash(name: str, point: Point) -> str:
-    return f"{name[: _LONGEST_NAME - 7]}-{_hash(point.settings)}"
+    kept = {key: point.entry[key] for key in ("config", "after", "make") if key in point.entry}
+    return f"{name[: _LONGEST_NAME - 7]}-{_hash(point.settings | kept)}"
 
 
 def _hash(value: object) -> str:

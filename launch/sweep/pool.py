@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.ranks import end_with_parent
-from launch.sweep.members import Member
+from launch.sweep.members import LabelsMember, Member
 from launch.sweep.slots import Slot
 from launch.sweep.sweep_file import Sweep
 from train.config.facts.exit_codes import STOPPED_EARLY
 from train.config.facts.openmp import wait_passively
 
-LOG = Path("logs") / "sweep.log"  # in each member's folder
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_SECONDS = 0.2
 
@@ -38,13 +37,20 @@ class Running(NamedTuple):
 class Outcome:
     """Members by how they ended."""
 
-    finished: list[Member] = field(default_factory=list[Member])
+    finished: dict[str, Member] = field(default_factory=dict[str, Member])  # by name
     failed: list[tuple[Member, int]] = field(default_factory=list[tuple[Member, int]])
     stopped: list[Member] = field(default_factory=list[Member])  # by a signal, or not started because of one
+    waiting: list[Member] = field(default_factory=list[Member])  # not started: the member before is not finished
+
+    def is_ready(self, member: Member) -> bool:
+        """Return whether the member that this one comes after, if any, is finished."""
+        return member.after is None or member.after.name in self.finished
 
 
 def command(member: Member, ranks: int) -> list[str]:
-    """Return the command that runs a member, as a user would type it."""
+    """Return the command that runs a member, as a user would type it; `ranks` are those of a run."""
+    if isinstance(member, LabelsMember):
+        return [sys.executable, "-m", "train.pseudo_labels", *member.arguments]
     return [sys.executable, "-m", "launch", "local", *member.arguments, "--ranks", str(ranks)]
 
 
@@ -58,19 +64,29 @@ class Pool:
         self._signal: int | None = None
         self._signaled: set[int] = set()  # pids that have had a signal; a second one would make them quit at once
 
-    def run_all(self, waiting: deque[Member]) -> None:
-        """Run all waiting members, or those started before a signal; return once every process has exited."""
+    def run_all(self, members: Sequence[Member]) -> None:
+        """Run members, each after its predecessor; none is started after a signal. Return once all have exited."""
+        left = list(members)
         before = {number: signal.signal(number, self._forward) for number in _SIGNALS}
         try:
-            while self._running or (waiting and self._signal is None):
-                while waiting and self._free and self._signal is None:
-                    self._start(waiting.popleft())
+            self._start_ready(left)
+            while self._running:
                 time.sleep(_POLL_SECONDS)
                 self._collect()
+                self._start_ready(left)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        self._outcome.stopped.extend(waiting)
+        for member in left:
+            (self._outcome.stopped if self._outcome.is_ready(member) else self._outcome.waiting).append(member)
+
+    def _start_ready(self, left: list[Member]) -> None:
+        """Start members while there are slots, and remove them from those that are left."""
+        while self._free and self._signal is None:
+            position = next((n for n, member in enumerate(left) if self._outcome.is_ready(member)), None)
+            if position is None:
+                return
+            self._start(left.pop(position))
 
     def _forward(self, number: int, _: object) -> None:
         self._signal = number
@@ -80,7 +96,7 @@ class Pool:
                 running.process.send_signal(number)
 
     def _start(self, member: Member) -> None:
-        slot, log = self._free.popleft(), member.folder / LOG
+        slot, log = self._free.popleft(), member.log
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log("start", member, slot.describe())
         with log.open("ab") as file:
@@ -108,14 +124,14 @@ class Pool:
         member, code = running.member, running.process.returncode
         took = _duration(time.monotonic() - running.began)
         if code == 0:
-            self._outcome.finished.append(member)
+            self._outcome.finished[member.name] = member
             self._log("done", member, took)
         elif code == STOPPED_EARLY or (self._signal is not None and code != 2):
             self._outcome.stopped.append(member)
-            self._log("stopped", member, f"{took}, exit code {code}; will resume from its last checkpoint")
+            self._log("stopped", member, f"{took}, exit code {code}; will resume")
         else:
             self._outcome.failed.append((member, code))
-            self._log("FAILED", member, f"{took}, exit code {code}: {last_line(member.folder / LOG)}")
+            self._log("FAILED", member, f"{took}, exit code {code}: {last_line(member.log)}")
 
     def _log(self, event: str, member: Member, more: str) -> None:
         ended = len(self._outcome.finished) + len(self._outcome.failed)

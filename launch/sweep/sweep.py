@@ -1,7 +1,8 @@
 """Sweeps on this machine: `python -m launch sweep SWEEP.yaml [key=value ...] [--dry-run] [--parallel N]`.
 
-Every member is an ordinary run, started with `python -m launch local` in its own run folder; launch/sweep/sweep_file.py
-documents the file's keys. Finished members are skipped, so the same command resumes a sweep after any interruption.
+Every member is an ordinary run, started with `python -m launch local` in its own run folder, or makes the pseudo labels
+of one; members may come after others. launch/sweep/sweep_file.py documents the file's keys. Finished members are
+skipped, so the same command resumes a sweep after any interruption.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Sequence
 
 from launch.check import CheckFailedError, check
 from launch.ranks import shell_line
 from launch.sweep import array
-from launch.sweep.members import Member, members, representatives
-from launch.sweep.pool import LOG, Outcome, Pool, command, last_line
+from launch.sweep.members import Member, RunMember, members, representatives, runs_of
+from launch.sweep.pool import Outcome, Pool, command, last_line
 from launch.sweep.slots import Slot, shares
 from launch.sweep.sweep_file import MOST_MEMBERS, Sweep, read_sweep
 from train.config.errors import ConfigError
@@ -59,15 +59,15 @@ def main(arguments: Sequence[str]) -> int:
         return 1
 
 
-def check_data(waiting: Sequence[Member]) -> None:
-    """Check data, tokenizer and starting weights of the members, each kind once, before any member starts.
+def check_data(runs: Sequence[RunMember]) -> None:
+    """Check data, tokenizer and starting weights of runs, each kind once, before any member starts.
 
     Raises:
         ConfigError: With every fault, and a member that has it.
         CheckFailedError: A check itself fails.
     """
     faults: list[str] = []
-    for member in representatives(waiting):
+    for member in representatives(runs):
         try:
             check(member.arguments)
         except ConfigError as error:
@@ -81,7 +81,8 @@ def _list(sweep: Sweep, loaded: Sequence[Member], slots: Sequence[Slot]) -> None
     print(f"{sweep.name}: {len(loaded)} members, {len(slots)} at a time, {ranks}")
     for member in loaded:
         state = "finished" if member.is_finished else "resumes" if member.is_begun else "new"
-        print(f"\n{member.name}  ({state})\n$ {shell_line(command(member, sweep.ranks))}")
+        after = "" if member.after is None else f", after {member.after.name}"
+        print(f"\n{member.name}  ({state}{after})\n$ {shell_line(command(member, sweep.ranks))}")
 
 
 def run(sweep: Sweep, loaded: Sequence[Member], slots: Sequence[Slot]) -> int:
@@ -91,10 +92,11 @@ def run(sweep: Sweep, loaded: Sequence[Member], slots: Sequence[Slot]) -> int:
         ConfigError: The data of a member are invalid; none has started.
         CheckFailedError: They could not be checked.
     """
-    finished = {member.name for member in loaded if member.is_finished}  # reads every byte of their last checkpoints
-    outcome = Outcome(finished=[member for member in loaded if member.name in finished])
-    waiting = deque(member for member in loaded if member.name not in finished)
-    check_data(waiting)
+    finished = {member.name: member for member in loaded if member.is_finished}  # reads every byte of last checkpoints
+    outcome = Outcome(finished=finished)
+    waiting = [member for member in loaded if member.name not in finished]
+    # A run after one that is not finished has nothing to be checked yet; it is when it starts.
+    check_data([member for member in runs_of(waiting) if outcome.is_ready(member)])
     skipped = f", {len(outcome.finished)} already finished" if outcome.finished else ""
     print(f"{sweep.name}: {len(loaded)} members{skipped}, {len(slots)} at a time", flush=True)
     Pool(sweep, slots, len(loaded), outcome).run_all(waiting)
@@ -102,9 +104,10 @@ def run(sweep: Sweep, loaded: Sequence[Member], slots: Sequence[Slot]) -> int:
         done = f"{len(outcome.finished)} of {len(loaded)} members are finished"
         print(f"stopped: {done}; run the same command to resume")
     _report_failures(outcome)
+    _report_waiting(outcome)
     if outcome.stopped:
         return STOPPED_EARLY
-    code = _report(sweep, outcome) if sweep.report and outcome.finished else 0
+    code = _report(outcome) if sweep.report and outcome.finished else 0
     return 1 if outcome.failed or code else 0
 
 
@@ -113,14 +116,23 @@ def _report_failures(outcome: Outcome) -> None:
         return
     print(f"failed: {len(outcome.failed)}; run the same command to retry")
     for member, code in outcome.failed:
-        log = member.folder / LOG
-        print(f"  {member.name}  exit code {code}  {log}\n    {last_line(log)}")
+        print(f"  {member.name}  exit code {code}  {member.log}\n    {last_line(member.log)}")
 
 
-def _report(sweep: Sweep, outcome: Outcome) -> int:
-    folder = outcome.finished[0].folder.parent
-    runs = sorted(str(member.folder) for member in outcome.finished)
-    reporting = [sys.executable, "-m", "analysis", "report", *runs, "--out", str(folder / "report")]
+def _report_waiting(outcome: Outcome) -> None:
+    if not outcome.waiting:
+        return
+    print(f"not started: {len(outcome.waiting)}")
+    for member in outcome.waiting:
+        if member.after is not None:
+            print(f"  {member.name}  waits for {member.after.name}")
+
+
+def _report(outcome: Outcome) -> int:
+    """Write the report on the finished runs; return its exit code. Runs of different tasks each have their part."""
+    runs = [member.folder for member in runs_of(outcome.finished.values())]
+    folder = runs[0].parent / "report"
+    reporting = [sys.executable, "-m", "analysis", "report", *sorted(map(str, runs)), "--out", str(folder)]
     code = subprocess.run(reporting, check=False).returncode
     if code:
         print(f"the report failed (exit code {code}): {shell_line(reporting)}", file=sys.stderr)

@@ -18,7 +18,7 @@ import yaml
 from launch.__main__ import main
 from launch.sweep import pool
 from launch.sweep import sweep as sweeping
-from launch.sweep.members import Member, members
+from launch.sweep.members import Member, RunMember, members, runs_of
 from launch.sweep.slots import shares
 from launch.sweep.sweep_file import read_sweep
 from tests.checkpoints import write_checkpoint
@@ -58,8 +58,12 @@ def sweep_file(folder: Path, **settings: Any) -> Path:
     return path
 
 
+def loaded_runs(path: Path, overrides: Sequence[str] = ()) -> list[RunMember]:
+    return runs_of(members(read_sweep(path, overrides)))
+
+
 def names(path: Path) -> list[str]:
-    return [member.name for member in members(read_sweep(path))]
+    return [m.name for m in members(read_sweep(path))]
 
 
 @pytest.fixture
@@ -81,7 +85,7 @@ def acting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_grid_is_every_combination_and_tied_keys_go_together(tmp_path: Path) -> None:
-    found = members(read_sweep(sweep_file(tmp_path)))
+    found = loaded_runs(sweep_file(tmp_path))
     assert len(found) == 8
     assert found[0].name == "placement-pre_lr-1e-3_seed-0"
     assert found[-1].name == "placement-peri_lr-3e-2_seed-1"
@@ -115,7 +119,7 @@ def test_values_that_make_no_folder_name_do_so_all_the_same(tmp_path: Path) -> N
 def test_a_member_is_the_run_that_its_command_starts(tmp_path: Path) -> None:
     grid = {"optim.betas": [[0.9, 0.99]], "optim.gradient_clipping": [None], "task.model.norm_placement": ["post"]}
     extra = {"optim.lr": 0.0001, "engine.deterministic": False, "task.data.tokenizer": "byte-bpe"}
-    member = members(read_sweep(sweep_file(tmp_path, grid=grid, set=extra), ["steps=5"]))[0]
+    member = loaded_runs(sweep_file(tmp_path, grid=grid, set=extra), ["steps=5"])[0]
     assert member.config == load(member.arguments[0], member.arguments[1:])
     assert member.config.optim.betas == (0.9, 0.99)
     assert member.config.optim.gradient_clipping is None
@@ -123,14 +127,14 @@ def test_a_member_is_the_run_that_its_command_starts(tmp_path: Path) -> None:
 
 
 def test_the_experiments_sweep_is_36_runs() -> None:
-    found = members(read_sweep(ROOT / "configs/sweeps/placements.yaml"))
+    found = loaded_runs(ROOT / "configs/sweeps/placements.yaml")
     assert len({member.name for member in found}) == 36
     assert {member.config.optim.lr for member in found} == {1e-3, 3e-3, 1e-2, 3e-2}
     assert all(member.config.seed == member.config.task.data.seed for member in found)
 
 
 def test_finished_means_what_training_means_by_it(tmp_path: Path) -> None:
-    member = members(read_sweep(sweep_file(tmp_path)))[0]
+    member = loaded_runs(sweep_file(tmp_path))[0]
     for step, saved, finished in (
         (7, {}, False),
         (8, {"evaluated": 4}, False),
@@ -192,7 +196,7 @@ def test_all_members_are_checked_before_any_starts_and_each_fault_is_told_once(t
 
 def test_a_folder_that_holds_another_run_is_refused_before_any_starts(tmp_path: Path) -> None:
     path = sweep_file(tmp_path)
-    write_config(members(read_sweep(path))[3].config)
+    write_config(loaded_runs(path)[3].config)
     with pytest.raises(ConfigError, match=r"belongs to a different run.*steps: 8 -> 9.*another name"):
         members(read_sweep(path, ["steps=9"]))
 
