@@ -31,12 +31,13 @@ from train.observe.run_facts import write_config
 ROOT = Path(__file__).parents[3]
 GRID = {"task.model.norm_placement": ["pre", "peri"], "optim.lr": [1e-3, 3e-2], "seed, task.data.seed": [0, 1]}
 
-# A member that needs no torch: its first argument says which run; what it does stands in a file beside the runs.
+# A member that needs no torch: its arguments are name, output, last step (0 of labels) and a file of what members do.
 ACT = """
 import json, os, pathlib, signal, sys, time
 from tests.checkpoints import write_checkpoint
-folder, script = pathlib.Path(sys.argv[1]), json.loads(pathlib.Path(sys.argv[2]).read_text())
-deed = script.get(folder.name, "finish")
+name, folder, steps = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
+deed = json.loads(pathlib.Path(sys.argv[4]).read_text()).get(name, "finish")
+folder.mkdir(parents=True, exist_ok=True)
 print("cores", sorted(os.sched_getaffinity(0)), flush=True)
 (folder / "started").open("a").write("x")
 if deed == "wait":
@@ -47,7 +48,10 @@ if deed == "wait":
 if deed == "fail":
     print("the reason why")
     sys.exit(1)
-write_checkpoint(folder, 8)
+if steps:
+    write_checkpoint(folder, steps)
+else:
+    (folder / "labels.json").write_text('{"settings": {"attention_threshold": 0.9}}')
 """
 
 
@@ -74,7 +78,8 @@ def acting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     def command(member: Member, ranks: int) -> list[str]:
         assert ranks == 1
-        return [sys.executable, "-c", ACT, str(member.folder), str(script)]
+        steps = member.config.steps if isinstance(member, RunMember) else 0
+        return [sys.executable, "-c", ACT, member.name, str(member.output), str(steps), str(script)]
 
     monkeypatch.setattr(pool, "command", command)
     monkeypatch.setattr(sweeping, "check", lambda _: None)
