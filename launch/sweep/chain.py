@@ -16,6 +16,7 @@ Entry = Mapping[str, Any]  # an entry of `runs`, as in the file
 ABOUT_ENTRY = ("name", "config", "after", "make")  # keys of an entry that are not settings
 OUTPUT = "{after}"
 MAKE = ("pseudo_labels",)  # what an entry can make instead of a run
+_MOST_SUGGESTIONS = 20  # unknown names for which the nearest name is searched: milliseconds each
 
 
 def settings_of(entry: Entry) -> dict[str, Any]:
@@ -74,8 +75,13 @@ def faults(entries: Sequence[Entry]) -> Iterator[str]:
             if count > 1:
                 yield f"runs: {count} entries are named {name}; chains need a different name for each"
     before = predecessors(entries)
+    known = set(names)
+    unknown = [after for entry in entries if (after := _after(entry)) is not None and after not in known]
+    hints = {name: _hint(name, names) for name in list(dict.fromkeys(unknown))[:_MOST_SUGGESTIONS]}
     for number, entry in enumerate(entries):
-        for key, fault in (*_after_faults(entry, names), *_make_faults(entry, before[number], entries)):
+        if before[number] is None and (after := _after(entry)) is not None:
+            yield f"runs.{number}.after: no entry is named {after}{hints.get(after, '')}"
+        for key, fault in (*_output_faults(entry), *_make_faults(entry, before[number], entries)):
             yield f"runs.{number}.{key}: {fault}"
     yield from _cycle_faults(entries, before)
     yield from _shared_folder_faults(entries, before)
@@ -89,19 +95,19 @@ def _after(entry: Entry) -> str | None:
     return None if entry.get("after") is None else str(entry["after"])
 
 
-def _after_faults(entry: Entry, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield faults of an entry's `after` and its uses, each with its key."""
+def _hint(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else "; name one, with name: NAME in that entry"
+
+
+def _output_faults(entry: Entry) -> Iterator[tuple[str, str]]:
+    """Yield where an entry uses an output without `after`, or not at all, each with its key."""
     after = _after(entry)
     users = [key for key, value in settings_of(entry).items() if mentions_output(value)]
     if after is None:
         for key in users:
             yield key, f"{OUTPUT} is the output of another entry, but no entry is named; add after: NAME"
-        return
-    if after not in names:
-        near = difflib.get_close_matches(after, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else "name one, with name: NAME in that entry"
-        yield "after", f"no entry is named {after}; {hint}"
-    if not users and is_run(entry):
+    elif not users and is_run(entry):
         example = f'task.data.labels: "{OUTPUT}" or checkpoint.start_from: "{OUTPUT}@100"'
         yield "after", f"no value uses the output of {after}; write {OUTPUT} in one, e.g. {example}, or remove after"
 
@@ -140,8 +146,8 @@ def _cycle_faults(entries: Sequence[Entry], before: Sequence[int | None]) -> Ite
         if len(cycle) == 1:
             yield f"runs.{number}.after: {_after(entries[number])} is the entry itself; name another one, or remove it"
         else:
-            loop = " after ".join(str(_name(entries[position])) for position in [*cycle, number])
-            yield f"runs.{number}.after: a cycle, {loop}; remove one of them"
+            loop = " -> ".join(str(_name(entries[position])) for position in [*cycle, number])
+            yield f"runs.{number}.after: the entries wait for each other ({loop}); remove one after"
 
 
 def _shared_folder_faults(entries: Sequence[Entry], before: Sequence[int | None]) -> Iterator[str]:

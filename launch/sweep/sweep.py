@@ -32,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m launch sweep",
-        description="Run a grid or list of runs, a few at a time, then write a report; rerun the command to resume.",
+        description="Run a grid, list or chain of runs, a few at a time, then write a report; rerun the command to "
+        "resume.",
     )
     parser.add_argument("sweep", help="YAML file, e.g. configs/sweeps/placements.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for all members, e.g. steps=100")
@@ -107,7 +108,8 @@ def run(sweep: Sweep, loaded: Sequence[Member], slots: Sequence[Slot]) -> int:
     _report_waiting(outcome)
     if outcome.stopped:
         return STOPPED_EARLY
-    code = _report(outcome) if sweep.report and outcome.finished else 0
+    runs = runs_of(outcome.finished.values())
+    code = _report(runs) if sweep.report and runs else 0
     return 1 if outcome.failed or code else 0
 
 
@@ -128,11 +130,11 @@ def _report_waiting(outcome: Outcome) -> None:
             print(f"  {member.name}  waits for {member.after.name}")
 
 
-def _report(outcome: Outcome) -> int:
-    """Write the report on the finished runs; return its exit code. Runs of different tasks each have their part."""
-    runs = [member.folder for member in runs_of(outcome.finished.values())]
-    folder = runs[0].parent / "report"
-    reporting = [sys.executable, "-m", "analysis", "report", *sorted(map(str, runs)), "--out", str(folder)]
+def _report(runs: Sequence[RunMember]) -> int:
+    """Write the report on finished runs, with a part for each task; return its exit code."""
+    folders = sorted(str(member.folder) for member in runs)
+    out = str(runs[0].folder.parent / "report")
+    reporting = [sys.executable, "-m", "analysis", "report", *folders, "--out", out]
     code = subprocess.run(reporting, check=False).returncode
     if code:
         print(f"the report failed (exit code {code}): {shell_line(reporting)}", file=sys.stderr)

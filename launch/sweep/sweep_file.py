@@ -24,7 +24,8 @@ runs:
   - {name: third, after: labels, task.data.labels: "{after}"}
                                           {after} is the folder of the labels, RUN/labels/step_NNNNNN
 
-If a member fails, those after it wait for the next start. `set` and `grid` apply to runs only.
+After a member that fails or is stopped, none is started; the same command starts it once that member is finished.
+`set` and `grid` are settings of runs only; there are labels for each combination of the grid.
 """
 
 from __future__ import annotations

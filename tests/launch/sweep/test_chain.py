@@ -17,7 +17,7 @@ import yaml
 from launch.__main__ import main
 from launch.sweep import chain
 from launch.sweep import sweep as sweeping
-from launch.sweep.members import LabelsMember, RunMember, members
+from launch.sweep.members import LabelsMember, RunMember, members, representatives, runs_of
 from launch.sweep.sweep_file import read_sweep
 from tests.faults.processes import HANG_SECONDS
 from tests.launch.sweep.test_sweep import ROOT, WATCH, acting
@@ -92,6 +92,15 @@ def test_an_entry_may_have_a_configuration_of_its_own(tmp_path: Path) -> None:
     assert [member.folder for member in alone] == [member.folder for member in found[1:]]
 
 
+def test_entries_may_have_different_tasks_and_each_is_checked(tmp_path: Path) -> None:
+    images = {"name": "images", "config": str(ROOT / "configs/texture_removal/quickstart.yaml")}
+    found = runs_of(
+        members(read_sweep(chain_file(tmp_path, FIRST, images, set={"output_dir": str(tmp_path / "runs")})))
+    )
+    assert [member.config.task.kind for member in found] == ["language_model", "texture_removal"]
+    assert representatives(found) == found
+
+
 def test_names_of_entries_without_a_chain_may_still_repeat(tmp_path: Path) -> None:
     found = members(read_sweep(chain_file(tmp_path, {"name": "a", "seed": 1}, {"name": "a", "seed": 2})))
     assert len({member.name for member in found}) == 2
@@ -108,7 +117,7 @@ def test_names_of_entries_without_a_chain_may_still_repeat(tmp_path: Path) -> No
         ([SECOND | {"after": "second"}], "runs.0.after: second is the entry itself"),
         (
             [SECOND | {"name": "a", "after": "b"}, SECOND | {"name": "b", "after": "a"}],
-            "runs.0.after: a cycle, a after b after a; remove one of them",
+            "runs.0.after: the entries wait for each other (a -> b -> a); remove one after",
         ),
         ([FIRST, FIRST | {"steps": 5}, SECOND], "runs: 2 entries are named first; chains need a different name"),
         ([FIRST, {"name": "b", "after": "first"}], "runs.1.after: no value uses the output of first; write {after}"),
@@ -250,6 +259,18 @@ def test_what_comes_after_a_member_that_was_stopped_waits(
     acting.write_text("{}")
     assert main(["sweep", path]) == 0
     assert started(tmp_path) == ["first/labels/step_000004", "first/labels/step_000004", "first", "third"]
+
+
+def test_labels_outlive_their_run(acting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The checkpoint of a run is damaged after its labels were made, and the run fails: there is nothing to report."""
+    path = chain_file(tmp_path, FIRST, LABELS, report=True)
+    labels = members(read_sweep(path))[1]
+    labels.output.mkdir(parents=True)
+    (labels.output / "labels.json").write_text("{}")
+    acting.write_text(json.dumps({"first": "fail"}))
+    assert main(["sweep", str(path)]) == 1
+    assert "1 already finished" in capsys.readouterr().out
+    assert not (tmp_path / "runs/sw/report").exists()
 
 
 def test_only_runs_whose_member_before_is_finished_are_checked_up_front(
