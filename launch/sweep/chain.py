@@ -11,6 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from train.config.yaml_text import shortened
+
 Entry = Mapping[str, Any]  # an entry of `runs`, as in the file
 
 ABOUT_ENTRY = ("name", "config", "after", "make")  # keys of an entry that are not settings
@@ -147,7 +149,7 @@ def _cycle_faults(entries: Sequence[Entry], before: Sequence[int | None]) -> Ite
             yield f"runs.{number}.after: {_after(entries[number])} is the entry itself; name another one, or remove it"
         else:
             loop = " -> ".join(str(_name(entries[position])) for position in [*cycle, number])
-            yield f"runs.{number}.after: the entries wait for each other ({loop}); remove one after"
+            yield f"runs.{number}.after: the entries wait for each other ({shortened(loop, 200)}); remove one after"
 
 
 def _shared_folder_faults(entries: Sequence[Entry], before: Sequence[int | None]) -> Iterator[str]:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         "resume.",
     )
     parser.add_argument("sweep", help="YAML file, e.g. configs/sweeps/placements.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for all members, e.g. steps=100")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for all runs, e.g. steps=100")
     parser.add_argument("--parallel", type=int, help="concurrent members (default: as in the file)")
     parser.add_argument("--dry-run", action="store_true", help="list the members and their commands")
     parser.add_argument("--cluster", metavar="FILE", help="submit the sweep as a SLURM array to this cluster")

@@ -67,7 +67,7 @@ def read_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
 
     Args:
         path: The YAML file.
-        overrides: `key=value` words for all members; they take precedence over `set`.
+        overrides: `key=value` words for all runs; they take precedence over `set`.
 
     Raises:
         ConfigError: The file is invalid; all faults are reported at once.
