@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from launch.slurm import cluster, slurm
-from launch.sweep.members import Member, representatives
+from launch.sweep.members import Member, RunMember, representatives, runs_of
 from launch.sweep.sweep_file import Sweep
 from train.config.batch import check_world_size
 from train.config.errors import ConfigError
@@ -26,10 +26,12 @@ def submit(
         dry_run: Print the batch script and submit nothing.
 
     Raises:
-        ConfigError: The cluster file is invalid or does not fit a member; nothing is submitted.
+        ConfigError: The cluster file is invalid or does not fit a member, or a member comes after another; nothing is
+            submitted.
     """
     where = cluster.load(file)
-    left = [member for member in members if not member.is_finished]
+    _refuse_chains(members)
+    left = [member for member in runs_of(members) if not member.is_finished]
     if not left:
         print(f"{sweep.name}: all {len(members)} members are finished")
         return 0
@@ -64,7 +66,21 @@ def submit(
     return 0
 
 
-def _faults(member: Member, where: cluster.ClusterConfig) -> list[str]:
+def _refuse_chains(members: Sequence[Member]) -> None:
+    """Refuse members that come after others: the tasks of an array start in any order."""
+    names = [f"{member.name} comes after {member.after.name}" for member in members if member.after is not None]
+    if names:
+        more = f" ({len(names) - 1} more like it)" if len(names) > 1 else ""
+        raise ConfigError(
+            [
+                f"--cluster: {names[0]}{more}, but the tasks of a SLURM array start in any order; submit the runs of a "
+                "stage with `python -m launch slurm` (--dry-run without --cluster lists their settings), then those "
+                "of the next, or start the sweep without --cluster inside one job"
+            ]
+        )
+
+
+def _faults(member: RunMember, where: cluster.ClusterConfig) -> list[str]:
     try:
         check_world_size(member.config, where.nodes * where.ranks)
     except ConfigError as error:

@@ -1,44 +1,35 @@
-"""Members of a sweep: one ordinary run per point of its grid or entry of its list."""
+"""Members of a sweep: a run, or the labels of a run, per point of its grid and entry of its list."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from launch.sweep import chain, starting_point
+from launch.sweep.names import Point, names_of
 from launch.sweep.sweep_file import Sweep, Text, split_keys
 from train.config import yaml_text
 from train.config.batch import check_world_size
 from train.config.errors import ConfigError
-from train.config.facts.run_layout import CONFIG, is_finished
+from train.config.facts.manifest import step_name
+from train.config.facts.run_layout import CONFIG, LABELS, LABELS_RECORD, is_finished, read_json
 from train.config.load import load
-from train.config.resume import refuse_another_run
+from train.config.resume import refuse_another_run, settings_by_path
 from train.config.run import RunConfig
-
-_SHORT = {"norm_placement": "placement"}
-_LONGEST_VALUE, _LONGEST_NAME = 32, 100
-
-
-class Point(NamedTuple):
-    """The settings of one member, by key."""
-
-    label: str | None  # name of its entry in `runs`
-    settings: dict[str, Any]
-    in_name: dict[str, Any]  # the settings that appear in the folder's name
 
 
 @dataclass(frozen=True)
-class Member:
-    """One run of a sweep."""
+class RunMember:
+    """A run of a sweep."""
 
     config: RunConfig
     arguments: tuple[str, ...]  # arguments for `python -m train` and `python -m launch local`
+    after: Member | None = None  # starts once this one is finished
 
     @property
     def name(self) -> str:
@@ -49,6 +40,16 @@ class Member:
     def folder(self) -> Path:
         """Run folder."""
         return self.config.folder
+
+    @property
+    def output(self) -> Path:
+        """What {after} stands for in members after this one: the run folder."""
+        return self.folder
+
+    @property
+    def log(self) -> Path:
+        """Output of the member's command."""
+        return self.folder / "logs" / "sweep.log"
 
     @property
     def is_finished(self) -> bool:
@@ -63,32 +64,87 @@ class Member:
         return (self.folder / CONFIG).is_file()
 
 
+@dataclass(frozen=True)
+class LabelsMember:
+    """The pseudo labels of a run of a sweep, made with `python -m train.pseudo_labels`."""
+
+    name: str
+    after: RunMember  # the run whose model makes them
+    settings: Mapping[str, Any]
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Arguments for `python -m train.pseudo_labels`."""
+        return (str(self.folder), *_words(self.settings))
+
+    @property
+    def folder(self) -> Path:
+        """Run folder that they are written to."""
+        return self.after.folder
+
+    @property
+    def output(self) -> Path:
+        """What {after} stands for in members after this one: the folder of the labels."""
+        return self.folder / LABELS / step_name(self.after.config.steps)
+
+    @property
+    def log(self) -> Path:
+        """Output of the member's command."""
+        return self.folder / "logs" / f"{self.name}.log"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all labels are written."""
+        return (self.output / LABELS_RECORD).is_file()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there are labels to add to."""
+        return self.output.is_dir()
+
+
+Member = RunMember | LabelsMember
+
+
 def members(sweep: Sweep) -> list[Member]:
-    """Load every member of a sweep and check it as a run.
+    """Load every member of a sweep and check it, runs as `python -m launch local` does.
 
     Raises:
         ConfigError: A member is invalid; each fault is reported once, with the members that have it.
     """
-    points = list(_points(sweep))
-    names, folder = _names(points), _folder(sweep)
+    points = _points(sweep)
+    names, folder = names_of(points), _folder(sweep)
     loaded: dict[int, Member] = {}  # by position
     by_fault: dict[str, list[str]] = {}
-    for number, (name, point) in enumerate(zip(names, points, strict=True)):
+    for number in chain.in_order([point.after for point in points]):
+        point, name = points[number], names[number]
+        before = None if point.after is None else loaded.get(point.after)
+        # A predecessor with faults has no output; a path in its place lets the faults of this member be found too.
+        output = before.output if before is not None else Path(folder, "missing")
         try:
-            loaded[number] = _member(sweep, folder, name, point)
+            if chain.is_run(point.entry):
+                loaded[number] = _run(sweep, point, {"name": name, "output_dir": folder}, before, output)
+            elif isinstance(before, RunMember):
+                loaded[number] = _labels(name, before, chain.filled_all(chain.settings_of(point.entry), output))
         except ConfigError as error:
             for fault in error.faults:
                 by_fault.setdefault(fault, []).append(name)
     faults = _repeated(points, loaded)
-    faults += [_fault_text(fault, names, len(points)) for fault, names in by_fault.items()]
+    num_runs = sum(chain.is_run(point.entry) for point in points)
+    faults += [_fault_text(fault, names, num_runs) for fault, names in by_fault.items()]
     if faults:
         raise ConfigError(faults)
-    return list(loaded.values())
+    return [loaded[number] for number in range(len(points))]
 
 
-def representatives(members: Sequence[Member]) -> list[Member]:
+def runs_of(members: Iterable[Member]) -> list[RunMember]:
+    """Return the members that are runs."""
+    return [member for member in members if isinstance(member, RunMember)]
+
+
+def representatives(members: Sequence[RunMember]) -> list[RunMember]:
     """Return the first member of each kind for `python -m train --check`: data, tokenizer and starting weights."""
-    firsts: dict[str, Member] = {}
+    firsts: dict[str, RunMember] = {}
     for member in members:
         task = member.config.task
         data = replace(task.data, seed=0)
@@ -97,22 +153,29 @@ def representatives(members: Sequence[Member]) -> list[Member]:
     return list(firsts.values())
 
 
-def _points(sweep: Sweep) -> Iterator[Point]:
+def _points(sweep: Sweep) -> list[Point]:
     grid = [[(keys, value) for value in values] for keys, values in sweep.grid.items()]
-    for run in sweep.runs or ({},):
-        listed = {key: value for key, value in run.items() if key != "name"}
-        label = run.get("name")
-        for chosen in itertools.product(*grid):
-            settings = listed | {key: value for keys, value in chosen for key in split_keys(keys)}
-            in_name = ({} if label else listed) | {split_keys(keys)[0]: value for keys, value in chosen}
-            yield Point(None if label is None else str(label), settings, in_name)
+    chosen = list(itertools.product(*grid))
+    entries = sweep.runs or ({},)
+    points: list[Point] = []
+    for entry, before in zip(entries, chain.predecessors(entries), strict=True):
+        listed = chain.settings_of(entry)
+        own = {"config": Path(str(entry["config"])).stem} if entry.get("config") is not None else {}
+        for number, pairs in enumerate(chosen):
+            settings = listed | {key: value for keys, value in pairs for key in split_keys(keys)}
+            in_name = {} if entry.get("name") is not None else own | listed
+            in_name |= {split_keys(keys)[0]: value for keys, value in pairs}
+            points.append(Point(entry, settings, in_name, None if before is None else before * len(chosen) + number))
+    return points
 
 
 def _repeated(points: Sequence[Point], loaded: Mapping[int, Member]) -> list[str]:
     """Return the members that are the same run, however their values are written."""
     first: dict[str, int] = {}
     faults: list[str] = []
-    for number, member in loaded.items():
+    for number, member in sorted(loaded.items()):
+        if not isinstance(member, RunMember):
+            continue
         run = repr(replace(member.config, name=""))
         if run in first:
             words = " ".join(_words(points[number].settings)) or "nothing is varied"
@@ -122,27 +185,63 @@ def _repeated(points: Sequence[Point], loaded: Mapping[int, Member]) -> list[str
 
 
 def _folder(sweep: Sweep) -> str:
-    """Return the folder of the members: one named after the sweep, below the configuration's output_dir."""
-    text = yaml_text.read(sweep.config, _words(sweep.set))
-    if text.tree is None:
-        raise ConfigError(text.faults)
-    output_dir = text.tree.get("output_dir", "runs")
-    if not isinstance(output_dir, str):
-        raise ConfigError([f"output_dir: {yaml_text.show(output_dir)} is not text"])
-    return str(Path(output_dir) / sweep.name)
+    """Return the folder of the members: one named after the sweep, below the configurations' output_dir."""
+    files = [_config_file(sweep, entry) for entry in sweep.runs or ({},) if chain.is_run(entry)]
+    places: dict[str, str] = {}  # a configuration of each output_dir
+    faults: list[str] = []
+    for file in dict.fromkeys(files):
+        text = yaml_text.read(file, _words(sweep.set))
+        output_dir = "" if text.tree is None else text.tree.get("output_dir", "runs")
+        if text.tree is None:
+            faults += text.faults
+        elif isinstance(output_dir, str):
+            places.setdefault(output_dir, file)
+        else:
+            faults.append(f"output_dir: {yaml_text.show(output_dir)} is not text")
+    if len(places) > 1:
+        given = ", ".join(f"{place} in {file}" for place, file in places.items())
+        faults.append(
+            f"output_dir: {given}; members of a sweep share one: give it in set, e.g. set: {{output_dir: runs}}"
+        )
+    if faults:
+        raise ConfigError(list(dict.fromkeys(faults)))
+    return str(Path(*places, sweep.name))
 
 
-def _member(sweep: Sweep, folder: str, name: str, point: Point) -> Member:
-    settings = sweep.set | point.settings
-    overrides = tuple(_words(settings | {"name": name, "output_dir": folder}))
-    member = Member(load(sweep.config, overrides), (sweep.config, *overrides))
+def _config_file(sweep: Sweep, entry: chain.Entry) -> str:
+    return str(sweep.config if entry.get("config") is None else entry["config"])
+
+
+def _run(sweep: Sweep, point: Point, place: dict[str, str], before: Member | None, output: Path) -> RunMember:
+    settings = sweep.set | chain.filled_all(point.settings, output)
+    file, overrides = _config_file(sweep, point.entry), tuple(_words(settings | place))
+    member = RunMember(load(file, overrides), (file, *overrides), before)
     check_world_size(member.config, sweep.ranks)
+    if isinstance(before, RunMember) and (faults := list(starting_point.faults(member.config, before.config))):
+        raise ConfigError(faults)
     if member.is_begun:
         _refuse_another(member)
     return member
 
 
-def _refuse_another(member: Member) -> None:
+def _labels(name: str, run: RunMember, settings: Mapping[str, Any]) -> LabelsMember:
+    """Return a member that makes labels; refuse a folder of labels made with other settings up front."""
+    member = LabelsMember(name, run, settings)
+    record = read_json(member.output / LABELS_RECORD) or {}
+    made = settings_by_path(record.get("settings"))
+    given = settings_by_path(settings)
+    changed = [
+        f"{key}: {yaml_text.show(made[key])} -> {yaml_text.show(value)}"
+        for key, value in given.items()
+        if key in made and made[key] != value
+    ]
+    if changed:
+        other = f"{member.output} holds labels made with other settings ({', '.join(changed)})"
+        raise ConfigError([f"{other}; write those, delete the folder, or give the sweep another name"])
+    return member
+
+
+def _refuse_another(member: RunMember) -> None:
     """Refuse a folder that holds another run up front, as train would later."""
     try:
         refuse_another_run(member.folder, member.config)
@@ -169,65 +268,3 @@ def _yaml(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z./][\w./-]*", value) and value.lower() not in words:
         return value
     return json.dumps(value, ensure_ascii=False)
-
-
-# ------------------------------------------------------------------------------------------------------------- names
-
-
-def _names(points: Sequence[Point]) -> list[str]:
-    """Return a folder name for each point, built from short keys and values of the settings that differ."""
-    keys = _short_keys(list(dict.fromkeys(key for point in points for key in point.in_name)))
-    names = ["_".join(_name_parts(point, keys)) or "only" for point in points]
-    names = [_fitted(name, point) for name, point in zip(names, points, strict=True)]
-    repeated = {name for name, count in Counter(names).items() if count > 1}
-    return [_with_hash(n, p) if n in repeated else n for n, p in zip(names, points, strict=True)]
-
-
-def _name_parts(point: Point, keys: Mapping[str, str]) -> Iterator[str]:
-    if point.label is not None:
-        yield point.label
-    for key, value in point.in_name.items():
-        yield f"{keys[key]}-{_value(value)}"
-
-
-def _short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Return each key's last component, preceded by as many others as it takes to be unique."""
-    short = {key: _SHORT.get(key.rpartition(".")[2], key.rpartition(".")[2]) for key in keys}
-    for key in keys:
-        words, last = key.split("."), list(short.values())
-        if last.count(short[key]) > 1:
-            count = next(n for n in range(1, len(words) + 1) if not _shared(words[-n:], key, keys))
-            short[key] = ".".join(words[-count:])
-    return short
-
-
-def _shared(tail: list[str], key: str, keys: Sequence[str]) -> bool:
-    return len(tail) < len(key.split(".")) and any(k != key and k.split(".")[-len(tail) :] == tail for k in keys)
-
-
-def _value(value: object) -> str:
-    if isinstance(value, float):
-        return _number(value)
-    text = str(value) if isinstance(value, str | int) else json.dumps(value)
-    text = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 7]}-{_hash(value)}"
-
-
-def _number(value: float) -> str:
-    """Return a float as in 3e-3, 0.1, 1.5."""
-    if value and not 0.1 <= abs(value) < 1e4:
-        mantissa, _, exponent = f"{value:.6e}".partition("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{value:g}"
-
-
-def _fitted(name: str, point: Point) -> str:
-    return name if len(name) <= _LONGEST_NAME else _with_hash(name[: _LONGEST_NAME - 7], point)
-
-
-def _with_hash(name: str, point: Point) -> str:
-    return f"{name[: _LONGEST_NAME - 7]}-{_hash(point.settings)}"
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:6]

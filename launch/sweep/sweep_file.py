@@ -2,15 +2,30 @@
 
 name: placements                          the members' run folders are in output_dir/placements/
 config: configs/language_model/quickstart.yaml
-set: {steps: 200}                         for all members
+set: {steps: 200}                         for all runs
 grid:                                     every combination
   task.model.norm_placement: [pre, post, peri]
   seed, task.data.seed: [0, 1, 2]         keys that share one value
 runs:                                     each entry is combined with the grid; `name` names the folder
   - {name: wide, task.model.hidden_size: 256}
 parallel: 4                               concurrent members; null: one per GPU, or per two cores
-ranks: 1                                  ranks per member
-report: true                              write a report on all members at the end
+ranks: 1                                  ranks per run
+report: true                              write a report on all runs at the end
+
+Entries of `runs` can have configurations of their own and form chains:
+
+runs:
+  - {name: first, config: a.yaml}         `config` replaces the sweep's, which may be missing if every entry has one
+  - {name: second, after: first, checkpoint.start_from: "{after}@100"}
+                                          starts once `first` is finished (of a grid: its member with the same values);
+                                          {after} in a value is the output of `first`: its run folder
+  - {name: labels, after: first, make: pseudo_labels, attention_threshold: 0.99}
+                                          not a run: `python -m train.pseudo_labels RUN attention_threshold=0.99`
+  - {name: third, after: labels, task.data.labels: "{after}"}
+                                          {after} is the folder of the labels, RUN/labels/step_NNNNNN
+
+After a member that fails or is stopped, none is started; the same command starts it once that member is finished.
+`set` and `grid` are settings of runs only; there are labels for each combination of the grid.
 """
 
 from __future__ import annotations
@@ -21,6 +36,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
+
+from launch.sweep import chain
 
 # Same readers as for a run's configuration, so that 3e-4 is a number in a sweep file too.
 from train.config import yaml_text
@@ -36,7 +53,7 @@ class Sweep:
     """Contents of a sweep file."""
 
     name: str
-    config: str  # configuration file that all members start from
+    config: str | None = None  # configuration file of the runs that name none of their own
     set: dict[str, Any] = field(default_factory=dict[str, Any])
     grid: dict[str, Any] = field(default_factory=dict[str, Any])
     runs: tuple[dict[str, Any], ...] = ()
@@ -50,7 +67,7 @@ def read_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
 
     Args:
         path: The YAML file.
-        overrides: `key=value` words for all members; they take precedence over `set`.
+        overrides: `key=value` words for all runs; they take precedence over `set`.
 
     Raises:
         ConfigError: The file is invalid; all faults are reported at once.
@@ -87,13 +104,15 @@ def _faults(sweep: Sweep) -> Iterator[str]:
         if count is not None and not 1 <= count <= MOST_MEMBERS:
             yield f"{key}: {count} is too {'small' if count < 1 else 'large'}; write 1 to {MOST_MEMBERS:_}"
     yield from _size_faults(sweep)
+    yield from _config_faults(sweep)
+    yield from chain.faults(sweep.runs)
     for keys, values in sweep.grid.items():
         if not isinstance(values, list) or not values:
             value = yaml_text.show(cast("object", values))
             yield f"grid.{keys}: {value} is not a list of values; write [{value}, ...]"
     yield from _key_and_value_faults(sweep)
     varied = [key for keys in sweep.grid for key in split_keys(keys)]
-    varied += {key: None for run in sweep.runs for key in run if key != "name"}
+    varied += {key: None for run in sweep.runs if chain.is_run(run) for key in chain.settings_of(run)}
     for key in dict.fromkeys(varied):
         if varied.count(key) > 1:
             yield f"{key}: is varied twice; give it once, in grid or in runs"
@@ -115,6 +134,17 @@ def _size_faults(sweep: Sweep) -> Iterator[str]:
         yield f"grid: {count:_} members are more than a sweep may have ({MOST_MEMBERS:_}); list fewer values"
 
 
+def _config_faults(sweep: Sweep) -> Iterator[str]:
+    runs = [run for run in sweep.runs or ({},) if chain.is_run(run)]
+    without = [run for run in runs if run.get("config") is None]
+    if sweep.config is None and without:
+        yield "config: missing; write e.g. config: configs/language_model/quickstart.yaml" + (
+            ", or give every entry of runs its own" * bool(sweep.runs)
+        )
+    if sweep.config is not None and not without:
+        yield "config: has no effect, as every entry of runs has its own; remove it"
+
+
 def _key_and_value_faults(sweep: Sweep) -> Iterator[str]:
     groups = [("set", sweep.set), ("grid", sweep.grid)]
     groups += [(f"runs.{number}", run) for number, run in enumerate(sweep.runs)]
@@ -122,6 +152,8 @@ def _key_and_value_faults(sweep: Sweep) -> Iterator[str]:
         for keys, value in settings.items():
             if not all(re.fullmatch(r"\w+(\.\w+)*", key) for key in split_keys(keys)):
                 yield f"{group}.{yaml_text.shortened(keys, 80)}: not the path of a setting; write one like optim.lr"
+            if group in ("set", "grid") and chain.mentions_output(value):
+                yield f"{group}.{keys}: {chain.OUTPUT} is known only to an entry of runs with after; move it there"
             if not _is_finite(value):
                 yield f"{group}.{keys}: {yaml_text.show(value)} contains a number that is not finite; remove it"
 

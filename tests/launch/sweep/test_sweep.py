@@ -16,8 +16,10 @@ import pytest
 import yaml
 
 from launch.__main__ import main
+from launch.sweep import pool
 from launch.sweep import sweep as sweeping
-from launch.sweep.members import Member, members
+from launch.sweep.members import Member, RunMember, members, runs_of
+from launch.sweep.slots import shares
 from launch.sweep.sweep_file import read_sweep
 from tests.checkpoints import write_checkpoint
 from tests.faults.processes import HANG_SECONDS
@@ -29,12 +31,13 @@ from train.observe.run_facts import write_config
 ROOT = Path(__file__).parents[3]
 GRID = {"task.model.norm_placement": ["pre", "peri"], "optim.lr": [1e-3, 3e-2], "seed, task.data.seed": [0, 1]}
 
-# A member that needs no torch: its first argument says which run; what it does stands in a file beside the runs.
+# A member that needs no torch: its arguments are name, output, last step (0 of labels) and a file of what members do.
 ACT = """
 import json, os, pathlib, signal, sys, time
 from tests.checkpoints import write_checkpoint
-folder, script = pathlib.Path(sys.argv[1]), json.loads(pathlib.Path(sys.argv[2]).read_text())
-deed = script.get(folder.name, "finish")
+name, folder, steps = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
+deed = json.loads(pathlib.Path(sys.argv[4]).read_text()).get(name, "finish")
+folder.mkdir(parents=True, exist_ok=True)
 print("cores", sorted(os.sched_getaffinity(0)), flush=True)
 (folder / "started").open("a").write("x")
 if deed == "wait":
@@ -45,7 +48,10 @@ if deed == "wait":
 if deed == "fail":
     print("the reason why")
     sys.exit(1)
-write_checkpoint(folder, 8)
+if steps:
+    write_checkpoint(folder, steps)
+else:
+    (folder / "labels.json").write_text('{"settings": {"attention_threshold": 0.9}}')
 """
 
 
@@ -56,8 +62,12 @@ def sweep_file(folder: Path, **settings: Any) -> Path:
     return path
 
 
+def loaded_runs(path: Path, overrides: Sequence[str] = ()) -> list[RunMember]:
+    return runs_of(members(read_sweep(path, overrides)))
+
+
 def names(path: Path) -> list[str]:
-    return [member.name for member in members(read_sweep(path))]
+    return [m.name for m in members(read_sweep(path))]
 
 
 @pytest.fixture
@@ -68,9 +78,10 @@ def acting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     def command(member: Member, ranks: int) -> list[str]:
         assert ranks == 1
-        return [sys.executable, "-c", ACT, str(member.folder), str(script)]
+        steps = member.config.steps if isinstance(member, RunMember) else 0
+        return [sys.executable, "-c", ACT, member.name, str(member.output), str(steps), str(script)]
 
-    monkeypatch.setattr(sweeping, "command", command)
+    monkeypatch.setattr(pool, "command", command)
     monkeypatch.setattr(sweeping, "check", lambda _: None)
     return script
 
@@ -79,7 +90,7 @@ def acting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_grid_is_every_combination_and_tied_keys_go_together(tmp_path: Path) -> None:
-    found = members(read_sweep(sweep_file(tmp_path)))
+    found = loaded_runs(sweep_file(tmp_path))
     assert len(found) == 8
     assert found[0].name == "placement-pre_lr-1e-3_seed-0"
     assert found[-1].name == "placement-peri_lr-3e-2_seed-1"
@@ -113,7 +124,7 @@ def test_values_that_make_no_folder_name_do_so_all_the_same(tmp_path: Path) -> N
 def test_a_member_is_the_run_that_its_command_starts(tmp_path: Path) -> None:
     grid = {"optim.betas": [[0.9, 0.99]], "optim.gradient_clipping": [None], "task.model.norm_placement": ["post"]}
     extra = {"optim.lr": 0.0001, "engine.deterministic": False, "task.data.tokenizer": "byte-bpe"}
-    member = members(read_sweep(sweep_file(tmp_path, grid=grid, set=extra), ["steps=5"]))[0]
+    member = loaded_runs(sweep_file(tmp_path, grid=grid, set=extra), ["steps=5"])[0]
     assert member.config == load(member.arguments[0], member.arguments[1:])
     assert member.config.optim.betas == (0.9, 0.99)
     assert member.config.optim.gradient_clipping is None
@@ -121,14 +132,14 @@ def test_a_member_is_the_run_that_its_command_starts(tmp_path: Path) -> None:
 
 
 def test_the_experiments_sweep_is_36_runs() -> None:
-    found = members(read_sweep(ROOT / "configs/sweeps/placements.yaml"))
+    found = loaded_runs(ROOT / "configs/sweeps/placements.yaml")
     assert len({member.name for member in found}) == 36
     assert {member.config.optim.lr for member in found} == {1e-3, 3e-3, 1e-2, 3e-2}
     assert all(member.config.seed == member.config.task.data.seed for member in found)
 
 
 def test_finished_means_what_training_means_by_it(tmp_path: Path) -> None:
-    member = members(read_sweep(sweep_file(tmp_path)))[0]
+    member = loaded_runs(sweep_file(tmp_path))[0]
     for step, saved, finished in (
         (7, {}, False),
         (8, {"evaluated": 4}, False),
@@ -190,7 +201,7 @@ def test_all_members_are_checked_before_any_starts_and_each_fault_is_told_once(t
 
 def test_a_folder_that_holds_another_run_is_refused_before_any_starts(tmp_path: Path) -> None:
     path = sweep_file(tmp_path)
-    write_config(members(read_sweep(path))[3].config)
+    write_config(loaded_runs(path)[3].config)
     with pytest.raises(ConfigError, match=r"belongs to a different run.*steps: 8 -> 9.*another name"):
         members(read_sweep(path, ["steps=9"]))
 
@@ -304,8 +315,8 @@ def test_cores_are_shared_out_between_members(acting: Path, tmp_path: Path) -> N
 def test_gpus_are_shared_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     sweep = read_sweep(sweep_file(tmp_path, ranks=2, parallel=None))
-    assert [slot.gpus for slot in sweeping.shares(sweep, None)] == [("4", "5"), ("6", "7")]
-    assert [slot.gpus for slot in sweeping.shares(sweep, 3)] == [("4", "5"), ("6", "7"), ("4", "5")]
+    assert [slot.gpus for slot in shares(sweep, None)] == [("4", "5"), ("6", "7")]
+    assert [slot.gpus for slot in shares(sweep, 3)] == [("4", "5"), ("6", "7"), ("4", "5")]
 
 
 def test_a_dry_run_lists_members_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

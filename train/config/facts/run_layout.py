@@ -18,6 +18,8 @@ STOPPED = "stopped.json"  # written by a run that stopped early, removed when it
 STACKS = "stacks.txt"  # after a hang: the stacks of every rank
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights"  # Hugging Face folders
+LABELS = "labels"  # pseudo labels, a folder per step of the model that made them
+LABELS_RECORD = "labels.json"  # in a folder of labels once it is complete: their settings
 HEARTBEATS = "heartbeat"  # a file per rank
 LOCK = "lock"  # exists while the run trains; names the process that writes to the folder
 
