@@ -88,7 +88,8 @@ class _Block(nn.Module):
 class Lite0(nn.Module):
     """Images (B, 3, H, W) to features (B, 472, ceil(H / 8), ceil(W / 8)): the outputs of three stages side by side.
 
-    Its BatchNorm layers always use their running statistics, those of the pretrained weights.
+    Its BatchNorm layers keep and use the statistics of the pretrained weights, in training too, unless
+    `learns_statistics` is set: without pretrained weights there are none to keep.
     """
 
     stride = 8
@@ -96,6 +97,7 @@ class Lite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.learns_statistics = False
         self.stem = Convolution(3, _STEM, 3, stride=2)
         self.stages = nn.ModuleList()
         before, reached, dilation = _STEM, 2, 1
@@ -109,10 +111,10 @@ class Lite0(nn.Module):
             before = stage.channels
 
     def train(self, mode: bool = True) -> Lite0:
-        """Set the mode of everything but BatchNorm."""
+        """Set the mode of everything but BatchNorm layers that keep their statistics."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d) and not self.learns_statistics:
                 module.eval()
         return self
 

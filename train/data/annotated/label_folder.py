@@ -17,11 +17,10 @@ import numpy as np
 from PIL import Image
 
 from train.config.errors import ConfigError
+from train.config.facts.run_layout import LABELS, LABELS_RECORD
 from train.data.annotated.collection import AnnotatedImages
 
 CRF, RETRIEVED, SHOWN = "crf", "retrieved", "shown"  # folders
-FACTS = "labels.json"  # exists only when all labels do
-LABELS = "labels"  # of a run folder
 FORMAT = 1
 _MOST_FAULTS = 5
 
@@ -93,7 +92,7 @@ def open_labels(path: str, images: AnnotatedImages, *, key: str) -> LabelFolder:
 
 
 def _facts(folder: Path, key: str) -> dict[str, Any]:
-    place = folder / FACTS
+    place = folder / LABELS_RECORD
     if not place.is_file():
         raise ConfigError([f"{key}: {folder} {_why_no_labels(folder)}"])
     try:
@@ -109,12 +108,14 @@ def _why_no_labels(folder: Path) -> str:
     again = "run `python -m train.pseudo_labels RUN` again"
     if folder.with_name(f"{folder.name}.partial").is_dir():
         return f"is not finished; {again}, which goes on where it stopped"
-    inside = sorted(each.parent for each in (*folder.glob(f"step_*/{FACTS}"), *folder.glob(f"{LABELS}/*/{FACTS}")))
+    inside = sorted(
+        each.parent for each in (*folder.glob(f"step_*/{LABELS_RECORD}"), *folder.glob(f"{LABELS}/*/{LABELS_RECORD}"))
+    )
     if inside:
         return f"holds no labels itself; did you mean {inside[-1]}?"
     if not folder.exists():
         return "does not exist; `python -m train.pseudo_labels RUN` makes it from a run of the task box_classification"
-    return f"has no {FACTS}; give a folder RUN/labels/step_NNNNNN"
+    return f"has no {LABELS_RECORD}; give a folder RUN/labels/step_NNNNNN"
 
 
 def _image_faults(folder: Path, labeled: Mapping[str, Any], images: AnnotatedImages, key: str) -> list[str]:
