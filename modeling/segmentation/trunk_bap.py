@@ -72,6 +72,12 @@ class Trunk(nn.Module):
         self.frozen = True
         self.train(self.training)
 
+    def learn_statistics(self) -> None:
+        """Let batch norms learn their statistics, for a backbone without pretrained weights."""
+        if isinstance(self.backbone, Lite0):
+            self.backbone.learns_statistics = True
+            self.train(self.training)
+
     def train(self, mode: bool = True) -> Trunk:
         """Set the mode of everything but frozen layers."""
         super().train(mode)

@@ -204,11 +204,11 @@ class BoxSupervision(Task, Generic[Config, Network]):
             except ValueError as error:
                 raise ConfigError([f"{KEY}: {self.config.model.backbone_weights}: {error}"]) from None
             self._loaded = frozenset(f"trunk.backbone.{name}" for name in loaded)
-        return self._frozen(model)
+        return self._prepared(model)
 
     def outline(self) -> Network:
         """Return the network without reading its initial weights."""
-        return self._frozen(self._drawn())
+        return self._prepared(self._drawn())
 
     def _drawn(self) -> Network:
         torch.manual_seed(self._seed)
@@ -218,9 +218,12 @@ class BoxSupervision(Task, Generic[Config, Network]):
     def _network(self) -> Network:
         """Return the network with random weights."""
 
-    def _frozen(self, model: Network) -> Network:
+    def _prepared(self, model: Network) -> Network:
+        """Return a network with its pretrained layers as constants, if they are, or its batch norms set to learn."""
         if self.config.model.frozen_backbone:
             model.trunk.freeze()
+        if self.config.model.backbone_weights == RANDOM_WEIGHTS:
+            model.trunk.learn_statistics()
         return model
 
     def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:

@@ -108,9 +108,8 @@ def _why_no_labels(folder: Path) -> str:
     again = "run `python -m train.pseudo_labels RUN` again"
     if folder.with_name(f"{folder.name}.partial").is_dir():
         return f"is not finished; {again}, which goes on where it stopped"
-    inside = sorted(
-        each.parent for each in (*folder.glob(f"step_*/{LABELS_RECORD}"), *folder.glob(f"{LABELS}/*/{LABELS_RECORD}"))
-    )
+    records = (*folder.glob(f"step_*/{LABELS_RECORD}"), *folder.glob(f"{LABELS}/*/{LABELS_RECORD}"))
+    inside = sorted(each.parent for each in records)
     if inside:
         return f"holds no labels itself; did you mean {inside[-1]}?"
     if not folder.exists():
