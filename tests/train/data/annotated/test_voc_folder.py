@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.train.data.annotated.voc import write_voc, xml
 from train.config.errors import ConfigError
 from train.data.annotated.voc_folder import VocFolder, open_voc
 
@@ -16,28 +17,10 @@ KEY = "task.data.sources.0"
 MSRC = Path(__file__).parents[5] / "shared/data/vision/msrc_voc"
 
 
-def xml(*boxes: tuple[str, object, object, object, object]) -> str:
-    objects = "".join(
-        f"<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"
-        for name, a, b, c, d in boxes
-    )
-    return f"<annotation><size><width>40</width></size>{objects}</annotation>"
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two images of 30 x 40 pixels, the second without a mask."""
-    root = tmp_path / "VOC"
-    for name in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / name).mkdir(parents=True)
-    for name, boxes in (("a", [("dog", 1, 1, 10, 20), ("cat", 5.4, 6.5, 40.6, 30)]), ("b", [("dog", 3, 4, 3, 4)])):
-        Image.new("RGB", (40, 30), (10, 20, 30)).save(root / f"JPEGImages/{name}.jpg")
-        (root / f"Annotations/{name}.xml").write_text(xml(*boxes))
-    mask = np.zeros((30, 40), np.uint8)
-    mask[:5], mask[5] = 2, 255
-    Image.fromarray(mask).save(root / "SegmentationClass/a.png")
-    (root / "ImageSets/Segmentation/train.txt").write_text("a\nb\n\n")
-    return root
+    return write_voc(tmp_path / "VOC")
 
 
 def opened(root: Path, name: str = "train", classes: list[str] | None = None) -> VocFolder:
