@@ -10,6 +10,7 @@ box, Q background queries of an image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class BoxClassification(BoxSupervision[BoxClassificationConfig, BoxClassifier]):
     """The task `box_classification`; `weight` counts what is classified: sub-regions of boxes, and background queries.
 
     Batches contain `image` (B, 3, H, W) uint8, `boxes` (B, K, 4) int64 as x0, y0, x1, y1 in pixels, `classes` (B, K)
-    int64 with NO_BOX as padding, `size` (B, 2) int64, height and width of each image, and `key` (B,) int64, of its
+    int64 with NO_BOX as padding (K is the same in all batches, so that a sample is too), `size` (B, 2) int64, height and width of each image, and `key` (B,) int64, of its
     dropout masks.
     """
 
@@ -47,17 +48,26 @@ class BoxClassification(BoxSupervision[BoxClassificationConfig, BoxClassifier]):
         own = {name: getattr(model, name) for name in ("pooling", "grid", "roi", "smallest_background")}
         return BoxClassifier(BoxClassifierConfig.of_classes(self.classes, **network_fields(model), **own))
 
+    @cached_property
+    def _most_boxes(self) -> int:
+        """A number of boxes that no image exceeds, nor is 0."""
+        return max(1, self.training.most_boxes, self.validation.most_boxes)
+
     def _arrays(self, sample: Annotated) -> dict[str, np.ndarray]:
-        return {"image": sample.image, "boxes": sample.boxes, "classes": sample.classes}
+        """Return image, boxes and classes, padded to as many boxes as any image has."""
+        padding = self._most_boxes - len(sample.boxes)
+        return {
+            "image": sample.image,
+            "boxes": np.pad(sample.boxes, ((0, padding), (0, 0))),
+            "classes": np.pad(sample.classes, (0, padding), constant_values=NO_BOX),
+        }
 
     def _collated(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
         # At least one row of boxes, if only padding: torch's reductions over none of them fail.
-        classes = [sample["classes"] if len(sample["classes"]) else np.array([NO_BOX]) for sample in samples]
-        boxes = [sample["boxes"] if len(sample["boxes"]) else np.zeros((1, 4), np.int64) for sample in samples]
         return {
             "image": padded([sample["image"].transpose(2, 0, 1) for sample in samples], fill=0),
-            "boxes": padded(boxes, fill=0),
-            "classes": padded(classes, fill=NO_BOX),
+            "boxes": torch.from_numpy(np.stack([sample["boxes"] for sample in samples])),
+            "classes": torch.from_numpy(np.stack([sample["classes"] for sample in samples])),
             "size": torch.tensor([sample["image"].shape[:2] for sample in samples]),
             "key": torch.from_numpy(np.stack([sample["key"] for sample in samples])),
         }
@@ -86,8 +96,9 @@ class BoxClassification(BoxSupervision[BoxClassificationConfig, BoxClassifier]):
         for number, (height, width) in enumerate(batch["size"].tolist()):
             one = {name: value[number : number + 1] for name, value in batch.items()}
             image = one["image"][..., :height, :width] / 255
-            output: BoxOutput = model(image, one["boxes"].float(), one["classes"], one["key"])
-            of_image = {"loss": _cross_entropy(output, one["classes"]), **_accuracies(output, one["classes"])}
+            boxes, classes = _without_padding(one)
+            output: BoxOutput = model(image, boxes, classes, one["key"])
+            of_image = {"loss": _cross_entropy(output, classes), **_accuracies(output, classes)}
             for name, (value, weight) in of_image.items():
                 add(sums, name, value, weight)
         return sums
@@ -115,6 +126,12 @@ class BoxClassification(BoxSupervision[BoxClassificationConfig, BoxClassifier]):
             data=self._data_in_words(),
             details=self._details(),
         )
+
+
+def _without_padding(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return boxes (B, K, 4) fp32 and classes (B, K), with no more rows than the batch needs, but one."""
+    most = max(1, int((batch["classes"] != NO_BOX).sum(dim=1).max()))
+    return batch["boxes"][:, :most].float(), batch["classes"][:, :most]
 
 
 def _cross_entropy(output: BoxOutput, classes: Tensor) -> tuple[Tensor, Tensor]:

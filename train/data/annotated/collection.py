@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from train.config.errors import ConfigError
@@ -53,6 +54,12 @@ class AnnotatedImages:
     def repeated_names(self) -> list[str]:
         """Return the names that more than one image has."""
         return [name for name, count in Counter(map(self.name, range(len(self)))).items() if count > 1]
+
+    @cached_property
+    def most_boxes(self) -> int:
+        """A number of boxes that no image exceeds; the first access reads all boxes."""
+        sources = {id(source): source for source, _ in self._entries}
+        return max(source.most_boxes() for source in sources.values())
 
     def size(self, index: int) -> tuple[int, int]:
         """Return an image's height and width; does not decode it."""

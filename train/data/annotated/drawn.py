@@ -30,6 +30,10 @@ class DrawnObjects:
         """Return height and width."""
         return self._size
 
+    def most_boxes(self) -> int:
+        """Return the most objects of a scene."""
+        return objects.MOST_OBJECTS
+
     def read(self, index: int) -> Annotated:
         """Return a scene."""
         return Annotated(self.names[index], *objects.objects(self.numbers[index], self._size))

@@ -48,6 +48,10 @@ class AnnotatedSource(Protocol):
         """Return height and width; does not decode the image."""
         ...
 
+    def most_boxes(self) -> int:
+        """Return a number of boxes that no image exceeds."""
+        ...
+
     def read(self, index: int) -> Annotated:
         """Return an image with its annotations.
 

@@ -21,6 +21,8 @@ _STREAM = 0x0B1EC7
 _GROUND = ("noise", "grass", "checks", "stripes", "gradient")
 _PAINT = ("plain", "spots", "stripes", "weave", "noise")
 _HUE_SPREAD = 0.06
+MOST_OBJECTS = 4
+
 _SMALLEST_VISIBLE = 0.35  # share of an object that must stay visible
 _NOISE = 0.02  # standard deviation, relative to 1
 
@@ -83,7 +85,7 @@ def objects(index: int, size: tuple[int, int]) -> Objects:
     image = np.repeat((tone + 0.35 * (ground - 0.5))[:, :, None], 3, axis=2)
     instances = np.zeros(size, np.int64)  # number of the object at each pixel, from 1
     kinds: list[int] = []
-    for _ in range(draws.integer(1, 4)):
+    for _ in range(draws.integer(1, MOST_OBJECTS)):
         inside, kind = _place(draws, rows, columns)
         covered = np.where(inside, len(kinds) + 1, instances)
         if _hidden(covered, instances, len(kinds)):
