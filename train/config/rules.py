@@ -13,7 +13,7 @@ from typing import Any
 
 from train.config.facts.folders import named_checkpoint
 from train.config.facts.optimizers import LARGEST_GRADIENT_NORM, OPTIMIZERS
-from train.config.run import DEFAULT_DECAY, EngineConfig, ProbesConfig, as_steps
+from train.config.run import DEFAULT_DECAY, EngineConfig, OptimConfig, ProbesConfig, as_steps
 from train.config.setting import default_of
 from train.config.tasks.kinds import TASK_RULES
 from train.config.tasks.values import AbsentError, Rule, Values
@@ -109,6 +109,18 @@ def _spans_fit(values: Values) -> Iterator[str]:
         yield f"optim.decay: {last} steps plus {first} of optim.warmup exceed the run's {steps}; lower one of them"
 
 
+def _optimizer_reads_its_settings(values: Values) -> Iterator[str]:
+    chosen = OPTIMIZERS[values["optim.optimizer"]]
+    of_others = {key for facts in OPTIMIZERS.values() for key in facts.settings} - set(chosen.settings)
+    for key in sorted(of_others):
+        if values[f"optim.{key}"] != default_of(OptimConfig, key):
+            readers = [name for name, facts in OPTIMIZERS.items() if key in facts.settings]
+            yield (
+                f"optim.{key}: has no effect with optim.optimizer {chosen.name}; remove it, or write "
+                f"optim.optimizer={' or '.join(readers)}"
+            )
+
+
 def _schedule_reads_its_keys(values: Values) -> Iterator[str]:
     schedule, final = values["optim.schedule"], values["optim.final_lr_fraction"]
     if final and schedule == "constant":
@@ -161,13 +173,19 @@ def _updates_stay_finite(values: Values) -> Iterator[str]:
     """Refuse settings with which an optimizer could make a weight infinite; no update needs to be checked then."""
     lr, eps, clipping = values["optim.lr"], values["optim.eps"], values["optim.gradient_clipping"]
     norm = LARGEST_GRADIENT_NORM if clipping is None else min(clipping, LARGEST_GRADIENT_NORM)
-    per_update = OPTIMIZERS[values["optim.optimizer"]].largest_update
-    largest = values["steps"] * per_update(lr, norm, eps)
-    if largest > _LARGEST_WEIGHT:
-        enough = values["steps"] * per_update(lr, norm, 1.0) / _LARGEST_WEIGHT
+    optimizer = OPTIMIZERS[values["optim.optimizer"]]
+    largest = values["steps"] * optimizer.largest_update(lr, norm, eps)
+    if largest > _LARGEST_WEIGHT and "eps" in optimizer.settings:
+        enough = values["steps"] * optimizer.largest_update(lr, norm, 1.0) / _LARGEST_WEIGHT
         yield (
             f"optim.eps: {eps:g} lets updates add up to {largest:.1e} in {values['steps']} steps (each is at most "
             f"optim.lr times the clipped gradient over eps), beyond fp32; write {enough:.1e} or more, or lower optim.lr"
+        )
+    elif largest > _LARGEST_WEIGHT:
+        enough = 0.95 * lr * _LARGEST_WEIGHT / largest  # below the bound after rounding to two digits, too
+        yield (
+            f"optim.lr: {lr:g} lets updates add up to {largest:.1e} in {values['steps']} steps, beyond fp32; write "
+            f"{enough:.1e} or less, or lower optim.gradient_clipping"
         )
     for key in ("weight_decay", "embedding_weight_decay", "output_norm_weight_decay"):
         decay = values[f"optim.{key}"]
@@ -186,6 +204,7 @@ RULES: tuple[Rule, ...] = (
     _samples_can_be_counted,
     _start_is_a_checkpoint,
     _spans_fit,
+    _optimizer_reads_its_settings,
     _schedule_reads_its_keys,
     _step_decay_is_complete,
     _stage_0_partitions_nothing,

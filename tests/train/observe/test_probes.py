@@ -187,6 +187,16 @@ def test_values_equal_full_tensors_in_fp64(
     assert max(found) < 1e-5, found
 
 
+@pytest.mark.parametrize(("stage", "size"), [(0, 1), (1, 2), (2, 1), (3, 2)])
+def test_updates_of_sgd_are_the_change_of_the_weights(ranks: Ranks, tmp_path: Path, stage: int, size: int) -> None:
+    # Worst cases measured: @
+    path, sgd = str(tiny_file(tmp_path)), ["optim.optimizer=sgd", "optim.lr=0.1", "optim.momentum=0.8"]
+    overrides = [f"engine.zero_stage={stage}", *sgd, *PROBES, *SHORT]
+    ranks(size, train, path, overrides)
+    found = worst_deviations(load(path, overrides), tmp_path)
+    assert max(found) < 1e-5, found
+
+
 COMPILED = [(1, 1, 8, "false"), (1, 2, 1, "true"), (0, 1, 2, "true"), (2, 2, 4, "false"), (2, 2, 1, "true")]
 
 
