@@ -15,7 +15,7 @@ from train.config.facts.folders import named_checkpoint
 from train.config.facts.optimizers import LARGEST_GRADIENT_NORM, OPTIMIZERS
 from train.config.run import DEFAULT_DECAY, EngineConfig, OptimConfig, ProbesConfig, as_steps
 from train.config.setting import default_of
-from train.config.tasks.kinds import TASK_RULES
+from train.config.tasks.kinds import LARGEST_LR_FACTORS, TASK_RULES
 from train.config.tasks.values import AbsentError, Rule, Values
 
 _MOST_COUNTED = 2**63 - 1
@@ -171,7 +171,9 @@ def _stage_3_is_not_compiled(values: Values) -> Iterator[str]:
 
 def _updates_stay_finite(values: Values) -> Iterator[str]:
     """Refuse settings with which an optimizer could make a weight infinite; no update needs to be checked then."""
-    lr, eps, clipping = values["optim.lr"], values["optim.eps"], values["optim.gradient_clipping"]
+    factor = LARGEST_LR_FACTORS.get(values["task.kind"], 1.0)  # the rate of every weight is within optim.lr times this
+    lr, eps, clipping = factor * values["optim.lr"], values["optim.eps"], values["optim.gradient_clipping"]
+    rate = "optim.lr" if factor == 1 else f"{factor:g} (the task's largest factor of the rate) times optim.lr"
     norm = LARGEST_GRADIENT_NORM if clipping is None else min(clipping, LARGEST_GRADIENT_NORM)
     optimizer = OPTIMIZERS[values["optim.optimizer"]]
     largest = values["steps"] * optimizer.largest_update(lr, norm, eps)
@@ -179,20 +181,20 @@ def _updates_stay_finite(values: Values) -> Iterator[str]:
         enough = values["steps"] * optimizer.largest_update(lr, norm, 1.0) / _LARGEST_WEIGHT
         yield (
             f"optim.eps: {eps:g} lets updates add up to {largest:.1e} in {values['steps']} steps (each is at most "
-            f"optim.lr times the clipped gradient over eps), beyond fp32; write {enough:.1e} or more, or lower optim.lr"
+            f"{rate} times the clipped gradient over eps), beyond fp32; write {enough:.1e} or more, or lower optim.lr"
         )
     elif largest > _LARGEST_WEIGHT:
-        enough = 0.95 * lr * _LARGEST_WEIGHT / largest  # below the bound after rounding to two digits, too
+        enough = 0.95 * values["optim.lr"] * _LARGEST_WEIGHT / largest  # below the bound when rounded to two digits, too
         yield (
-            f"optim.lr: {lr:g} lets updates add up to {largest:.1e} in {values['steps']} steps, beyond fp32; write "
+            f"optim.lr: {values['optim.lr']:g} lets updates add up to {largest:.1e} in {values['steps']} steps, beyond fp32; write "
             f"{enough:.1e} or less, or lower optim.gradient_clipping"
         )
     for key in ("weight_decay", "embedding_weight_decay", "output_norm_weight_decay"):
         decay = values[f"optim.{key}"]
         if decay is not None and lr * decay >= 1:
             yield (
-                f"optim.{key}: {decay:g} times optim.lr {lr:g} is 1 or more, which turns a weight's sign instead of "
-                f"shrinking it; write less than {1 / lr:g}"
+                f"optim.{key}: {decay:g} times {rate} {values['optim.lr']:g} is 1 or more, which turns a weight's sign "
+                f"instead of shrinking it; write less than {1 / lr:g}"
             )
 
 

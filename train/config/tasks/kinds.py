@@ -1,7 +1,8 @@
 """Registry of task kinds: the configuration and the validation rules of each.
 
 A new kind is one class in the union, one entry in TASK_RULES, and one branch in `train.tasks.build_task`, which needs
-torch; pyright and a test keep the three in sync.
+torch; pyright and a test keep the three in sync. A kind whose parameter groups have learning rates above optim.lr is
+also in LARGEST_LR_FACTORS.
 """
 
 from __future__ import annotations
@@ -18,3 +19,7 @@ TASK_RULES: dict[str, tuple[Rule, ...]] = {
     "depth_upsampling": rules_joint_filter.RULES,
     "texture_removal": rules_joint_filter.RULES,
 }
+
+# By kind, the largest `lr_factor` that a parameter group of the task may have; 1 where a kind is absent. Which rates keep
+# weights finite is decided from the configuration, before there is a model whose groups could be asked.
+LARGEST_LR_FACTORS: dict[str, float] = {}
