@@ -127,6 +127,13 @@ def _schedule_reads_its_keys(values: Values) -> Iterator[str]:
         yield "optim.final_lr_fraction: has no effect with optim.schedule constant; write 0, or choose another schedule"
     elif final and schedule == "step":
         yield "optim.final_lr_fraction: has no effect with optim.schedule step; write 0, and set optim.decay_factor"
+    elif final and schedule == "poly":
+        yield (
+            "optim.final_lr_fraction: has no effect with optim.schedule poly, whose last rate follows from the number of "
+            "steps and optim.poly_power; write 0"
+        )
+    if values["optim.poly_power"] is not None and schedule != "poly":
+        yield f"optim.poly_power: has no effect with optim.schedule {schedule}; remove it, or write optim.schedule=poly"
     if values["optim.decay"] is not None and schedule != "warmup_stable_decay":
         yield f"optim.decay: has no effect with optim.schedule {schedule}; remove it, or use warmup_stable_decay"
 

@@ -11,6 +11,7 @@ from train.config.tasks.kinds import TaskConfig
 
 DEFAULT_DECAY = 0.2  # of the run, at the end of a warmup_stable_decay schedule
 DEFAULT_MOMENTUM = 0.9
+DEFAULT_POLY_POWER = 0.9
 MOST_STEPS = 10**9
 LONGEST = 10**9  # seconds, 31 years; threads and faulthandler count nanoseconds and microseconds in 64 bits
 LARGEST_SEED = 2**63 - 1  # torch takes 64 bits, and each rank adds 1 and its number
@@ -55,7 +56,7 @@ class OptimConfig:
     output_norm_weight_decay: float = setting(
         "Weight decay of norm scales on sub-layer outputs (peri, output)", default=0.0, at_least=0, at_most=1e6
     )
-    schedule: Literal["cosine", "linear", "warmup_stable_decay", "step", "constant"] = setting(
+    schedule: Literal["cosine", "linear", "warmup_stable_decay", "step", "poly", "constant"] = setting(
         "Shape of the learning rate after warm-up", default="cosine"
     )
     warmup: float | int = setting(
@@ -84,6 +85,13 @@ class OptimConfig:
     )
     decay_factor: float | None = setting(
         "Schedule step: factor applied at each interval", default=None, above=0, below=1, null="other schedules"
+    )
+    poly_power: float | None = setting(
+        "Schedule poly: power of the share of the steps that is left, by which the rate is multiplied",
+        default=None,
+        above=0,
+        at_most=10,
+        null=f"{DEFAULT_POLY_POWER} with poly",
     )
     gradient_clipping: float | None = setting(
         "Maximum norm of the full gradient; larger gradients are scaled down to it",

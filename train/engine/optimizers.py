@@ -107,7 +107,8 @@ def _squared_adamw_update(
 def _build_sgd(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
     """Return torch's fused SGD with momentum; unfused, it copies the gradient to add the weight decay to it.
 
-    At momentum 0 it would keep no state, so the setting starts above 0.
+    The rate multiplies the buffer; in Caffe it multiplies the gradients that enter it, which differs while the rate
+    changes. At momentum 0 torch would keep no state, so the setting starts above 0.
     """
     momentum = DEFAULT_MOMENTUM if optim.momentum is None else optim.momentum
     return torch.optim.SGD(groups, lr=optim.lr, momentum=momentum, fused=True)
