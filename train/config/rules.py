@@ -129,8 +129,8 @@ def _schedule_reads_its_keys(values: Values) -> Iterator[str]:
         yield "optim.final_lr_fraction: has no effect with optim.schedule step; write 0, and set optim.decay_factor"
     elif final and schedule == "poly":
         yield (
-            "optim.final_lr_fraction: has no effect with optim.schedule poly, whose last rate follows from the number of "
-            "steps and optim.poly_power; write 0"
+            "optim.final_lr_fraction: has no effect with optim.schedule poly, whose last rate follows from steps and "
+            "optim.poly_power; write 0"
         )
     if values["optim.poly_power"] is not None and schedule != "poly":
         yield f"optim.poly_power: has no effect with optim.schedule {schedule}; remove it, or write optim.schedule=poly"
@@ -176,32 +176,44 @@ def _stage_3_is_not_compiled(values: Values) -> Iterator[str]:
         )
 
 
+def _largest_rate(values: Values) -> tuple[float, str]:
+    """Return the largest learning rate of any weight in any step, and what it is made of."""
+    factor = LARGEST_LR_FACTORS.get(values["task.kind"], 1.0)
+    words = "optim.lr" if factor == 1 else f"{factor:g} (the task's largest factor of the rate) times optim.lr"
+    return factor * values["optim.lr"], words
+
+
 def _updates_stay_finite(values: Values) -> Iterator[str]:
     """Refuse settings with which an optimizer could make a weight infinite; no update needs to be checked then."""
-    factor = LARGEST_LR_FACTORS.get(values["task.kind"], 1.0)  # the rate of every weight is within optim.lr times this
-    lr, eps, clipping = factor * values["optim.lr"], values["optim.eps"], values["optim.gradient_clipping"]
-    rate = "optim.lr" if factor == 1 else f"{factor:g} (the task's largest factor of the rate) times optim.lr"
+    (rate, words), eps, clipping = _largest_rate(values), values["optim.eps"], values["optim.gradient_clipping"]
     norm = LARGEST_GRADIENT_NORM if clipping is None else min(clipping, LARGEST_GRADIENT_NORM)
-    optimizer = OPTIMIZERS[values["optim.optimizer"]]
-    largest = values["steps"] * optimizer.largest_update(lr, norm, eps)
-    if largest > _LARGEST_WEIGHT and "eps" in optimizer.settings:
-        enough = values["steps"] * optimizer.largest_update(lr, norm, 1.0) / _LARGEST_WEIGHT
+    optimizer, steps = OPTIMIZERS[values["optim.optimizer"]], values["steps"]
+    largest = steps * optimizer.largest_update(rate, norm, eps)
+    if largest <= _LARGEST_WEIGHT:
+        return
+    if "eps" in optimizer.settings:
+        enough = steps * optimizer.largest_update(rate, norm, 1.0) / _LARGEST_WEIGHT
         yield (
-            f"optim.eps: {eps:g} lets updates add up to {largest:.1e} in {values['steps']} steps (each is at most "
-            f"{rate} times the clipped gradient over eps), beyond fp32; write {enough:.1e} or more, or lower optim.lr"
+            f"optim.eps: {eps:g} lets updates add up to {largest:.1e} in {steps} steps (each is at most {words} times "
+            f"the clipped gradient over eps), beyond fp32; write {enough:.1e} or more, or lower optim.lr"
         )
-    elif largest > _LARGEST_WEIGHT:
-        enough = 0.95 * values["optim.lr"] * _LARGEST_WEIGHT / largest  # below the bound when rounded to two digits, too
+    else:
+        lr = values["optim.lr"]
+        enough = 0.95 * lr * _LARGEST_WEIGHT / largest  # within the bound when rounded to two digits, too
         yield (
-            f"optim.lr: {values['optim.lr']:g} lets updates add up to {largest:.1e} in {values['steps']} steps, beyond fp32; write "
-            f"{enough:.1e} or less, or lower optim.gradient_clipping"
+            f"optim.lr: {lr:g} lets updates add up to {largest:.1e} in {steps} steps, beyond fp32; write {enough:.1e} "
+            f"or less, or lower optim.gradient_clipping"
         )
+
+
+def _decay_shrinks_weights(values: Values) -> Iterator[str]:
+    rate, words = _largest_rate(values)
     for key in ("weight_decay", "embedding_weight_decay", "output_norm_weight_decay"):
         decay = values[f"optim.{key}"]
-        if decay is not None and lr * decay >= 1:
+        if decay is not None and rate * decay >= 1:
             yield (
-                f"optim.{key}: {decay:g} times {rate} {values['optim.lr']:g} is 1 or more, which turns a weight's sign "
-                f"instead of shrinking it; write less than {1 / lr:g}"
+                f"optim.{key}: {decay:g} times {words} {values['optim.lr']:g} is 1 or more, which turns a weight's "
+                f"sign instead of shrinking it; write less than {1 / rate:g}"
             )
 
 
@@ -221,4 +233,5 @@ RULES: tuple[Rule, ...] = (
     _measured_layers_have_windows,
     _stage_3_is_not_compiled,
     _updates_stay_finite,
+    _decay_shrinks_weights,
 )

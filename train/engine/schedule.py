@@ -15,9 +15,9 @@ def learning_rate(step: int, *, optim: OptimConfig, steps: int) -> float:
     falls linearly over the last `decay` steps (Hu et al. 2024, arXiv 2404.06395); `step` multiplies it by
     `decay_factor` after every `decay_every` steps, warm-up included; `constant` holds it.
 
-    `poly` multiplies the peak by (1 - i / n)^`poly_power`, where i counts from 0 at the first step with the peak and n is
-    the number of steps from there on (the "poly" policy of DeepLab v2, Chen et al. 2018, arXiv 1606.00915).
-    Without warm-up that is (1 - (step - 1) / steps)^power. The last step has a rate of n^-power of the peak, above 0.
+    `poly` multiplies the peak by (1 - i / n)^`poly_power`, where i counts from 0 at the first step with the peak and n
+    is the number of steps from there on (the "poly" policy of DeepLab v2, Chen et al. 2018, arXiv 1606.00915). Without
+    warm-up that is (1 - (step - 1) / steps)^power. The last step has n^-power of the peak, above 0.
     """
     warmup = as_steps(optim.warmup, steps)
     if step < warmup:

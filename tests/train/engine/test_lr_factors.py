@@ -1,4 +1,4 @@
-"""Factors of the learning rate, group by group: steps, probes and state are those of plain torch at each group's rate."""
+"""Factors of the learning rate: steps and state are those of plain torch with a rate for each parameter group."""
 
 from __future__ import annotations
 

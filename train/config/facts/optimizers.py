@@ -53,7 +53,7 @@ OPTIMIZERS = {
             state_in_words="one momentum",
             settings=("momentum",),
             source="Sutskever et al., On the importance of initialization and momentum in deep learning, ICML 2013",
-            # The buffer is a sum of clipped gradients, weighted by powers of the momentum: at most norm / (1 - momentum).
+            # The buffer sums clipped gradients, weighted by powers of the momentum: at most norm / (1 - momentum).
             # Weight decay, which is added to the gradient, pulls weights back while lr * weight_decay < 1.
             largest_update=lambda lr, norm, eps: lr * norm / (1 - LARGEST_MOMENTUM),
         ),

@@ -20,6 +20,6 @@ TASK_RULES: dict[str, tuple[Rule, ...]] = {
     "texture_removal": rules_joint_filter.RULES,
 }
 
-# By kind, the largest `lr_factor` that a parameter group of the task may have; 1 where a kind is absent. Which rates keep
-# weights finite is decided from the configuration, before there is a model whose groups could be asked.
+# By kind, the largest `lr_factor` that a parameter group of the task may have; 1 where a kind is absent. Which rates
+# keep weights finite is decided from the configuration, before there is a model whose groups could be asked.
 LARGEST_LR_FACTORS: dict[str, float] = {}
