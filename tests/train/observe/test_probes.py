@@ -239,7 +239,7 @@ def train_with_factors(config_file: str, overrides: list[str], declared: float) 
 def test_updates_at_rates_of_their_groups_are_the_change_of_the_weights(
     ranks: Ranks, tmp_path: Path, stage: int, size: int, optim: list[str]
 ) -> None:
-    """Worst cases measured: activations 8.9e-7, norms 4.7e-7, update ratios 1.5e-7; with one rate for all 0.95."""
+    """Worst cases measured: activations 8.9e-7, norms 4.7e-7, update ratios 1.5e-7; with one rate for all over 0.9."""
     path, overrides = str(tiny_file(tmp_path)), [f"engine.zero_stage={stage}", *optim, *PROBES, *SHORT]
     assert not any(ranks(size, train_with_factors, path, overrides, 20.0))
     config = load(path, overrides)
