@@ -124,7 +124,7 @@ def test_every_optimizer_is_compared() -> None:
     assert OPTIMS.keys() == OPTIMIZERS.keys()
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("name", [name for name in OPTIMS if name != "adamw"])
 def test_other_optimizers_equal_plain_torch_at_every_stage(ranks: Ranks, name: str, stage: int, size: int) -> None:

@@ -25,7 +25,9 @@ OPTIMS = {
 RATES = {"adamw": (1e-2, 3e-2, 5e-3), "sgd": (0.3, 0.9, 0.15)}
 # Worst case measured: 3.5e-6 after one step, 6.9e-6 after three. With one rate for all groups it is 0.95.
 WEIGHT = 2e-5
-STAGES = [(stage, size) for stage in (0, 1, 2, 3) for size in (1, 2)]
+STAGES = [
+    pytest.param(stage, size, marks=() if size == 2 else pytest.mark.slow) for stage in (0, 1, 2, 3) for size in (1, 2)
+]
 Fragments = list[tuple[str, int, dict[str, Tensor]]]
 
 

@@ -235,7 +235,10 @@ def train_with_factors(config_file: str, overrides: list[str], declared: float) 
 
 
 @pytest.mark.parametrize("optim", [ADAMW, SGD], ids=["adamw", "sgd"])
-@pytest.mark.parametrize(("stage", "size"), [(0, 1), (1, 2), (2, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("stage", "size"),
+    [(1, 2), (3, 2), *(pytest.param(stage, 1, marks=pytest.mark.slow) for stage in (0, 2))],
+)
 def test_updates_at_rates_of_their_groups_are_the_change_of_the_weights(
     ranks: Ranks, tmp_path: Path, stage: int, size: int, optim: list[str]
 ) -> None:
