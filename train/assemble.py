@@ -21,6 +21,7 @@ from train.config.facts.run_layout import CHECKPOINTS, CONFIG, complete_steps, s
 from train.config.load import to_dict
 from train.config.resume import moved_data
 from train.config.run import RunConfig
+from train.config.tasks.kinds import LARGEST_LR_FACTORS
 from train.data import summary
 from train.data.budget import Budget
 from train.engine.engine import BatchPlan, Engine, resolve_precision, wrap
@@ -96,9 +97,12 @@ def _build_engine(config: RunConfig, task: Task, world: World) -> Engine:
     start = starting_point.weights_folder(config)
     if start is not None and (start.is_dir() or not complete_steps(config.folder / CHECKPOINTS)):
         load_folder(model, start)
+    groups = task.parameter_groups(model)
+    largest = LARGEST_LR_FACTORS.get(config.task.kind, 1.0)
+    assert all(g.lr_factor <= largest for g in groups), f"declare that of {config.task.kind} in LARGEST_LR_FACTORS"
     return wrap(
         model,
-        task.parameter_groups(model),
+        groups,
         engine=replace(config.engine, precision=resolve_precision(config.engine, task, world.device)),
         optim=config.optim,
         world=world,

@@ -74,13 +74,15 @@ ORDINARY: dict[str, list[Any]] = {
     "engine.gradient_dtype": ["fp32", "fp32", "fp32", "fp32", "bf16"],
     "optim.lr": [1e-4, 1e-3, _SMALL_LR, _SMALL_LR, 1e-12, 0.3, 20.0],
     "optim.betas": [[0.9, 0.95], [0.0, 0.0], [0.99, 0.999], [0.5, 0.999999]],
-    "optim.schedule": ["cosine", "linear", "warmup_stable_decay", "constant", "step"],
+    "optim.schedule": ["cosine", "linear", "warmup_stable_decay", "constant", "step", "poly"],
     "optim.warmup": [0, 0.0, 0.1, 1, 2, 0.99],
     "checkpoint.every": [1, 2, 100],
     "checkpoint.weights_every": [None, 1, 2],
     "optim.decay_every": [None, None, 1, 2],
     "optim.decay_factor": [None, None, 0.5],
     "optim.decay": [None, None, 0.3, 1],
+    "optim.poly_power": [None, None, 0.9, 2.0],
+    "optim.momentum": [None, None, 0.9, 0.99],
 }
 # Switches of the decoder that are drawn more often than its other settings.
 SWITCHES: dict[str, list[Any]] = {

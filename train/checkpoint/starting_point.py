@@ -93,6 +93,12 @@ def _checkpoint_faults(config: RunConfig, run: str, step: int) -> Iterator[str]:
         yield f"{folder} trains another kind of model ({other.task.kind}); start from a run of {config.task.kind}"
     else:
         yield from _differences(asdict(other.task.model), asdict(config.task.model), folder)
+    if other.optim.optimizer != config.optim.optimizer:
+        yield (
+            f"optim.optimizer is {config.optim.optimizer}, but {other.optim.optimizer} in {folder}, whose state the "
+            f"checkpoint holds; write the latter, or start from the weights alone: python -m train.export "
+            f"{folder} OUT --step {step}, and checkpoint.start_from=OUT"
+        )
 
 
 def _file_faults(checkpoint: Path) -> Iterator[str]:

@@ -13,9 +13,9 @@ from typing import Any
 
 from train.config.facts.folders import named_checkpoint
 from train.config.facts.optimizers import LARGEST_GRADIENT_NORM, OPTIMIZERS
-from train.config.run import DEFAULT_DECAY, EngineConfig, ProbesConfig, as_steps
+from train.config.run import DEFAULT_DECAY, EngineConfig, OptimConfig, ProbesConfig, as_steps
 from train.config.setting import default_of
-from train.config.tasks.kinds import TASK_RULES
+from train.config.tasks.kinds import LARGEST_LR_FACTORS, TASK_RULES
 from train.config.tasks.values import AbsentError, Rule, Values
 
 _MOST_COUNTED = 2**63 - 1
@@ -109,12 +109,31 @@ def _spans_fit(values: Values) -> Iterator[str]:
         yield f"optim.decay: {last} steps plus {first} of optim.warmup exceed the run's {steps}; lower one of them"
 
 
+def _optimizer_reads_its_settings(values: Values) -> Iterator[str]:
+    chosen = OPTIMIZERS[values["optim.optimizer"]]
+    of_others = {key for facts in OPTIMIZERS.values() for key in facts.settings} - set(chosen.settings)
+    for key in sorted(of_others):
+        if values[f"optim.{key}"] != default_of(OptimConfig, key):
+            readers = [name for name, facts in OPTIMIZERS.items() if key in facts.settings]
+            yield (
+                f"optim.{key}: has no effect with optim.optimizer {chosen.name}; remove it, or write "
+                f"optim.optimizer={' or '.join(readers)}"
+            )
+
+
 def _schedule_reads_its_keys(values: Values) -> Iterator[str]:
     schedule, final = values["optim.schedule"], values["optim.final_lr_fraction"]
     if final and schedule == "constant":
         yield "optim.final_lr_fraction: has no effect with optim.schedule constant; write 0, or choose another schedule"
     elif final and schedule == "step":
         yield "optim.final_lr_fraction: has no effect with optim.schedule step; write 0, and set optim.decay_factor"
+    elif final and schedule == "poly":
+        yield (
+            "optim.final_lr_fraction: has no effect with optim.schedule poly, whose last rate follows from steps and "
+            "optim.poly_power; write 0"
+        )
+    if values["optim.poly_power"] is not None and schedule != "poly":
+        yield f"optim.poly_power: has no effect with optim.schedule {schedule}; remove it, or write optim.schedule=poly"
     if values["optim.decay"] is not None and schedule != "warmup_stable_decay":
         yield f"optim.decay: has no effect with optim.schedule {schedule}; remove it, or use warmup_stable_decay"
 
@@ -157,24 +176,44 @@ def _stage_3_is_not_compiled(values: Values) -> Iterator[str]:
         )
 
 
+def _largest_rate(values: Values) -> tuple[float, str]:
+    """Return the largest learning rate of any weight in any step, and what it is made of."""
+    factor = LARGEST_LR_FACTORS.get(values["task.kind"], 1.0)
+    words = "optim.lr" if factor == 1 else f"{factor:g} (the task's largest factor of the rate) times optim.lr"
+    return factor * values["optim.lr"], words
+
+
 def _updates_stay_finite(values: Values) -> Iterator[str]:
     """Refuse settings with which an optimizer could make a weight infinite; no update needs to be checked then."""
-    lr, eps, clipping = values["optim.lr"], values["optim.eps"], values["optim.gradient_clipping"]
+    (rate, words), eps, clipping = _largest_rate(values), values["optim.eps"], values["optim.gradient_clipping"]
     norm = LARGEST_GRADIENT_NORM if clipping is None else min(clipping, LARGEST_GRADIENT_NORM)
-    per_update = OPTIMIZERS[values["optim.optimizer"]].largest_update
-    largest = values["steps"] * per_update(lr, norm, eps)
-    if largest > _LARGEST_WEIGHT:
-        enough = values["steps"] * per_update(lr, norm, 1.0) / _LARGEST_WEIGHT
+    optimizer, steps = OPTIMIZERS[values["optim.optimizer"]], values["steps"]
+    largest = steps * optimizer.largest_update(rate, norm, eps)
+    if largest <= _LARGEST_WEIGHT:
+        return
+    if "eps" in optimizer.settings:
+        enough = steps * optimizer.largest_update(rate, norm, 1.0) / _LARGEST_WEIGHT
         yield (
-            f"optim.eps: {eps:g} lets updates add up to {largest:.1e} in {values['steps']} steps (each is at most "
-            f"optim.lr times the clipped gradient over eps), beyond fp32; write {enough:.1e} or more, or lower optim.lr"
+            f"optim.eps: {eps:g} lets updates add up to {largest:.1e} in {steps} steps (each is at most {words} times "
+            f"the clipped gradient over eps), beyond fp32; write {enough:.1e} or more, or lower optim.lr"
         )
+    else:
+        lr = values["optim.lr"]
+        enough = 0.95 * lr * _LARGEST_WEIGHT / largest  # within the bound when rounded to two digits, too
+        yield (
+            f"optim.lr: {lr:g} lets updates add up to {largest:.1e} in {steps} steps, beyond fp32; write {enough:.1e} "
+            f"or less, or lower optim.gradient_clipping"
+        )
+
+
+def _decay_shrinks_weights(values: Values) -> Iterator[str]:
+    rate, words = _largest_rate(values)
     for key in ("weight_decay", "embedding_weight_decay", "output_norm_weight_decay"):
         decay = values[f"optim.{key}"]
-        if decay is not None and lr * decay >= 1:
+        if decay is not None and rate * decay >= 1:
             yield (
-                f"optim.{key}: {decay:g} times optim.lr {lr:g} is 1 or more, which turns a weight's sign instead of "
-                f"shrinking it; write less than {1 / lr:g}"
+                f"optim.{key}: {decay:g} times {words} {values['optim.lr']:g} is 1 or more, which turns a weight's "
+                f"sign instead of shrinking it; write less than {1 / rate:g}"
             )
 
 
@@ -186,6 +225,7 @@ RULES: tuple[Rule, ...] = (
     _samples_can_be_counted,
     _start_is_a_checkpoint,
     _spans_fit,
+    _optimizer_reads_its_settings,
     _schedule_reads_its_keys,
     _step_decay_is_complete,
     _stage_0_partitions_nothing,
@@ -193,4 +233,5 @@ RULES: tuple[Rule, ...] = (
     _measured_layers_have_windows,
     _stage_3_is_not_compiled,
     _updates_stay_finite,
+    _decay_shrinks_weights,
 )

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from train.config.facts.optimizers import LARGEST_MOMENTUM
 from train.config.setting import section, setting
 from train.config.tasks.kinds import TaskConfig
 
 DEFAULT_DECAY = 0.2  # of the run, at the end of a warmup_stable_decay schedule
+DEFAULT_MOMENTUM = 0.9
+DEFAULT_POLY_POWER = 0.9
 MOST_STEPS = 10**9
 LONGEST = 10**9  # seconds, 31 years; threads and faulthandler count nanoseconds and microseconds in 64 bits
 LARGEST_SEED = 2**63 - 1  # torch takes 64 bits, and each rank adds 1 and its number
@@ -20,18 +23,32 @@ class OptimConfig:
     """Optimizer and schedule. A fraction (0 <= x < 1) refers to `steps`; a whole number is a number of steps."""
 
     lr: float = setting("Peak learning rate", at_least=1e-30, at_most=1e6)
-    optimizer: Literal["adamw"] = setting("Update rule", default="adamw")
+    optimizer: Literal["adamw", "sgd"] = setting("Update rule: AdamW, or SGD with momentum", default="adamw")
+    momentum: float | None = setting(
+        "Optimizer sgd: factor by which the sum of past gradients shrinks at each update",
+        default=None,
+        above=0,
+        at_most=LARGEST_MOMENTUM,
+        null=f"{DEFAULT_MOMENTUM} with sgd",
+    )
     betas: tuple[float, float] = setting(
-        "Decay rates of the running averages of gradients and of their squares",
+        "Optimizer adamw: decay rates of the running averages of gradients and of their squares",
         default=(0.9, 0.95),
         at_least=0,
         below=1,
     )
     eps: float = setting(
-        "Added to the square root of the averaged squares", default=1e-8, at_least=SMALLEST_NORMAL, at_most=1
+        "Optimizer adamw: added to the square root of the averaged squares",
+        default=1e-8,
+        at_least=SMALLEST_NORMAL,
+        at_most=1,
     )
     weight_decay: float = setting(
-        "Weight decay of matrices; norms and biases have none", default=0.1, at_least=0, at_most=1e6
+        "Weight decay of matrices; norms and biases have none. adamw shrinks weights by it, sgd adds it times the "
+        "weight to the clipped gradient (L2)",
+        default=0.1,
+        at_least=0,
+        at_most=1e6,
     )
     embedding_weight_decay: float | None = setting(
         "Weight decay of the embeddings", default=None, at_least=0, null="weight_decay", at_most=1e6
@@ -39,7 +56,7 @@ class OptimConfig:
     output_norm_weight_decay: float = setting(
         "Weight decay of norm scales on sub-layer outputs (peri, output)", default=0.0, at_least=0, at_most=1e6
     )
-    schedule: Literal["cosine", "linear", "warmup_stable_decay", "step", "constant"] = setting(
+    schedule: Literal["cosine", "linear", "warmup_stable_decay", "step", "poly", "constant"] = setting(
         "Shape of the learning rate after warm-up", default="cosine"
     )
     warmup: float | int = setting(
@@ -68,6 +85,13 @@ class OptimConfig:
     )
     decay_factor: float | None = setting(
         "Schedule step: factor applied at each interval", default=None, above=0, below=1, null="other schedules"
+    )
+    poly_power: float | None = setting(
+        "Schedule poly: power of the share of the steps that is left, by which the rate is multiplied",
+        default=None,
+        above=0,
+        at_most=10,
+        null=f"{DEFAULT_POLY_POWER} with poly",
     )
     gradient_clipping: float | None = setting(
         "Maximum norm of the full gradient; larger gradients are scaled down to it",

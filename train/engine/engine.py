@@ -99,7 +99,7 @@ def deepspeed_config(
         "wall_clock_breakdown": False,
         "timers": {"throughput": {"enabled": False}},  # waits for the device around every micro-batch
         "disable_allgather": False,
-        "zero_allow_untested_optimizer": False,
+        "zero_allow_untested_optimizer": True,  # all of ours are compared with plain torch at every stage
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW also runs on the CPU and needs no compiler
         "zero_optimization": {"stage": engine.zero_stage},
     }
@@ -173,9 +173,13 @@ class Engine:
         self._count_micro_steps(self._micro_steps + 1)
 
     def step(self, lr: float) -> StepResult:
-        """Clip and apply the accumulated gradient at this learning rate, or skip it if it is not finite."""
+        """Clip and apply the accumulated gradient, or skip it if it is not finite.
+
+        Args:
+            lr: The learning rate; each parameter group's is this times its `lr_factor`.
+        """
         for group in self.model.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         clipped = self._layout.clip_gradients(self._clipping)
         skipped_before = self.model.skipped_steps
         self.model.step()
@@ -210,6 +214,11 @@ class Engine:
     def weight_decays(self) -> dict[str, float]:
         """The weight decay of every trained parameter, by name."""
         return {name: group.weight_decay for group in self._layout.groups for name in group.parameters}
+
+    @property
+    def lr_factors(self) -> dict[str, float]:
+        """The factor of the learning rate of every trained parameter, by name."""
+        return {name: group.lr_factor for group in self._layout.groups for name in group.parameters}
 
     def owned_fragments(self) -> Iterator[Fragment]:
         """Yield the state owned by this rank; every element is owned by exactly one rank."""

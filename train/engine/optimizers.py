@@ -12,7 +12,7 @@ from torch import Tensor
 from analysis.measure.gradients import squared_norm
 from train.config.facts.optimizers import OPTIMIZERS as FACTS
 from train.config.facts.optimizers import OptimizerFacts
-from train.config.run import OptimConfig
+from train.config.run import DEFAULT_MOMENTUM, OptimConfig
 from train.tasks.task import ParameterGroup
 
 _CHUNK_ELEMENTS = 2**24  # elements processed at a time, so that the full update is never materialized
@@ -28,7 +28,7 @@ class SquaredUpdate(Protocol):
 
         Args:
             state: "weight" and the optimizer's state after the step, (n,) each.
-            lr: Learning rate of the step.
+            lr: Learning rate of this weight in the step, its group's factor included.
             weight_decay: Weight decay of this weight.
             updates: Number of updates so far, including this one.
             optim: The optimizer's settings.
@@ -54,9 +54,14 @@ class Optimizer:
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], *, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Return the configured optimizer for the groups; the loop sets the learning rate at each step."""
+    """Return the configured optimizer for the groups; the engine sets their learning rates at each step."""
     torch_groups = [
-        {"params": list(group.parameters.values()), "weight_decay": group.weight_decay, "name": group.name}
+        {
+            "params": list(group.parameters.values()),
+            "weight_decay": group.weight_decay,
+            "lr_factor": group.lr_factor,  # torch and DeepSpeed keep keys that they do not know
+            "name": group.name,
+        }
         for group in groups
         if group.parameters
     ]
@@ -96,7 +101,41 @@ def _squared_adamw_update(
     return torch.stack(squares).sum() * (lr / (1 - lr * weight_decay)) ** 2
 
 
+# ---------------------------------------------------------------------------------------------------------------- SGD
+
+
+def _build_sgd(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
+    """Return torch's fused SGD with momentum; unfused, it copies the gradient to add the weight decay to it.
+
+    The rate multiplies the buffer; in Caffe it multiplies the gradients that enter it, which differs while the rate
+    changes. At momentum 0 torch would keep no state, so the setting starts above 0.
+    """
+    momentum = DEFAULT_MOMENTUM if optim.momentum is None else optim.momentum
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=momentum, fused=True)
+
+
+def _new_sgd_state(flat: Tensor, updates: int) -> dict[str, Tensor]:
+    """Return a buffer of zeros, with which the first update is that of torch without a buffer, which it starts as g.
+
+    Both are momentum * 0 + g, as torch adds the whole gradient g (its dampening is 0).
+    """
+    return {"momentum_buffer": torch.zeros_like(flat, requires_grad=False)}
+
+
+def _squared_sgd_update(
+    state: Mapping[str, Tensor], *, lr: float, weight_decay: float, updates: int, optim: OptimConfig
+) -> Tensor:
+    """Scale the buffer: the step is -lr times it, and it includes the weight decay.
+
+    With g the clipped gradient, b' = momentum b + g + wd w and w' = w - lr b' (torch.optim.SGD).
+    """
+    return squared_norm(state["momentum_buffer"]) * lr**2
+
+
 OPTIMIZERS = {
     optimizer.facts.name: optimizer
-    for optimizer in (Optimizer(FACTS["adamw"], _build_adamw, _new_adamw_state, _squared_adamw_update),)
+    for optimizer in (
+        Optimizer(FACTS["adamw"], _build_adamw, _new_adamw_state, _squared_adamw_update),
+        Optimizer(FACTS["sgd"], _build_sgd, _new_sgd_state, _squared_sgd_update),
+    )
 }

@@ -95,12 +95,12 @@ class Probes:
 
     def _measure_updates(self, lr: float) -> None:
         """Reconstruct each update from the optimizer state after the step, so that no copy of the weights is needed."""
-        optim, decays = self._config.optim, self._engine.weight_decays
+        optim, decays, factors = self._config.optim, self._engine.weight_decays, self._engine.lr_factors
         squared_update = OPTIMIZERS[optim.optimizer].squared_update
         for fragment in self._engine.owned_fragments():
             self._values["update"][fragment.name] = squared_update(
                 fragment.tensors,
-                lr=lr,
+                lr=lr * factors[fragment.name],
                 weight_decay=decays[fragment.name],
                 updates=self._engine.updates,
                 optim=optim,

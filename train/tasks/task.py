@@ -53,7 +53,7 @@ class ParameterGroup(NamedTuple):
     name: str
     parameters: dict[str, nn.Parameter]
     weight_decay: float
-    lr_factor: float = 1.0  # of the learning rate
+    lr_factor: float = 1.0  # of the learning rate; one above 1 is declared in train.config.tasks.kinds
 
 
 class ModelCard(NamedTuple):

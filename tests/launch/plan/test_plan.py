@@ -43,6 +43,20 @@ def test_stages_cost_the_bytes_per_parameter_that_everyone_knows() -> None:
             assert memory(config, case).persistent == pytest.approx(per_parameter * parameters)
 
 
+def test_sgd_costs_a_moment_less_than_adamw(capsys: pytest.CaptureFixture[str]) -> None:
+    """4 bytes per parameter less on each GPU that holds the state, and in the checkpoint."""
+    parameters = 3_659_532_800
+    adamw, sgd = (load(config_file("3.2b"), [f"optim.optimizer={name}"]) for name in ("adamw", "sgd"))
+    for stage, gpus in ((0, 1), (0, 8), (1, 8), (2, 8), (3, 8)):
+        two, one = (memory(c, at_stage(case_of(c, gpus=gpus, micro_batch_size=1), stage)) for c in (adamw, sgd))
+        share = 1 if stage == 0 else gpus
+        assert two.optimizer - one.optimizer == pytest.approx(4 * parameters / share)
+        assert two.peak - one.peak >= 4 * parameters / share
+    assert main(["plan", config_file("3.2b"), "optim.optimizer=sgd", "--gpus", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "Checkpoint: 29.28 GB (weight and one momentum in fp32)." in printed  # 8 bytes per parameter
+
+
 @pytest.mark.parametrize("gpus", [1, 8])
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_recommended_loads_and_fits(size: str, gpus: int) -> None:

