@@ -15,7 +15,7 @@ from train.config.tasks.box_segmentation import AnnotatedSourceConfig, CRFConfig
 
 @section
 class PseudoLabelConfig:
-    """How `python -m train.pseudo_labels` makes labels; the defaults are the authors'."""
+    """How labels are made; the defaults are the authors'."""
 
     attention_threshold: float = setting(
         "Background attention inside boxes below this part of its maximum counts as 0. It decides more than all else",

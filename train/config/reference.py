@@ -13,6 +13,7 @@ from types import NoneType
 from typing import cast, get_args
 
 from train.config.errors import ConfigError
+from train.config.pseudo_labels import PseudoLabelConfig
 from train.config.run import RunConfig
 from train.config.schema import describe
 from train.config.setting import Entry, entries, is_union, sections_of
@@ -76,10 +77,19 @@ def _sections() -> Iterator[tuple[str, list[Entry]]]:
     for entry in top:
         for owner in sections_of(entry.type):
             below = [each for each in entries(owner, f"{entry.path}.", entry.setting) if not each.is_section]
-            summary = " ".join((owner.__doc__ or "").split()).rstrip(".")
             kinds = [each.field.default for each in below if each.path == "task.kind"]
             name = f"task, kind {kinds[0]}" if kinds else entry.path
-            yield f"{name}: {summary}", below
+            yield f"{name}: {_summary(owner)}", below
+    yield f"python -m train.pseudo_labels RUN: {_summary(PseudoLabelConfig)}", _label_settings()
+
+
+def _summary(owner: type) -> str:
+    return " ".join((owner.__doc__ or "").split()).rstrip(".")
+
+
+def _label_settings() -> list[Entry]:
+    """Return the settings of `python -m train.pseudo_labels`, which are no settings of a run."""
+    return [entry for entry in entries(PseudoLabelConfig) if not entry.is_section]
 
 
 def _matches(path: str, pattern: str | None) -> bool:

@@ -14,7 +14,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import connection
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -238,9 +240,9 @@ def _label_all(work: _Work, images: AnnotatedImages, *, workers: int | None, sto
     done, faults = len(images) - len(left), list[str]()
     bar = tqdm(total=len(images), initial=done, desc="labeling", unit="image", disable=not sys.stderr.isatty())
     with bar:
-        for index in _labeled(work, left, workers=workers, threads=max(1, cores // workers), stop=stop):
-            faults += index
-            done += not index
+        for of_image in _labeled(work, left, workers=workers, stop=stop):
+            faults += of_image
+            done += not of_image
             bar.update()
     if stop.name is not None:
         raise StoppedError(f"{stop.name} after {done} of {len(images)} images")
@@ -248,7 +250,7 @@ def _label_all(work: _Work, images: AnnotatedImages, *, workers: int | None, sto
         raise ConfigError(faults)
 
 
-def _labeled(work: _Work, left: Sequence[int], *, workers: int, threads: int, stop: _Stop) -> Iterator[list[str]]:
+def _labeled(work: _Work, left: Sequence[int], *, workers: int, stop: _Stop) -> Iterator[list[str]]:
     """Yield the faults of each image, until a signal arrives.
 
     Raises:
@@ -256,7 +258,7 @@ def _labeled(work: _Work, left: Sequence[int], *, workers: int, threads: int, st
     """
     waiting, running = iter(left), set[Future[list[str]]]()
     context = multiprocessing.get_context("spawn")  # a forked child could not use a GPU, or OpenMP's threads
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(work, threads)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(work,)) as pool:
         try:
             while stop.name is None:
                 running |= {pool.submit(_label, i) for i in islice(waiting, workers * _AHEAD - len(running))}
@@ -273,13 +275,22 @@ def _labeled(work: _Work, left: Sequence[int], *, workers: int, threads: int, st
 _labeler: Labeler | None = None  # of a worker
 
 
-def _begin(work: _Work, threads: int) -> None:
-    """Set up a worker."""
+def _begin(work: _Work) -> None:
+    """Set up a worker. Its one thread makes labels that do not depend on how many workers there are."""
     global _labeler
+    Thread(target=_end_with_parent, daemon=True).start()
     for number in _SIGNALS:  # the command itself answers them, once its workers have finished their images
         signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     _labeler = work.labeler()
+
+
+def _end_with_parent() -> None:
+    """Exit once the command is gone, however it ended: the pool's own queue would never tell."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _label(index: int) -> list[str]:

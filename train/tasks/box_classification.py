@@ -39,8 +39,8 @@ class BoxClassification(BoxSupervision[BoxClassificationConfig, BoxClassifier]):
     """The task `box_classification`; `weight` counts what is classified: sub-regions of boxes, and background queries.
 
     Batches contain `image` (B, 3, H, W) uint8, `boxes` (B, K, 4) int64 as x0, y0, x1, y1 in pixels, `classes` (B, K)
-    int64 with NO_BOX as padding (K is the same in all batches, so that a sample is too), `size` (B, 2) int64, height and width of each image, and `key` (B,) int64, of its
-    dropout masks.
+    int64 with NO_BOX as padding, `size` (B, 2) int64, height and width of each image, and `key` (B,) int64, of its
+    dropout masks. K is the same in all batches, so that a sample is the same in any.
     """
 
     def _network(self) -> BoxClassifier:

@@ -17,10 +17,12 @@ from modeling.decoder.facts_rope_periln import ROPE_KEYS, ROPE_RANGES
 from tests.modeling.decoder.tiny_decoder import tiny_config
 from tests.tiny import tiny_file
 from tests.tiny_filter import tiny_filter_file
+from tests.tiny_task import tiny_task_file
 from train.config.errors import ConfigError
 from train.config.load import load
 from train.config.run import LARGEST_SEED, LONGEST, SMALLEST_NORMAL, RunConfig
 from train.config.setting import Entry, entries, is_union
+from train.config.tasks.kinds import TaskConfig
 
 OTHERS = (0, -1, 10**30, 1e-50, math.nan, math.inf)
 
@@ -65,17 +67,18 @@ def written(number: float) -> str:
     return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(str(number), str(number))
 
 
+def kind_of(entry: Entry) -> str:
+    """Return the first task that has a setting."""
+    for task in get_args(TaskConfig):
+        if any(each.owner is entry.owner for each in entries(task, "task.")):
+            return task.kind
+    assert not entry.path.startswith("task."), entry.owner
+    return "language_model"
+
+
 @pytest.mark.parametrize("entry", NUMBERS.values(), ids=NUMBERS)
 def test_no_number_ends_in_a_traceback(entry: Entry, tmp_path: Path) -> None:
-    kind = {"DecoderConfig": "language_model", "SourceConfig": "language_model", "TextDataConfig": "language_model"}
-    texture = ("TextureDataConfig", "TextureRemovalConfig")
-    image = ("FilterConfig", "PairSourceConfig", "PairDataConfig", "DepthDataConfig", "DepthUpsamplingConfig", *texture)
-    name = entry.owner.__name__
-    if name in image:
-        path = tiny_filter_file(tmp_path, "texture_removal" if name in texture else "depth_upsampling")
-    else:
-        assert name in kind or not entry.path.startswith("task."), name
-        path = tiny_file(tmp_path)
+    path = tiny_task_file(tmp_path, kind_of(entry))
     low, high = limits(entry)
     for number in numbers_around(entry):
         faults = faults_of(path, entry, number)

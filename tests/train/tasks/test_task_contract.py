@@ -11,10 +11,7 @@ import pytest
 import torch
 
 from tests.ranks import Ranks
-from tests.tiny import tiny_file
-from tests.tiny_boxes import KINDS as BOX_KINDS
-from tests.tiny_boxes import tiny_boxes_file
-from tests.tiny_filter import tiny_filter_file
+from tests.tiny_task import tiny_task_file
 from tests.train.test_resume import losses, rows, train
 from train.config.facts.sealed import read_sealed, sealed
 from train.config.load import load
@@ -36,9 +33,7 @@ NORM = {
 
 
 def config_file(folder: Path, kind: str) -> str:
-    if kind == "language_model":
-        return str(tiny_file(folder))
-    return str(tiny_boxes_file(folder, kind) if kind in BOX_KINDS else tiny_filter_file(folder, kind))
+    return str(tiny_task_file(folder, kind))
 
 
 def test_every_task_is_swept() -> None:
