@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from train.config.errors import ConfigError
 from train.config.load import load
 from train.config.run import RunConfig
+from train.config.tasks.box_segmentation import BoxClassificationConfig, SemanticSegmentationConfig
 from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
 from train.config.tasks.language_model import LanguageModelConfig
 from train.data.damage import DamagedDataError
@@ -62,6 +63,10 @@ def lines(config: RunConfig, step: int | None) -> Iterator[str]:
             from train.data.images.view import PairView
 
             view = PairView(config.task.data)
+        case BoxClassificationConfig() | SemanticSegmentationConfig():
+            from train.data.annotated.view import AnnotatedView
+
+            view = AnnotatedView(config.task.data)
         case _:
             raise ConfigError([f"task.kind: the data of {config.task.kind} have no view (train/data/__main__.py)"])
     yield from view.overview()

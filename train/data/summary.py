@@ -5,13 +5,14 @@ The facts are those that a task records in environment.json.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from train.data.split import SPLITS, Split
 
 _UNITS = ("documents", "bytes", "tokens", "windows", "pairs", "images", "samples")
-_SOURCES = 10  # that are listed
+_SOURCES, _SIZES = 10, 3  # that are listed
 _GROUPS = {"training": "task.data.sources", "validation": "task.data.validation_sources"}
 
 
@@ -94,6 +95,12 @@ def _amount(unit: str, count: int) -> str:
     if unit == "bytes":
         return size(count)
     return f"{count:,} {unit.removesuffix('s') if count == 1 else unit}"
+
+
+def sizes(counts: Counter[tuple[int, int]]) -> str:
+    """Return the most frequent sizes of images, height by width, from how many have each."""
+    words = ", ".join(f"{height} x {width}" for (height, width), _ in counts.most_common(_SIZES))
+    return f"{words} pixels{f' and {len(counts) - _SIZES} more sizes' if len(counts) > _SIZES else ''}"
 
 
 def size(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from tests.ranks import Ranks
 from tests.tiny import tiny_file, write_corpus
+from tests.tiny_boxes import tiny_boxes_file, tiny_images
 from tests.tiny_filter import tiny_filter_file
 from tests.train.test_resume import rows, train
 from train.config.errors import ConfigError
@@ -54,6 +56,23 @@ def test_windows_are_decoded_with_the_ends_of_documents(tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     assert "tokenizer: byte-bpe, 300 tokens; <|endoftext|> ends a document" in printed
     assert f"prepared in {tmp_path}/cache" in printed
+
+
+def test_annotated_images_of_a_step_are_named_with_their_boxes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_boxes_file(tmp_path)
+    assert main([str(path), "--step", "2"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    images, config = tiny_images(), load(path)
+    assert printed[0] == "training data: 6 images of 40 x 48 pixels"
+    counts = Counter(images.classes[number] for index in range(6) for number in images.read(index).classes)
+    assert printed[2] == "  boxes: " + ", ".join(f"{counts[name]} {name}" for name in images.classes[1:])
+    assert printed[3] == "  masks of all images"
+    assert f"  fingerprint {images.fingerprint}" in printed
+    ids = sample_ids(2, seed=config.task.data.seed, num_samples=6, global_batch_size=4)
+    shown = [line.split(":")[0].split()[1] for line in printed if line.startswith("  image ")]
+    assert shown == [str(index) for index in ids]
 
 
 def test_pairs_of_a_step_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

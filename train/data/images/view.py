@@ -9,9 +9,9 @@ import numpy as np
 
 from train.config.tasks.joint_filter import PairDataConfig
 from train.data import summary
-from train.data.images.pairs import Pairs, open_pairs
+from train.data.images.pairs import open_pairs
 
-_NAMES, _SIZES = 5, 3  # that are listed
+_NAMES = 5  # that are listed
 
 
 class PairView:
@@ -30,7 +30,8 @@ class PairView:
     def overview(self) -> Iterator[str]:
         """Yield how many pairs there are, their sizes, first names and fingerprint."""
         for split, pairs in (("training", self._training), ("validation", self._validation)):
-            yield f"{split} data: {summary.in_words({'pairs': len(pairs)})} of {_sizes(pairs)}"
+            sizes = summary.sizes(Counter(pairs.size(i) for i in range(len(pairs))))
+            yield f"{split} data: {summary.in_words({'pairs': len(pairs)})} of {sizes}"
             names = [pairs.name(i) for i in range(min(_NAMES, len(pairs)))]
             yield f"  {', '.join(names)}{', ...' if len(pairs) > len(names) else ''}"
             yield f"  fingerprint {pairs.fingerprint}"
@@ -42,9 +43,3 @@ class PairView:
         for index in map(int, ids):
             height, width = self._training.size(index)
             yield f"  pair {index}: {self._training.name(index)}, {height} x {width} pixels"
-
-
-def _sizes(pairs: Pairs) -> str:
-    sizes = Counter(pairs.size(i) for i in range(len(pairs))).most_common()
-    words = ", ".join(f"{height} x {width}" for (height, width), _ in sizes[:_SIZES])
-    return f"{words} pixels{f' and {len(sizes) - _SIZES} more sizes' if len(sizes) > _SIZES else ''}"
