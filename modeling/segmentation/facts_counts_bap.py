@@ -49,6 +49,7 @@ class Operation(NamedTuple):
         weights: Its learnable tensors.
         pretrained: Whether these exist in the pretrained weights, and are constants if the backbone is frozen.
         flops: Of a forward pass, a multiplication and addition as 2; only of convolutions.
+        alive: Elements of other tensors that the forward pass holds meanwhile, kept for the backward pass or not.
     """
 
     reads: int
@@ -58,6 +59,7 @@ class Operation(NamedTuple):
     weights: Weights = Weights()
     pretrained: bool = False
     flops: int = 0
+    alive: int = 0
 
 
 class Counts(NamedTuple):
@@ -168,8 +170,9 @@ def _vgg16(shape: NetworkShape, height: int, width: int) -> Iterator[Operation]:
     channels = 3
     for widths, _, stride in VGG16_BLOCKS:
         for after in widths:
-            yield _convolution(channels, after, 3, height * width, pretrained=True)
-            yield Operation(after * height * width, after * height * width, "output")  # ReLU
+            convolution = _convolution(channels, after, 3, height * width, pretrained=True)
+            yield convolution
+            yield Operation(convolution.returns, convolution.returns, "output", alive=convolution.reads)  # ReLU
             channels = after
         before = channels * height * width
         height, width = -(-height // stride), -(-width // stride)
@@ -229,21 +232,28 @@ def _lite0(height: int, width: int) -> Iterator[Operation]:
     size = _Size(height, width)
     yield from _normed(3, LITE0_STEM, size, kernel=3, stride=LITE0_STEM_STRIDE)
     size = size.over(LITE0_STEM_STRIDE)
-    for blocks in lite0_blocks():
+    features = 0
+    for number, blocks in enumerate(lite0_blocks()):
         for block in blocks:
-            yield from _block(block, size)
+            for each in _block(block, size):
+                yield each._replace(alive=each.alive + features)
             size = size.over(block.stride)
+        features += LITE0_STAGES[number].channels * size.positions * (number in LITE0_KEPT)
     channels = BACKBONE_CHANNELS["lite0"]
     yield Operation(LITE0_STAGES[LITE0_KEPT[-1]].channels * size.positions, channels * size.positions, "nothing")
 
 
 def _block(block: Lite0Block, size: _Size) -> Iterator[Operation]:
     before, inside, after, kernel, stride, dilation = block
+    entering, expanded = before * size.positions, 0
     if block.expands:
         yield from _normed(before, inside, size)
-    yield from _normed(inside, inside, size, kernel=kernel, stride=stride, dilation=dilation, groups=inside)
+        expanded = inside * size.positions
+    depthwise = _normed(inside, inside, size, kernel=kernel, stride=stride, dilation=dilation, groups=inside)
     size = size.over(stride)
-    yield from _normed(inside, after, size, activation=False)
+    for number, each in enumerate((*depthwise, *_normed(inside, after, size, activation=False))):
+        alive = entering + expanded
+        yield each._replace(alive=alive if number else alive - each.reads)  # the first one reads the last of these
     if block.residual:
         yield Operation(after * size.positions, after * size.positions, "nothing")
 
