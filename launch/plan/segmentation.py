@@ -152,7 +152,7 @@ class SegmentationWorkload:
     def _classes_in_words(self) -> str:
         data = self.task.data
         if data.classes is None and not _is_drawn(data.sources[0]):
-            return f"{BACKGROUND} included; assumed, as task.data.classes is null and the folder is not opened"
+            return "assumed: task.data.classes is null, and the folder is not opened"
         return f"{BACKGROUND} included"
 
     # ---------------------------------------------------------------------------------------- activations and the loss

@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from .facts_backbones_bap import (
+from .facts_bap import (
+    BACKBONE_CHANNELS,
     LITE0_KEPT,
     LITE0_STAGES,
     LITE0_STEM,
     LITE0_STEM_STRIDE,
+    STRIDE,
     VGG16_BLOCKS,
     VGG16_DENSE,
     Lite0Block,
+    NetworkShape,
     lite0_blocks,
 )
-from .facts_bap import BACKBONE_CHANNELS, STRIDE, NetworkShape
 
 INDEX = 2  # elements of fp32 that an int64 takes
 

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .facts_backbones_bap import LITE0_KEPT, LITE0_STAGES, LITE0_STEM, LITE0_STEM_STRIDE, Lite0Block, lite0_blocks
-from .facts_bap import BACKBONE_CHANNELS, STRIDE
+from .facts_bap import (
+    BACKBONE_CHANNELS,
+    LITE0_KEPT,
+    LITE0_STAGES,
+    LITE0_STEM,
+    LITE0_STEM_STRIDE,
+    STRIDE,
+    Lite0Block,
+    lite0_blocks,
+)
 
 _NORM_EPS = 1e-3
 

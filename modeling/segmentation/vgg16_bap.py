@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dropout_bap import SampleDropout
-from .facts_backbones_bap import VGG16_BLOCKS, VGG16_DENSE
-from .facts_bap import BACKBONE_CHANNELS, STRIDE
+from .facts_bap import BACKBONE_CHANNELS, STRIDE, VGG16_BLOCKS, VGG16_DENSE
 
 
 class VGG16(nn.Module):

@@ -282,7 +282,8 @@ def test_sizes_and_classes_are_those_of_the_data_or_assumed(capsys: pytest.Captu
     folder = ["task.data.sources=[somewhere]"]
     assert main(["plan", QUICKSTART, *folder]) == 0
     printed = capsys.readouterr().out
-    assert f"{ASSUMED_CLASSES + 1}  (background included; assumed, as task.data.classes is null" in printed
+    assert f"{ASSUMED_CLASSES + 1}  (assumed: task.data.classes is null" in printed
+    assert max(len(line) for line in printed.splitlines()) <= 120
     assert f"{ASSUMED_BOXES}  (assumed)" in printed
     assert main(["plan", QUICKSTART, *folder, "task.data.crop=null"]) == 2
     assert "task.data.crop: null, so the size" in capsys.readouterr().err
