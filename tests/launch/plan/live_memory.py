@@ -16,9 +16,7 @@ class LiveMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._followed: set[int] = set()
         self._references: dict[int, Any] = {}
-        self.at_peak = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
@@ -26,8 +24,7 @@ class LiveMemory(TorchDispatchMode):
         for result in tree_leaves(results):
             if isinstance(result, Tensor) and id(result.untyped_storage()) not in read:
                 self._follow(result)
-        if self.now > self.peak:
-            self.peak, self.at_peak = self.now, str(func)
+        self.peak = max(self.peak, self.now)
         return results
 
     def _follow(self, tensor: Tensor) -> None:
