@@ -59,6 +59,7 @@ def memory(config: RunConfig, case: Case) -> Memory:
     """Estimate the memory of one GPU during training, in the steps that need most."""
     work = workload_of(config)
     weights, gradients, optimizer = model_state_bytes(work.parameters, case)
+    weights += case.itemsize * work.buffers  # ZeRO does not partition what is not trained
     peak = max(pass_peaks(work, case), key=sum)
     update = update_bytes(work.groups, case)
     margin = FRAGMENTATION * max(sum(peak), update)

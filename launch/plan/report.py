@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from launch.plan.case import Case, at_stage
 from launch.plan.decoder import DecoderWorkload
+from launch.plan.image_filter import FilterWorkload
 from launch.plan.machine import Machine
 from launch.plan.memory import GIB, memory
 from launch.plan.recommend import (
@@ -20,7 +21,7 @@ from launch.plan.recommend import (
     settings,
 )
 from launch.plan.step_time import LAUNCH, RECOMPUTING, UNCOMPILED, can_overlap, expected_mfu, num_passes, transfers
-from launch.plan.workload import workload_of
+from launch.plan.workload import Workload, workload_of
 from train.config.facts.optimizers import OPTIMIZERS
 from train.config.run import RunConfig
 
@@ -34,6 +35,11 @@ _DECODER_ACCURACY = (
 _FILTER_ACCURACY = (
     "Accuracy of the memory: what a pass keeps is exact; the peak of an uncompiled pass on the CPU was met within 1 %.",
     "  Workspaces of cuDNN's convolutions are not counted.",
+)
+# Measured by tests/launch/plan/test_segmentation.py.
+_SEGMENTATION_ACCURACY = (
+    "Accuracy of the memory: what a pass keeps is exact; the peak of the tensors of an uncompiled pass was met within",
+    "  1 %. Workspaces of cuDNN's convolutions are not counted.",
 )
 _ON_A_GPU = (
     "Neither memory nor time was compared with a GPU yet: allow for 10 % of memory, and watch peak_memory_gib and mfu",
@@ -63,8 +69,14 @@ def report(config: RunConfig, machine: Machine) -> Iterator[str]:
     yield ""
     yield from _assumptions(own.case, config, machine)
     yield from _sizes(config, machine)
-    yield from (_DECODER_ACCURACY if isinstance(work, DecoderWorkload) else _FILTER_ACCURACY)
+    yield from _accuracy(work)
     yield from _ON_A_GPU
+
+
+def _accuracy(work: Workload) -> tuple[str, ...]:
+    if isinstance(work, DecoderWorkload):
+        return _DECODER_ACCURACY
+    return _FILTER_ACCURACY if isinstance(work, FilterWorkload) else _SEGMENTATION_ACCURACY
 
 
 def _counts(config: RunConfig) -> Iterator[str]:

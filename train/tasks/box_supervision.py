@@ -14,8 +14,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from modeling.segmentation.facts_bap import NetworkShape
+from modeling.segmentation.facts_counts_bap import training_flops
 from modeling.segmentation.modeling_bap import BoxClassifier, Segmenter
 from modeling.segmentation.pretrained_bap import load_pretrained
 from train.config.errors import ConfigError
@@ -51,7 +52,6 @@ class BoxSupervision(Task, Generic[Config, Network]):
         self._seed = seed
         self._micro_batch_size = micro_batch_size
         self._loaded: frozenset[str] = frozenset()  # names of pretrained tensors
-        self._flops: float | None = None
 
     # ------------------------------------------------------------------------------------------------------- the data
 
@@ -258,23 +258,25 @@ class BoxSupervision(Task, Generic[Config, Network]):
         trained = "kept as they were" if model.frozen_backbone else "trained"
         return (f"backbone {model.backbone}, from {origin}" + ("" if "file" not in weights else f", {trained}"),)
 
-    def cost(self, model: nn.Module) -> SampleCost:
-        """Return the operations per training image, counted once on the meta device; backward costs twice as much."""
-        if self._flops is None:
-            self._flops = self._counted_flops()
-        return SampleCost(tokens=None, flops=self._flops)
+    def describe(self, model: nn.Module) -> dict[str, str]:
+        """Return the operations per image, and the image's size."""
+        height, width = self._size
+        return {"training FLOPs per image": f"{self._flops:,}  (convolutions, {height} x {width} pixels)"}
 
-    def _counted_flops(self) -> float:
+    def cost(self, model: nn.Module) -> SampleCost:
+        """Return the operations per training image; of images of several sizes, the first one's."""
+        return SampleCost(tokens=None, flops=float(self._flops))
+
+    @property
+    def _size(self) -> tuple[int, int]:
         crop = self.config.data.crop
-        height, width = (crop, crop) if crop is not None else self.training.size(0)
-        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            trunk = self._network().trunk.eval()
-            trunk(torch.zeros(1, 3, height, width))
-            all_of_it = counter.get_total_flops()
-        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            trunk.backbone(torch.zeros(1, 3, height, width))
-            frozen = counter.get_total_flops() if self.config.model.frozen_backbone else 0
-        return float(3 * all_of_it - 2 * frozen)
+        return (crop, crop) if crop is not None else self.training.size(0)
+
+    @cached_property
+    def _flops(self) -> int:
+        model, (height, width) = self.config.model, self._size
+        shape = NetworkShape(**network_fields(model))
+        return training_flops(shape, frozen_backbone=model.frozen_backbone, height=height, width=width)
 
 
 def network_fields(config: SegmentationNetworkConfig) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from modeling.segmentation.facts_bap import BoxClassifierShape, SegmenterShape
 from train.config.setting import section, setting
 
 PROCEDURAL_OBJECTS = "procedural-objects"  # the source that every machine has
+PROCEDURAL_SIZE = (192, 256)  # of its images, unless a source gives another
+NUM_PROCEDURAL_CLASSES = 4  # of its objects
 RANDOM_WEIGHTS = "random"
 _NEW_LAYERS, _BIASES = 10, 2  # largest factors of their learning rates, which are those of the paper
 LARGEST_LR_FACTOR = float(_NEW_LAYERS * _BIASES)
@@ -116,7 +118,12 @@ class AnnotatedSourceConfig:
         at_most=10**6,
     )
     size: tuple[int, int] | None = setting(
-        "Height and width of procedural images", default=None, at_least=1, unit="pixels", null="192 x 256", at_most=8192
+        "Height and width of procedural images",
+        default=None,
+        at_least=1,
+        unit="pixels",
+        null=" x ".join(map(str, PROCEDURAL_SIZE)),
+        at_most=8192,
     )
 
 

@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 
 from train.config.errors import ConfigError
-from train.config.tasks.box_segmentation import PROCEDURAL_OBJECTS, AnnotatedSourceConfig
+from train.config.tasks.box_segmentation import PROCEDURAL_OBJECTS, PROCEDURAL_SIZE, AnnotatedSourceConfig
 from train.data.annotated.drawn import DrawnObjects
 from train.data.annotated.images import Annotated, AnnotatedSource
 from train.data.annotated.voc_folder import open_voc
 
-DEFAULT_SIZE = (192, 256)  # of procedural images
 MOST_FAULTS = 10
 _SMALLEST = 32  # pixels; smaller scenes show nothing
 _FORMAT = "annotated images 1"
@@ -156,7 +155,7 @@ def _open(config: AnnotatedSourceConfig, classes: Sequence[str] | None, *, key: 
 
 
 def _open_drawn(config: AnnotatedSourceConfig, classes: Sequence[str] | None, *, key: str) -> DrawnObjects:
-    faults, size = [], config.size or DEFAULT_SIZE
+    faults, size = [], config.size or PROCEDURAL_SIZE
     start, stop = config.start or 0, config.stop
     if start < 0:
         faults.append(f"{key}.start: {start} is negative, but the series is infinite; write 0 or more")
