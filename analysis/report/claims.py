@@ -16,7 +16,7 @@ from analysis.figures.layers import last_mean
 from analysis.figures.training import spikes
 from analysis.fits import Growth
 from analysis.groups import leaves
-from analysis.page import number_text
+from analysis.page.contents import number_text
 from analysis.report.arms import RATE, Arm, Run, common_rates, sensitivity
 from analysis.report.details import gradient_variation, growth_text, growths, largest_variance, overflow_share
 from analysis.report.paired import (

@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.figures.training import outcome, skipped_steps, spikes
 from analysis.groups import differing_keys, group_records, leaves, with_arms
-from analysis.page import FileLink, Spread, Table, number_text
+from analysis.page.contents import FileLink, Spread, Table, number_text
 from analysis.runs import Record, column, rows_where, setting
 from analysis.setting_facts import merged
 from analysis.style import NAMES

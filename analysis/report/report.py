@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # the real imports take a second; `--help` is answered before them
-    from analysis.page import Section
+    from analysis.page.contents import Section
     from analysis.report.result import Result
     from analysis.runs import Record
     from analysis.style import Plate
@@ -73,7 +73,7 @@ def make_report(runs: Sequence[str], out: Path, *, arms: Sequence[str] = (), bas
     Raises:
         InputError: An argument is not a run, a name fits no arm, or `out` holds anything but an earlier report.
     """
-    from analysis.page import check_out, write_page
+    from analysis.page.writing import check_out, write_page
     from analysis.report.arms import check_baseline, chosen_records
     from analysis.report.result import plain_text
     from analysis.runs import read_runs
@@ -125,7 +125,7 @@ def _task_sections(
     from analysis.figures.loss import loss
     from analysis.figures.modules import is_one_stack
     from analysis.groups import by_numbers
-    from analysis.page import Section
+    from analysis.page.contents import Section
     from analysis.report import facts, tables
     from analysis.report.result import result_of, sections
 
@@ -198,7 +198,7 @@ def _gradient_plates(records: Sequence[Record]) -> list[Plate]:
 def _layer_sections(records: Sequence[Record], heading: str) -> list[Section]:
     """Return the section of single layers, or none if no run was to measure them."""
     from analysis.figures.layers import asks_for_layers, layers
-    from analysis.page import Section
+    from analysis.page.contents import Section
 
     if not any(asks_for_layers(record) for record in records):
         return []
@@ -207,10 +207,10 @@ def _layer_sections(records: Sequence[Record], heading: str) -> list[Section]:
 
 def _image_sections(records: Sequence[Record], heading: str) -> list[Section]:
     """Return the section of validation images, or none if no run's task saves any."""
-    from analysis.figures.images import choose, pictures
-    from analysis.figures.kernels import kernels
-    from analysis.images import keeps_images, read_images
-    from analysis.page import Section
+    from analysis.figures.pictures.filtered import choose, pictures
+    from analysis.figures.pictures.kernels import kernels
+    from analysis.images.saved import keeps_images, read_images
+    from analysis.page.contents import Section
     from analysis.style import Plate
 
     runs = [read_images(record) for record in records if keeps_images(record)]

@@ -10,7 +10,7 @@ import numpy as np
 from analysis.figures.heat_map import heat_map
 from analysis.figures.training import learning_rate
 from analysis.groups import axis_of
-from analysis.page import Section, Spread, Table, number_text
+from analysis.page.contents import Section, Spread, Table, number_text
 from analysis.report.arms import (
     Arm,
     Cell,

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.figures.depth import variance_growth
 from analysis.figures.gradients import gradient_uniformity
-from analysis.page import Spread, Table
+from analysis.page.contents import Spread, Table
 from analysis.runs import Record, column
 from analysis.validation import (
     CONTROLS,

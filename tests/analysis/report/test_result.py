@@ -10,7 +10,7 @@ import pytest
 
 from analysis import __main__ as entry
 from analysis.figures.heat_map import heat_map
-from analysis.page import Spread
+from analysis.page.contents import Spread
 from analysis.report.extremes import extremes
 from analysis.report.result import (
     Result,

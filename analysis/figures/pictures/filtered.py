@@ -14,9 +14,10 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from analysis.figures.picture import picture, range_of
+from analysis.figures.pictures.picture import picture, range_of
 from analysis.groups import final_loss, group_records
-from analysis.images import FilteredImage, RunImages
+from analysis.images.filtered import FilteredImage
+from analysis.images.saved import RunImages
 from analysis.style import Panel, Plate, paper
 
 _MOST_RUNS = 4  # side by side
