@@ -17,9 +17,10 @@ from analysis.figures.training import (
     without_rows,
 )
 from analysis.groups import Curve, Group, axis_of, with_arms
+from analysis.metrics import ValidationMetric
 from analysis.runs import Record
 from analysis.style import Panel, Plate, paper
-from analysis.validation import ValidationMetric, baselines, comparisons
+from analysis.validation import baselines, comparisons
 
 FEWEST_POINTS = 20  # logged steps below which nothing is smoothed
 _SHARE = 0.04  # of the logged steps, in one window

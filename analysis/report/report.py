@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # the real imports take a second; `--help` is answered before them
     from analysis.page.contents import Section
-    from analysis.report.result import Result
+    from analysis.report.ranking import Result
     from analysis.runs import Record
     from analysis.style import Plate
 
@@ -94,7 +94,7 @@ def make_report(runs: Sequence[str], out: Path, *, arms: Sequence[str] = (), bas
 
 def _results(records: Sequence[Record], baseline: str | None) -> list[tuple[str, Result]]:
     """Return the result of each task that has several arms."""
-    from analysis.report.result import result_of
+    from analysis.report.ranking import result_of
 
     results = []
     for kind in dict.fromkeys(record.kind for record in records):
@@ -127,7 +127,8 @@ def _task_sections(
     from analysis.groups import by_numbers
     from analysis.page.contents import Section
     from analysis.report import facts, tables
-    from analysis.report.result import result_of, sections
+    from analysis.report.ranking import result_of
+    from analysis.report.result import sections
 
     records = by_numbers(records)
     result = result_of(records, baseline)

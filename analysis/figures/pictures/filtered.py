@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from analysis.figures.pictures.picture import picture, range_of
-from analysis.groups import final_loss, group_records
+from analysis.groups import best_final, final_rank, group_records
 from analysis.images.filtered import FilteredImage
 from analysis.images.saved import RunImages
 from analysis.style import Panel, Plate, paper
@@ -61,7 +61,7 @@ def choose(candidates: Sequence[RunImages]) -> tuple[list[ImageOfRuns], list[str
     """
     with_images = {id(run.record): run for run in candidates if run.images}
     groups = group_records([run.record for run in with_images.values()])
-    best = sorted(groups, key=final_loss)[:_MOST_RUNS]
+    best = sorted(groups, key=final_rank)[:_MOST_RUNS]
     runs = [with_images[id(group.records[0])] for group in groups if group in best]
     together: dict[tuple[str, tuple[int, int]], dict[str, FilteredImage]] = {}
     for run in runs:
@@ -73,7 +73,7 @@ def choose(candidates: Sequence[RunImages]) -> tuple[list[ImageOfRuns], list[str
     if left := [run.record.label for run in with_images.values() if run not in runs]:
         why = "of runs that differ only in seed, the first is shown"
         if len(best) < len(groups):
-            why += f", and of {len(groups)} groups, the {_MOST_RUNS} with the lowest final validation loss"
+            why += f", and of {len(groups)} groups, the {_MOST_RUNS} with the {best_final(groups[0].records)}"
         notes.append(f"Images not shown for {', '.join(left)} ({why}).")
     if more := [image.name for image in images[_MOST_IMAGES:]]:
         notes.append(f"Saved by the runs but not shown: {', '.join(more)}.")
