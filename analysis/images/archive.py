@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from analysis.runs import step_of
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return all arrays of a file.
+def read_arrays(path: Path, *, only: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Return the arrays of a file: all, or only some.
 
     Raises:
         UNREADABLE: It is broken.
@@ -24,7 +25,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
-        return dict(file)
+        return {name: file[name] for name in (file.files if only is None else only)}
 
 
 def archives(folder: Path) -> list[Path]:

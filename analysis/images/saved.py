@@ -69,6 +69,17 @@ def read_image(path: Path, *, step: int, border: int = 0) -> FilteredImage | Seg
     return filtered_image(arrays, name=path.stem, step=step, border=border)
 
 
+def saved_classes(record: Record) -> tuple[str, ...]:
+    """Return the names of a run's classes as its latest images have them, the background's first; none if unknown."""
+    for _, folder in reversed(steps_in(record.folder / "images")):
+        for path in archives(folder):
+            try:
+                return tuple(str(name) for name in read_arrays(path, only=("classes",))["classes"])
+            except UNREADABLE:
+                continue
+    return ()
+
+
 def _latest(
     record: Record, kind: str, notes: list[str], *, below: str = ""
 ) -> Sequence[FilteredImage | SegmentedImage]:

@@ -14,7 +14,7 @@ from analysis.report.arms import Arm, arms_of, baseline_of, common_rates, ranked
 from analysis.report.claims import interval_text
 from analysis.report.details import spike_count
 from analysis.report.facts import parameter_count
-from analysis.report.paired import CONFIDENCE, score_difference
+from analysis.report.paired import CONFIDENCE, at_best, score_difference
 from analysis.runs import Record, column
 
 

@@ -106,12 +106,15 @@ def _results(records: Sequence[Record], baseline: str | None) -> list[tuple[str,
 
 def report_sections(records: Sequence[Record], notes: Sequence[str] = (), baseline: str | None = None) -> list[Section]:
     """Return the sections of a report, separate for each task, since metrics of different tasks are not comparable."""
+    from analysis.report.segmentation import segmentation_sections
+
     kinds = list(dict.fromkeys(record.kind for record in records))
+    across = segmentation_sections(records)
     if len(kinds) == 1:
-        return _task_sections(records, notes, prefix="", baseline=baseline)
+        return [*across, *_task_sections(records, notes, prefix="", baseline=baseline)]
     listed = ", ".join(f"{kind} ({sum(record.kind == kind for record in records)})" for kind in kinds)
     warning = f"These runs have different tasks: {listed}. Their losses are not comparable; each task has its own part."
-    sections: list[Section] = []
+    sections = [*across]
     for i, kind in enumerate(kinds):
         of_kind = [record for record in records if record.kind == kind]
         sections += _task_sections(of_kind, [warning, *notes] if i == 0 else [], prefix=kind, baseline=baseline)
@@ -151,6 +154,7 @@ def _task_sections(
             plates=[
                 loss(records),
                 training_figures.validation(records),
+                *_further_training(records),
                 training_figures.gradient_norm(records),
                 *([] if result else [training_figures.learning_rate(records)]),
             ],
@@ -169,6 +173,14 @@ def _task_sections(
         *_image_sections(records, heading),
     ]
     return [replace(part, plates=[_named(plate, prefix) for plate in part.plates]) for part in parts]
+
+
+def _further_training(records: Sequence[Record]) -> list[Plate]:
+    """Return the plot of the training metrics besides the loss, if the task has any."""
+    from analysis.figures.training_metrics import training_metrics
+
+    plate = training_metrics(records)
+    return [plate] if plate.panels else []
 
 
 def _activation_plates(records: Sequence[Record]) -> list[Plate]:
@@ -207,9 +219,10 @@ def _layer_sections(records: Sequence[Record], heading: str) -> list[Section]:
 
 
 def _image_sections(records: Sequence[Record], heading: str) -> list[Section]:
-    """Return the section of validation images, or none if no run's task saves any."""
+    """Return the section of images, or none if no run's task saves any."""
     from analysis.figures.pictures.filtered import choose, pictures
     from analysis.figures.pictures.kernels import kernels
+    from analysis.figures.pictures.segmented import choose_exhibits, exhibit
     from analysis.images.saved import keeps_images, read_images
     from analysis.page.contents import Section
     from analysis.style import Plate
@@ -218,11 +231,14 @@ def _image_sections(records: Sequence[Record], heading: str) -> list[Section]:
     if not runs:
         return []
     chosen, notes = choose(runs)
+    exhibits, further = choose_exhibits(runs)
     broken = [f"{run.record.label}: {note}" for run in runs for note in run.notes]
     plates = [draw for i, image in enumerate(chosen) for draw in (pictures(image, i), kernels(image, i, records))]
+    plates += [exhibit(image, i) for i, image in enumerate(exhibits)]
     if missing := [run.absence for run in runs if run.absence]:
         plates.append(Plate(name="images", title="Validation images", caption="", missing=missing))
-    return [Section(title=f"{heading}Validation images", notes=[*broken, *notes], plates=plates)]
+    title = "Images" if exhibits else "Validation images"
+    return [Section(title=f"{heading}{title}", notes=[*broken, *notes, *further], plates=plates)]
 
 
 def _absent(name: str, title: str, missing: Sequence[str]) -> Plate:

@@ -6,9 +6,9 @@ Shapes: H, W height and width, C channels (1 or 3).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from matplotlib.colors import Normalize
@@ -30,15 +30,37 @@ _SHARED: tuple[Kind, ...] = ("input", "truth", "error-input")  # drawn once if t
 _KINDS: tuple[Kind, ...] = (*_SHARED, "output", "error-output", "offsets")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageOfRuns:
-    """One validation image as filtered by several runs; `by_run` maps their labels, in the order of the runs."""
-
-    name: str
-    by_run: dict[str, FilteredImage]
+class NamedImage(Protocol):
+    """What images of all tasks have."""
 
     @property
-    def first(self) -> FilteredImage:
+    def name(self) -> str:
+        """Name of the image, the same in all runs."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Step of the evaluation."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        ...
+
+
+Image = TypeVar("Image", bound=NamedImage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOfRuns(Generic[Image]):
+    """One image as several runs saved it; `by_run` maps their labels, in the order of the runs."""
+
+    name: str
+    by_run: dict[str, Image]
+
+    @property
+    def first(self) -> Image:
         """The first run's image; all runs share its guidance."""
         return next(iter(self.by_run.values()))
 
@@ -53,19 +75,30 @@ class ImageOfRuns:
         return f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,} to {steps[-1]:,}"
 
 
-def choose(candidates: Sequence[RunImages]) -> tuple[list[ImageOfRuns], list[str]]:
+def choose(candidates: Sequence[RunImages]) -> tuple[list[ImageOfRuns[FilteredImage]], list[str]]:
+    """Return the filtered images to draw, and notes on the runs and images left out."""
+    return choose_images(candidates, {id(run.record): run.images for run in candidates})
+
+
+def choose_images(
+    candidates: Sequence[RunImages], saved: Mapping[int, Sequence[Image]]
+) -> tuple[list[ImageOfRuns[Image]], list[str]]:
     """Return the images to draw, and notes on the runs and images left out.
 
-    Of runs that differ only in seed, the first is drawn; of more than four such groups, those with the lowest final
-    validation loss. Images are matched by name and size.
+    Of runs that differ only in seed, the first is drawn; of more than four such groups, those with the best final value
+    of the task's main metric. Images are matched by name and size.
+
+    Args:
+        candidates: The runs.
+        saved: Images of each run, by the id of its record.
     """
-    with_images = {id(run.record): run for run in candidates if run.images}
+    with_images = {id(run.record): run for run in candidates if saved[id(run.record)]}
     groups = group_records([run.record for run in with_images.values()])
     best = sorted(groups, key=final_rank)[:_MOST_RUNS]
     runs = [with_images[id(group.records[0])] for group in groups if group in best]
-    together: dict[tuple[str, tuple[int, int]], dict[str, FilteredImage]] = {}
+    together: dict[tuple[str, tuple[int, int]], dict[str, Image]] = {}
     for run in runs:
-        for image in run.images:
+        for image in saved[id(run.record)]:
             together.setdefault((image.name, image.size), {})[run.record.label] = image
     images = [ImageOfRuns(name=name, by_run=by_run) for (name, _), by_run in together.items()]
     images.sort(key=lambda image: -len(image.by_run))  # those that all runs have come first
@@ -81,7 +114,7 @@ def choose(candidates: Sequence[RunImages]) -> tuple[list[ImageOfRuns], list[str
 
 
 @paper
-def pictures(image: ImageOfRuns, index: int) -> Plate:
+def pictures(image: ImageOfRuns[FilteredImage], index: int) -> Plate:
     """Draw one image: inputs, outputs and errors.
 
     Args:
@@ -108,7 +141,7 @@ def pictures(image: ImageOfRuns, index: int) -> Plate:
     )
 
 
-def value_scale(image: ImageOfRuns) -> Normalize:
+def value_scale(image: ImageOfRuns[FilteredImage]) -> Normalize:
     """Return the scale of input, output and truth: the range of the truth's valid pixels."""
     return range_of([one.truth[one.valid] for one in image.by_run.values()])
 
@@ -142,7 +175,7 @@ def _values(image: FilteredImage, kind: Kind) -> np.ndarray:
             return getattr(image, kind)
 
 
-def _scale_of(image: ImageOfRuns, kind: Kind) -> Normalize:
+def _scale_of(image: ImageOfRuns[FilteredImage], kind: Kind) -> Normalize:
     """Return the scale that all runs' panels of a kind share; both kinds of error have the same."""
     if kind in ("input", "output", "truth"):
         return value_scale(image)

@@ -29,7 +29,7 @@ _COLOURS = "RdBu_r"
 
 
 @paper
-def kernels(image: ImageOfRuns, index: int, records: Sequence[Record]) -> Plate:
+def kernels(image: ImageOfRuns[FilteredImage], index: int, records: Sequence[Record]) -> Plate:
     """Draw every run's kernels at an image's chosen pixels: on the guidance, on the input, and as bars.
 
     Args:

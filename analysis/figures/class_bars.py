@@ -1,0 +1,159 @@
+"""Bars of the IoU of each class: pseudo labels of box classifiers beside predictions of segmentation networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from analysis.images.class_scores import PREDICTION, ClassScores, class_names, without_repetition
+from analysis.images.pseudo_labels import AGREEING
+from analysis.style import WIDTH, Panel, Plate, Plot, Series, fitted_legend, paper, plain, shades
+
+_MOST_SERIES = 16
+_MOST_LETTERS = 18  # of a class below its bars
+_GAP = 1.6  # bars between two classes
+_BAR = 0.062  # inches of the narrowest bar
+_WIDEST_BAR = 0.2
+_LINE, _NAMES, _TOP, _LEFT, _RIGHT = 1.35, 0.62, 0.12, 0.45, 0.06  # inches of a line's bars, of names below, of margins
+_LETTER = 0.055  # inches
+# What learns nothing is gray; each box classifier has a color whose shades are its kinds; networks have their own.
+_BASELINES = {"filled_boxes": "#c2c2c2", "grabcut": "#7d7d7d"}
+_LEARNED = ("unary", "crf", "retrieved")
+_CLASSIFIERS = ("#0072B2", "#E07B00", "#7B4FA3", "#8A6D1A", "#2AA6C4")
+_NETWORKS = ("#009E73", "#C2185B", "#5B8C00", "#882255", "#44AA99", "#B2182B", "#117733", "#D6498F")
+
+
+@paper
+def class_bars(scores: Sequence[ClassScores], missing: Sequence[str] = ()) -> Plate:
+    """Draw the mean and each class: one bar per kind of label of each run, and one per segmentation run.
+
+    Args:
+        scores: Labels first, then predictions.
+        missing: Reasons for what is not there.
+    """
+    known = [each for each in without_repetition(scores) if each.kind != AGREEING]
+    series, left_out = known[:_MOST_SERIES], known[_MOST_SERIES:]
+    missing = [
+        *missing,
+        *(f"{each.label}: more than {_MOST_SERIES} bars per class; see the table" for each in left_out),
+    ]
+    title, names = "IoU by class", class_names(series)
+    if not series:
+        return Plate(name="class-iou", title=title, caption="", missing=missing)
+    figure = _figure(series, names)
+    alt = f"IoU of {len(names)} classes for {', '.join(each.label for each in series)}"
+    return Plate(
+        name="class-iou", title=title, caption=_caption(series, names), panels=[Panel("", alt, figure)], missing=missing
+    )
+
+
+def colors(series: Sequence[ClassScores]) -> list[tuple[float, float, float] | str]:
+    """Return a color for each of the series."""
+    classifiers = list(dict.fromkeys(each.run for each in series if each.kind in _LEARNED))
+    networks = [each.run for each in series if each.kind == PREDICTION]
+    found: list[tuple[float, float, float] | str] = []
+    for each in series:
+        if each.kind in _BASELINES:
+            found.append(_BASELINES[each.kind])
+        elif each.kind in _LEARNED:
+            color = _CLASSIFIERS[classifiers.index(each.run) % len(_CLASSIFIERS)]
+            found.append(shades(color, len(_LEARNED))[_LEARNED.index(each.kind)])
+        else:
+            found.append(_NETWORKS[networks.index(each.run) % len(_NETWORKS)])
+    return found
+
+
+def _figure(series: Sequence[ClassScores], names: Sequence[str]) -> Figure:
+    """Draw the groups of bars in as many lines as they need."""
+    groups = ["mean", *names]
+    bars = len(series) + _GAP  # of a group
+    inner = 2 * WIDTH + 0.2 - _LEFT - _RIGHT
+    most = max(1, math.floor(inner / (_BAR * bars)))
+    lines = math.ceil(len(groups) / most)
+    per_line = math.ceil(len(groups) / lines)
+    width = min(inner, max(WIDTH - _LEFT - _RIGHT, per_line * bars * _WIDEST_BAR))
+    values = np.array([[each.miou, *(each.iou.get(name, math.nan) for name in names)] for each in series])
+    figure = Plot(figsize=(width + _LEFT + _RIGHT, _TOP + lines * (_LINE + _NAMES)))
+    figure.cells = [
+        Series(each.label, group, np.array([float(at)]), np.array([value]))
+        for each, of_series in zip(series, values, strict=True)
+        for at, (group, value) in enumerate(zip(groups, of_series, strict=True))
+    ]
+    looks = colors(series)
+    handles = {plain(each.label): Patch(color=color) for each, color in zip(series, looks, strict=True)}
+    legend = fitted_legend(figure, handles, place="lower center")
+    below = 0.0 if legend is None else legend.get_window_extent().height / figure.dpi
+    whole = figure.get_size_inches()[1] + below
+    figure.set_size_inches(figure.get_size_inches()[0], whole)
+    top = _top(values)
+    for line in range(lines):
+        at = slice(line * per_line, (line + 1) * per_line)
+        bottom = (whole - _TOP - (line + 1) * _LINE - line * _NAMES) / whole
+        box = (_LEFT / figure.get_size_inches()[0], bottom, width / figure.get_size_inches()[0], _LINE / whole)
+        _draw_line(figure.add_axes(box, label=f"line {line}"), groups[at], values[:, at], looks, per_line, top, width)
+    return figure
+
+
+def _draw_line(
+    axes: Axes,
+    groups: Sequence[str],
+    values: np.ndarray,
+    looks: Sequence[tuple[float, float, float] | str],
+    per_line: int,
+    top: float,
+    width: float,
+) -> None:
+    """Draw one line of groups; values are (series, groups)."""
+    bar = 1 / (len(looks) + _GAP)
+    for i, (color, of_series) in enumerate(zip(looks, values, strict=True)):
+        places = np.arange(len(groups)) + (i - (len(looks) - 1) / 2) * bar
+        known = np.isfinite(of_series)
+        axes.bar(places[known], of_series[known], width=0.92 * bar, color=color, linewidth=0)
+        for place in places[~known]:
+            axes.text(place, 0.01 * top, "-", ha="center", va="bottom", fontsize=6, color="#6a6a6a")
+    if groups[0] == "mean":
+        axes.axvspan(-0.5, 0.5, color="#f0f0ee", zorder=0, linewidth=0)
+    axes.set_xlim(-0.5, per_line - 0.5)
+    axes.set_ylim(0, top)
+    axes.set_ylabel("IoU")
+    axes.grid(visible=False, axis="x")
+    axes.tick_params(axis="x", length=0)
+    cut = [name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 3]}..." for name in groups]
+    is_tight = max(map(len, cut)) * _LETTER > width / per_line
+    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if is_tight else {}
+    axes.set_xticks(np.arange(len(groups)), [plain(name) for name in cut], fontsize=6.5, **turned)
+    axes.get_xticklabels()[0].set_fontweight("bold" if groups[0] == "mean" else "normal")
+
+
+def _top(values: np.ndarray) -> float:
+    """Return the end of the axis: the next tenth above all values, at most 1."""
+    finite = values[np.isfinite(values)]
+    return min(1.0, math.floor(10 * float(finite.max()) + 1) / 10) if len(finite) else 1.0
+
+
+def _caption(series: Sequence[ClassScores], names: Sequence[str]) -> str:
+    sentences = [
+        "IoU, intersection over union: the pixels of a class that label and truth have in common, over the pixels that "
+        "either gives it; 1 is perfect.",
+        "First group: the mean over the classes that occur (mIoU).",
+    ]
+    if any(each.kind != PREDICTION for each in series):
+        sentences.append(
+            "Pseudo labels are compared with the masks of training images, which were not used to make them: the boxes "
+            "filled with their class, GrabCut in each box, the maps before the CRF (unary), the label of the CRF, and "
+            "the label by retrieval."
+        )
+    if any(each.kind == PREDICTION for each in series):
+        sentences.append(
+            "Segmentation runs, a bar each, are compared with the masks of validation images at their last evaluation."
+        )
+    if len({each.kind == PREDICTION for each in series}) == 2:
+        sentences.append("Labels and predictions are thus measured on different images.")
+    if any(not math.isfinite(each.iou.get(name, math.nan)) for each in series for name in names):
+        sentences.append('A "-": the class does not occur there.')
+    return " ".join(sentences)
