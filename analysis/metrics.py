@@ -103,15 +103,15 @@ def metric_of(column_name: str) -> ValidationMetric:
 
 
 def validation_metrics(records: Sequence[Record]) -> list[ValidationMetric]:
-    """Return all metrics with a finite value in some run, by method, then the loss first and the rest by name."""
+    """Return all metrics with a finite value in some run, by method: the loss, the main metric, the rest by name."""
     metrics = {
         metric_of(name)
         for record in records
         for name in map(str, record.metrics.columns)
         if name.startswith("validation_") and np.isfinite(column(record.metrics, name).astype(float)).any()
     }
-    methods = ["", *CONTROLS, *METHODS]
-    return sorted(metrics, key=lambda it: (methods.index(it.method), it.name != "loss", it.name))
+    methods, main = ["", *CONTROLS, *METHODS], main_metric(records).name
+    return sorted(metrics, key=lambda it: (methods.index(it.method), it.name != "loss", it.name != main, it.name))
 
 
 def title_with_unit(metric: ValidationMetric, records: Sequence[Record]) -> str:

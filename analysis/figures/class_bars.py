@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from analysis.figures.pictures.class_colors import cut
 from analysis.images.class_scores import PREDICTION, ClassScores, class_names, without_repetition
 from analysis.images.pseudo_labels import AGREEING
 from analysis.style import WIDTH, Panel, Plate, Plot, Series, fitted_legend, paper, plain, shades
@@ -19,7 +20,8 @@ _MOST_LETTERS = 18  # of a class below its bars
 _GAP = 1.6  # bars between two classes
 _BAR = 0.062  # inches of the narrowest bar
 _WIDEST_BAR = 0.2
-_LINE, _NAMES, _TOP, _LEFT, _RIGHT = 1.35, 0.62, 0.12, 0.45, 0.06  # inches of a line's bars, of names below, of margins
+_LINE, _TOP, _LEFT, _RIGHT = 1.35, 0.12, 0.45, 0.06  # inches of a line's bars, and of margins
+_NAMES, _TURNED_NAMES = 0.3, 0.72  # inches of names below
 _LETTER = 0.055  # inches
 # What learns nothing is gray; each box classifier has a color whose shades are its kinds; networks have their own.
 _BASELINES = {"filled_boxes": "#c2c2c2", "grabcut": "#7d7d7d"}
@@ -78,7 +80,9 @@ def _figure(series: Sequence[ClassScores], names: Sequence[str]) -> Figure:
     per_line = math.ceil(len(groups) / lines)
     width = min(inner, max(WIDTH - _LEFT - _RIGHT, per_line * bars * _WIDEST_BAR))
     values = np.array([[each.miou, *(each.iou.get(name, math.nan) for name in names)] for each in series])
-    figure = Plot(figsize=(width + _LEFT + _RIGHT, _TOP + lines * (_LINE + _NAMES)))
+    is_turned = max(len(cut(name, _MOST_LETTERS)) for name in groups) * _LETTER > width / per_line
+    below = _TURNED_NAMES if is_turned else _NAMES
+    figure = Plot(figsize=(width + _LEFT + _RIGHT, _TOP + lines * (_LINE + below)))
     figure.cells = [
         Series(each.label, group, np.array([float(at)]), np.array([value]))
         for each, of_series in zip(series, values, strict=True)
@@ -87,15 +91,16 @@ def _figure(series: Sequence[ClassScores], names: Sequence[str]) -> Figure:
     looks = colors(series)
     handles = {plain(each.label): Patch(color=color) for each, color in zip(series, looks, strict=True)}
     legend = fitted_legend(figure, handles, place="lower center")
-    below = 0.0 if legend is None else legend.get_window_extent().height / figure.dpi
-    whole = figure.get_size_inches()[1] + below
+    whole = figure.get_size_inches()[1] + (0.0 if legend is None else legend.get_window_extent().height / figure.dpi)
     figure.set_size_inches(figure.get_size_inches()[0], whole)
     top = _top(values)
     for line in range(lines):
         at = slice(line * per_line, (line + 1) * per_line)
-        bottom = (whole - _TOP - (line + 1) * _LINE - line * _NAMES) / whole
+        bottom = (whole - _TOP - (line + 1) * _LINE - line * below) / whole
         box = (_LEFT / figure.get_size_inches()[0], bottom, width / figure.get_size_inches()[0], _LINE / whole)
-        _draw_line(figure.add_axes(box, label=f"line {line}"), groups[at], values[:, at], looks, per_line, top, width)
+        _draw_line(
+            figure.add_axes(box, label=f"line {line}"), groups[at], values[:, at], looks, per_line, top, is_turned
+        )
     return figure
 
 
@@ -106,7 +111,7 @@ def _draw_line(
     looks: Sequence[tuple[float, float, float] | str],
     per_line: int,
     top: float,
-    width: float,
+    is_turned: bool,
 ) -> None:
     """Draw one line of groups; values are (series, groups)."""
     bar = 1 / (len(looks) + _GAP)
@@ -123,10 +128,10 @@ def _draw_line(
     axes.set_ylabel("IoU")
     axes.grid(visible=False, axis="x")
     axes.tick_params(axis="x", length=0)
-    cut = [name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 3]}..." for name in groups]
-    is_tight = max(map(len, cut)) * _LETTER > width / per_line
-    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if is_tight else {}
-    axes.set_xticks(np.arange(len(groups)), [plain(name) for name in cut], fontsize=6.5, **turned)
+    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if is_turned else {}
+    axes.set_xticks(
+        np.arange(len(groups)), [plain(cut(name, _MOST_LETTERS)) for name in groups], fontsize=6.5, **turned
+    )
     axes.get_xticklabels()[0].set_fontweight("bold" if groups[0] == "mean" else "normal")
 
 

@@ -83,7 +83,8 @@ def _section(section: Section, drawn: Mapping[int, Saved], out: Path) -> str:
 def _plate(plate: Plate, drawn: Mapping[int, Saved]) -> str:
     images = [_image(panel, drawn[id(panel)]) for panel in plate.panels]
     kind = "panels row" if plate.is_row else "panels"
-    grid = f'<div class="{kind}">{"".join(images)}</div>' if images else ""
+    scrolls = ' tabindex="0"' if plate.is_row else ""  # sideways, on a phone
+    grid = f'<div class="{kind}"{scrolls}>{"".join(images)}</div>' if images else ""
     caption = f"<figcaption>{_text(plate.caption)}</figcaption>" if images else ""
     return "\n".join(
         [

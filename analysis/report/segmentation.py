@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from analysis.figures.class_bars import class_bars
@@ -41,10 +42,9 @@ def segmentation_sections(records: Sequence[Record]) -> list[Section]:
         if not facts.miou
     ]
     tables = [table for table in (quality(scores), labels(made), by_class(scores)) if table.rows]
-    notes += [note for facts in made if (note := _vanished(facts))]
-    return [
-        Section(title="Pseudo labels and predictions", notes=notes, tables=tables, plates=[class_bars(scores, missing)])
-    ]
+    vanished = [sentence for facts in made if (sentence := _vanished(facts))]
+    plate = replace(class_bars(scores, missing), findings=vanished)
+    return [Section(title="Pseudo labels and predictions", notes=notes, tables=tables, plates=[plate])]
 
 
 def quality(scores: Sequence[ClassScores]) -> Table:

@@ -64,5 +64,6 @@ def color_legend(images: Sequence[SegmentedImage], *, width: float) -> Figure:
 
 
 def cut(name: str, letters: int) -> str:
-    """Return a name that fits a place: of a long one the beginning."""
-    return name if len(name) <= letters else f"{name[: letters - 3]}..."
+    """Return a name that fits a place: of a long one both ends, since names may differ in either."""
+    end = (letters - 3) // 3
+    return name if len(name) <= letters else f"{name[: letters - 3 - end]}...{name[len(name) - end :]}"
