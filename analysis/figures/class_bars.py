@@ -122,7 +122,7 @@ def _draw_line(
         for place in places[~known]:
             axes.text(place, 0.01 * top, "-", ha="center", va="bottom", fontsize=6, color="#6a6a6a")
     if groups[0] == "mean":
-        axes.axvspan(-0.5, 0.5, color="#f0f0ee", zorder=0, linewidth=0)
+        axes.axvspan(-0.5, 0.5, color="#f0f0ee", zorder=0, linewidth=0, gid="mean")
     axes.set_xlim(-0.5, per_line - 0.5)
     axes.set_ylim(0, top)
     axes.set_ylabel("IoU")

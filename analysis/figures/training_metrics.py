@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from analysis.figures.lines import is_wide, line_figure, shown_text
+from analysis.figures.lines import Line, is_wide, line_figure, shown_text
 from analysis.figures.loss import lines_of, smoothing_text
 from analysis.figures.training import axis_label
 from analysis.groups import axis_of, with_arms
@@ -33,6 +34,11 @@ def in_training(records: Sequence[Record]) -> list[str]:
     ]
 
 
+def _from_zero(axes: Axes, _: Sequence[Line]) -> None:
+    """Start at zero: what is constant but for rounding would otherwise fill the panel."""
+    axes.set_ylim(bottom=0)
+
+
 @paper
 def training_metrics(records: Sequence[Record]) -> Plate:
     """Draw each training metric besides the loss in a panel."""
@@ -49,6 +55,7 @@ def training_metrics(records: Sequence[Record]) -> Plate:
             y=words,
             log="y" if "loss" in name and is_wide([line.band.mean for line in lines]) else "",
             counts="x",
+            decorate=_from_zero if name == "disagreement" else None,
         )
         if figure is not None:
             shown |= {line.group.label: line.group for line in lines if line.is_finite}

@@ -73,6 +73,9 @@ def _facts(record: Record, step: int, tree: Any) -> LabelFacts:
     quality = tree.get("quality")
     if quality is not None and not isinstance(quality, dict):
         raise ValueError("quality is no section")
+    vanished = tree.get("vanished") or []
+    if not isinstance(vanished, list) or not all(isinstance(each, dict) for each in vanished):
+        raise ValueError("vanished is no list of boxes")
     kinds = (*KINDS, AGREEING)
     iou = {} if quality is None else _of_type(quality, "iou", dict)
     return LabelFacts(
@@ -84,16 +87,20 @@ def _facts(record: Record, step: int, tree: Any) -> LabelFacts:
         miou={}
         if quality is None
         else {k: _number(v) for k, v in _of_type(quality, "miou", dict).items() if k in kinds},
-        iou={kind: {name: _number(iou[kind].get(name)) for name in classes} for kind in KINDS if kind in iou},
+        iou={
+            kind: {name: _number(_of_type(iou, kind, dict).get(name)) for name in classes}
+            for kind in KINDS
+            if kind in iou
+        },
         agreement=_number(tree.get("agreement")),
-        vanished=[dict(each) for each in tree.get("vanished") or ()],
+        vanished=vanished,
         seconds_per_image=_number(tree.get("seconds_per_image")),
     )
 
 
 def _of_type(tree: Mapping[str, Any], key: str, kind: type) -> Any:
     if not isinstance(tree[key], kind):
-        raise ValueError(f"{key} is no {kind.__name__}")
+        raise ValueError(f"{key} is no {'list' if kind is list else 'section'}")
     return tree[key]
 
 

@@ -59,8 +59,14 @@ def quality(scores: Sequence[ClassScores]) -> Table:
         ]
         for each in scores
     ]
-    caption = "mIoU: mean IoU over the classes that occur. Labels are compared with the masks of training images, "
-    caption += "predictions with those of validation images at the last evaluation; the two do not rank each other."
+    kinds = {each.kind for each in scores}
+    caption = "mIoU: mean IoU over the classes that occur."
+    if kinds - {PREDICTION}:
+        caption += " Pseudo labels are compared with the masks of training images."
+    if PREDICTION in kinds:
+        caption += " Predictions are compared with the masks of validation images, at the last evaluation."
+    if len(kinds) > 1 and PREDICTION in kinds:
+        caption += " The two are measured on different images and do not rank each other."
     if any(each.kind == AGREEING for each in scores):
         caption += (
             " Agreeing pixels only: where the label of the CRF and that by retrieval are the same; this leaves the "

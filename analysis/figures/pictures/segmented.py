@@ -48,8 +48,8 @@ _SAID: dict[Kind, str] = {
     "activation": "CAM, class activation map: how strongly a place speaks for the class of its box (bright: strongly).",
     "crf": "Label of the CRF: a dense conditional random field (CRF) refines both maps along the edges of the photo.",
     "retrieved": "Label by retrieval: each pixel gets the class whose mean feature it is nearest to.",
-    "truth": "Truth: drawn by people and never used to make pseudo labels; percentages are the shares of its pixels "
-    "that are named rightly.",
+    "truth": "Truth: the annotated mask, which is not used to make pseudo labels; percentages are the shares of its "
+    "pixels that are named rightly.",
     "prediction": "Prediction: what the trained segmentation network finds without any boxes.",
 }
 
@@ -213,6 +213,8 @@ def _caption(images: Sequence[SegmentedImage], drawn: Sequence[Kind]) -> str:
     sentences = [_SAID[kind] for kind in drawn if kind in _SAID]
     if "boxes" in drawn and not any(len(image.boxes) for image in images):
         sentences[0] = "The image has no boxes."
+    elif "prediction" in drawn:
+        sentences[0] = "Boxes: of the annotation, for comparison; the segmentation network does not get them."
     if "disagreement" in drawn:
         text = "Labels disagree: where the two pseudo labels name different classes"
         if any(image.confidence is not None for image in images):
