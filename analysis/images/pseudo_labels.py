@@ -78,6 +78,7 @@ def _facts(record: Record, step: int, tree: Any) -> LabelFacts:
         raise ValueError("vanished is no list of boxes")
     kinds = (*KINDS, AGREEING)
     iou = {} if quality is None else _of_type(quality, "iou", dict)
+    by_class = {kind: _of_type(iou, kind, dict) for kind in KINDS if kind in iou}
     return LabelFacts(
         record=record,
         step=step,
@@ -87,11 +88,7 @@ def _facts(record: Record, step: int, tree: Any) -> LabelFacts:
         miou={}
         if quality is None
         else {k: _number(v) for k, v in _of_type(quality, "miou", dict).items() if k in kinds},
-        iou={
-            kind: {name: _number(_of_type(iou, kind, dict).get(name)) for name in classes}
-            for kind in KINDS
-            if kind in iou
-        },
+        iou={kind: {name: _number(values.get(name)) for name in classes} for kind, values in by_class.items()},
         agreement=_number(tree.get("agreement")),
         vanished=vanished,
         seconds_per_image=_number(tree.get("seconds_per_image")),

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Compare runs side by side on one self-contained page, with its plots as PNG and SVG: the best arm "
         "with its paired difference from the others and the claims of the Peri-LN paper; differences between the runs, "
         "training and validation with the task's baselines, activations, gradients and, for image tasks, the latest "
-        "validation images with the kernels of chosen pixels. Prints the path of the page and, of several arms, the "
+        "images: with the kernels of chosen pixels, or with pseudo labels and predictions and their IoU by class. Prints the path of the page and, of several arms, the "
         "result with a table of losses.",
         epilog=_EPILOG,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
@@ -30,6 +31,10 @@ from tests.analysis.synthetic_segmentation import (
     write_labels,
     write_segmentation_run,
 )
+from train.data.annotated.images import Annotated
+from train.data.annotated.label_folder import PseudoLabels
+from train.observe.gallery import RunGallery
+from train.tasks.segmentation_exhibits import show_prediction, show_training
 
 PANELS = ["boxes", "attention", "activation", "crf", "retrieved", "truth", "disagreement", "prediction", "classes"]
 
@@ -204,7 +209,7 @@ def test_what_runs_share_is_drawn_once_and_what_differs_with_the_names_of_runs(t
 
 def test_prefixes_of_files_say_what_an_image_is_for(tmp_path: Path) -> None:
     """A segmentation run's training images, a classifier's validation images, and labels of its training images."""
-    seen = {"confidence": None, "prediction": None}
+    seen: dict[str, Any] = {"confidence": None, "prediction": None}
     run = write_segmentation_run(
         tmp_path / "segmentation",
         images={
@@ -285,3 +290,19 @@ def test_the_section_is_there_for_both_tasks_and_absent_images_are_named(tmp_pat
     none = read_run(write_box_run(tmp_path / "none"))
     (section,) = (part for part in report_sections([none]) if part.title == "Validation images")
     assert section.plates[0].missing == [f"none: no images in {none.folder} yet"]
+
+
+def test_what_the_tasks_write_is_what_the_report_reads(tmp_path: Path) -> None:
+    run = write_segmentation_run(tmp_path / "run")
+    arrays = segmented_image()
+    sample = Annotated("a b", *(arrays[name] for name in ("image", "boxes", "box_classes", "truth")))
+    labels, gallery = PseudoLabels(arrays["crf"], arrays["retrieved"]), RunGallery(run / "images" / LAST, [], 40)
+    kept = {name: arrays[name] for name in ("attention", "activation")}
+    show_training(sample, labels, torch.full((24, 32), 0.75), kept, CLASSES, gallery)
+    show_prediction(sample, torch.from_numpy(arrays["prediction"]), CLASSES, gallery)
+    found = read(run)
+    assert not found.notes
+    validation, training = found.segmented
+    assert (validation.name, validation.use, training.name, training.use) == ("a-b", "validation", "a-b", "training")
+    assert validation.prediction is not None
+    assert all(np.array_equal(getattr(training, name), arrays[name]) for name in (*PANELS[:6], "image", "confidence"))
