@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Compare runs side by side on one self-contained page, with its plots as PNG and SVG: the best arm "
         "with its paired difference from the others and the claims of the Peri-LN paper; differences between the runs, "
         "training and validation with the task's baselines, activations, gradients and, for image tasks, the latest "
-        "images: with the kernels of chosen pixels, or with pseudo labels and predictions and their IoU by class. Prints the path of the page and, of several arms, the "
-        "result with a table of losses.",
+        "images: with the kernels of chosen pixels, or with pseudo labels and predictions and their IoU by class. "
+        "Prints the path of the page and, of several arms, the result with a table of losses or another main metric.",
         epilog=_EPILOG,
     )
     parser.add_argument(
@@ -234,11 +234,22 @@ def _image_sections(records: Sequence[Record], heading: str) -> list[Section]:
     exhibits, further = choose_exhibits(runs)
     broken = [f"{run.record.label}: {note}" for run in runs for note in run.notes]
     plates = [draw for i, image in enumerate(chosen) for draw in (pictures(image, i), kernels(image, i, records))]
-    plates += [exhibit(image, i) for i, image in enumerate(exhibits)]
+    plates += _explained_once([exhibit(image, i) for i, image in enumerate(exhibits)])
     if missing := [run.absence for run in runs if run.absence]:
         plates.append(Plate(name="images", title="Validation images", caption="", missing=missing))
     title = "Images" if exhibits else "Validation images"
     return [Section(title=f"{heading}{title}", notes=[*broken, *notes, *further], plates=plates)]
+
+
+def _explained_once(plates: Sequence[Plate]) -> list[Plate]:
+    """Return plates of which those after the first with the same caption refer to it."""
+    first: dict[str, str] = {}
+    shown = []
+    for plate in plates:
+        known = first.setdefault(plate.caption, plate.title)
+        is_repeated = known != plate.title
+        shown.append(replace(plate, caption=f"Panels as explained below {known}.") if is_repeated else plate)
+    return shown
 
 
 def _absent(name: str, title: str, missing: Sequence[str]) -> Plate:

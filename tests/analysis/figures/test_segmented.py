@@ -306,3 +306,12 @@ def test_what_the_tasks_write_is_what_the_report_reads(tmp_path: Path) -> None:
     assert (validation.name, validation.use, training.name, training.use) == ("a-b", "validation", "a-b", "training")
     assert validation.prediction is not None
     assert all(np.array_equal(getattr(training, name), arrays[name]) for name in (*PANELS[:6], "image", "confidence"))
+
+
+def test_panels_are_explained_once(tmp_path: Path) -> None:
+    images = {f"{LAST}/training-{name}.npz": segmented_image(prediction=None) for name in "abc"}
+    run = read_run(write_segmentation_run(tmp_path / "run", images=images))
+    (section,) = (part for part in report_sections([run]) if part.title == "Images")
+    first, *others = [plate.caption for plate in section.plates]
+    assert first.startswith("Boxes are all that is given of a training image")
+    assert others == ["Panels as explained below Training image a, step 40."] * 2
