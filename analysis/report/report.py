@@ -176,11 +176,11 @@ def _task_sections(
 
 
 def _further_training(records: Sequence[Record]) -> list[Plate]:
-    """Return the plot of the training metrics besides the loss, if the task has any."""
+    """Return plots of the IoU by class and of the training metrics besides the loss, where the task has any."""
+    from analysis.figures.class_iou import class_curves
     from analysis.figures.training_metrics import training_metrics
 
-    plate = training_metrics(records)
-    return [plate] if plate.panels else []
+    return [plate for plate in (class_curves(records), training_metrics(records)) if plate.panels]
 
 
 def _activation_plates(records: Sequence[Record]) -> list[Plate]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from analysis.figures.class_bars import class_bars
+from analysis.figures.class_iou import class_bars
 from analysis.images.class_scores import (
     PREDICTION,
     ClassScores,

@@ -64,6 +64,7 @@ def picture_axes(aspect: float, *, title: str, with_bar: bool, width: float = WI
     below = _BAR if with_bar else _MARGIN
     whole = _TITLE + height + below
     axes = Figure(figsize=(width, whole)).add_axes((_MARGIN / width, below / whole, inner / width, height / whole))
+    axes.set_anchor("NW")  # a tall image is below the start of its title, not in the middle
     axes.set_title(plain(title), loc="left", fontsize=7.5, pad=3)
     axes.grid(visible=False)
     axes.set_xticks([])

@@ -154,6 +154,10 @@ def test_tiny_and_huge_images_are_drawn(tmp_path: Path, size: tuple[int, int]) -
     assert (tmp_path / "out/figures/training-1-photo-boxes.png").stat().st_size > 1000
     assert all(panel.figure.get_size_inches().max() < 6 for panel in plate.panels)
     assert all(panel.figure.get_size_inches().min() > 0.4 for panel in plate.panels)
+    axes = axes_of(plate, "crf")  # below the start of its title, which thus fits
+    axes.figure.canvas.draw()
+    assert axes.get_window_extent().x0 == pytest.approx(0.06 * axes.figure.dpi, abs=1)
+    assert axes.title.get_window_extent().x1 <= axes.figure.bbox.width
 
 
 @pytest.mark.parametrize("count", [1, 12, 40])

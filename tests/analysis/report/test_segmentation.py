@@ -12,7 +12,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from analysis.figures import training as training_figures
-from analysis.figures.class_bars import class_bars, colors
+from analysis.figures.class_iou import class_bars, class_curves, colors
 from analysis.figures.training_metrics import training_metrics
 from analysis.images.class_scores import PREDICTION, class_names, label_scores, prediction_scores, without_repetition
 from analysis.images.pseudo_labels import LabelFacts, read_label_facts
@@ -263,6 +263,26 @@ def test_tables_and_curves_leave_single_classes_to_the_bars(tmp_path: Path) -> N
     (table,) = tables.validation(records)
     assert list(table.header) == ["runs", "loss", "mIoU", "pixel accuracy", "step"]
     assert [panel.name for panel in training_figures.validation(records).panels] == ["miou", "pixel-accuracy"]
+
+
+def test_each_class_has_a_curve_of_its_own(tmp_path: Path) -> None:
+    """At step 10 n the IoU are n / 4 of the last; the cat never occurs."""
+    iou = {"background": 0.8, "cat": None, "dog": 0.4}
+    records = [read_run(write_segmentation_run(tmp_path / name, iou=iou, labels=name)) for name in "ab"]
+    plate = class_curves(records)
+    figure = plate.panels[0].figure
+    assert isinstance(figure, Plot)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["background", "dog"]
+    lines = {(line.label, line.quantity): line.y for line in series_of(figure)}
+    assert lines["b", "IoU of dog"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert len(lines) == 4
+    many = {f"c{i}": 0.5 for i in range(25)}
+    records = [read_run(write_segmentation_run(tmp_path / f"r{i}", iou=many, labels=str(i))) for i in range(8)]
+    plate = class_curves(records)
+    assert len(plate.panels[0].figure.axes) == 20
+    assert plate.missing[0] == "c20: more than 20 classes"
+    assert plate.missing[-1] == "2 of 8 lines: those with the highest final validation mIoU are shown"
+    assert not class_curves([read_run(write_box_run(tmp_path / "boxes"))]).panels
 
 
 def test_training_metrics_are_curves_with_their_validation_as_markers(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Bars of the IoU of each class: pseudo labels of box classifiers beside predictions of segmentation networks."""
+"""IoU of each class: bars of pseudo labels beside predictions of segmentation networks, and curves over training."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from analysis.figures.lines import Line, draw, finish_grid, over_training, panel_grid, shown_text
 from analysis.figures.pictures.class_colors import cut
-from analysis.images.class_scores import PREDICTION, ClassScores, class_names, without_repetition
+from analysis.figures.training import axis_label, validation_curve
+from analysis.groups import MOST_LINES, MOST_PANELS, Group, axis_of, best_final, final_rank, with_arms
+from analysis.images.class_scores import (
+    PREDICTION,
+    ClassScores,
+    class_names,
+    prediction_scores,
+    without_repetition,
+)
 from analysis.images.pseudo_labels import AGREEING
-from analysis.style import WIDTH, Panel, Plate, Plot, Series, fitted_legend, paper, plain, shades
+from analysis.metrics import class_in_metrics
+from analysis.runs import Record
+from analysis.style import WIDTH, Panel, Plate, Plot, Series, fitted_legend, paper, plain, set_scales, shades
 
 _MOST_SERIES = 16
 _MOST_LETTERS = 18  # of a class below its bars
@@ -52,6 +63,47 @@ def class_bars(scores: Sequence[ClassScores], missing: Sequence[str] = ()) -> Pl
     return Plate(
         name="class-iou", title=title, caption=_caption(series, names), panels=[Panel("", alt, figure)], missing=missing
     )
+
+
+@paper
+def class_curves(records: Sequence[Record]) -> Plate:
+    """Draw the IoU of each class at the evaluations, a small panel per class."""
+    axis, groups = axis_of(records), sorted(with_arms(records), key=final_rank)
+    shown, left_out = groups[:MOST_LINES], groups[MOST_LINES:]
+    scores = [prediction_scores(record) for record in records]
+    lines_of_class: dict[str, list[Line]] = {}
+    for name in class_names([each for each in scores if each is not None]):
+        lines = [_curve(group, name, axis) for group in shown]
+        if any(line.is_finite for line in lines):
+            lines_of_class[name] = lines
+    names = list(lines_of_class)[:MOST_PANELS]
+    title = "IoU by class over training"
+    if not names:
+        return Plate(name="class-iou-curves", title=title, caption="")
+    figure, panels = panel_grid(len(names))
+    for axes, name in zip(panels, names, strict=True):
+        for line in lines_of_class[name]:
+            draw(axes, line)
+        set_scales(axes, counts="x")
+    finish_grid(figure, panels, [cut(name, _MOST_LETTERS) for name in names], x=axis_label(axis), y="validation IoU")
+    missing = [f"{name}: more than {MOST_PANELS} classes" for name in list(lines_of_class)[MOST_PANELS:]]
+    if left_out:
+        which = best_final(records)
+        missing.append(f"{len(left_out)} of {len(groups)} lines: those with the {which} are shown")
+    return Plate(
+        name="class-iou-curves",
+        title=title,
+        caption=f"IoU of each class on the validation images, against {axis}; lines connect the evaluations. "
+        f"{shown_text(shown)}",
+        panels=[Panel("", f"Validation IoU of {len(names)} classes against {axis}", figure)],
+        missing=missing,
+    )
+
+
+def _curve(group: Group, name: str, axis: str) -> Line:
+    look = {"marker": group.look.marker, "markersize": 2.2}
+    curve = validation_curve(f"validation_iou_{class_in_metrics(name)}")
+    return over_training(group, curve, axis=axis, quantity=f"IoU of {name}", **look)
 
 
 def colors(series: Sequence[ClassScores]) -> list[tuple[float, float, float] | str]:
