@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from analysis.metrics import final, main_metric
 from analysis.runs import Record, column
 from analysis.setting_facts import SettingFacts, merged
 from analysis.style import NAMES, Look, look
@@ -137,7 +138,7 @@ def for_depth(records: Sequence[Record], *, most: int = MOST_PANELS) -> tuple[li
     """Return the groups that a plot over depth shows, and notes on those it leaves out.
 
     More than six lines are indistinguishable in one panel. In that case, each arm is shown at the learning rate with
-    the lowest final validation loss; of more arms than fit, those with the lowest.
+    the best final value of the task's main metric; of more arms than fit, those with the best.
 
     Args:
         records: The runs.
@@ -146,7 +147,7 @@ def for_depth(records: Sequence[Record], *, most: int = MOST_PANELS) -> tuple[li
     groups = with_arms(records)
     if len(groups) <= MOST_LINES:
         return groups, []
-    ranked = sorted(groups, key=final_loss)
+    ranked, best_words = sorted(groups, key=final_rank), best_final(records)
     best: dict[str, Group] = {}
     for group in ranked:
         best.setdefault(group.arm, group)
@@ -156,12 +157,12 @@ def for_depth(records: Sequence[Record], *, most: int = MOST_PANELS) -> tuple[li
     if len(best) < len(groups):
         names = ", ".join(group.label for group in chosen)
         notes.append(
-            f"Of {len(groups)} lines, those with the lowest final validation loss of each arm are shown, at its best "
+            f"Of {len(groups)} lines, those with the {best_words} of each arm are shown, at its best "
             f"learning rate: {names}."
         )
     if len(chosen) < len(best):
         what = "arms" if notes else "lines"
-        notes.append(f"Of {len(best)} {what}, only the {most} with the lowest final validation loss are shown.")
+        notes.append(f"Of {len(best)} {what}, only the {most} with the {best_words} are shown.")
     return [replace(group, look=_look_among(chosen, group)) for group in chosen], notes
 
 
@@ -171,11 +172,20 @@ def _look_among(groups: Sequence[Group], group: Group) -> Look:
     return look(group.placement, variant=variant, variants=len(same))
 
 
-def final_loss(group: Group) -> float:
-    """Return the mean of the runs' last validation losses; infinite where there is none, or one is not finite."""
-    curves = [column(record.validation, "validation_loss") for record in group.records]
-    ends = [values[-1] for values in curves if len(values)]
-    return float(np.mean(ends)) if ends and np.isfinite(ends).all() else np.inf
+def final_rank(group: Group) -> float:
+    """Return the mean of the runs' last values of the main metric, negated where higher is better.
+
+    It is infinite where there is none, or one is not finite: the lowest rank is the best.
+    """
+    metric = main_metric(group.records)
+    ends = [final(record, metric.column) for record in group.records if len(record.validation)]
+    return metric.sign * float(np.mean(ends)) if ends and np.isfinite(ends).all() else np.inf
+
+
+def best_final(records: Sequence[Record]) -> str:
+    """Return what ranks runs, in words: "lowest final validation loss"."""
+    metric = main_metric(records)
+    return f"{metric.best_word} final {metric.phrase}"
 
 
 def axis_of(records: Sequence[Record]) -> str:

@@ -145,6 +145,7 @@ class Plate:
         findings: Sentences computed from the data.
         missing: Reasons for everything that is not drawn.
         is_open: Whether all findings are shown at once, however many there are.
+        is_row: Whether the panels are small ones that belong beside each other.
     """
 
     name: str
@@ -154,6 +155,7 @@ class Plate:
     findings: Sequence[str] = ()
     missing: Sequence[str] = ()
     is_open: bool = False
+    is_row: bool = False
 
 
 def look(placement: str, *, variant: int = 0, variants: int = 1) -> Look:

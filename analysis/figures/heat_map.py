@@ -28,10 +28,11 @@ def heat_map(
     x: str,
     color: str,
     framed: Collection[tuple[int, int]] = (),
+    saturates: float = _SATURATES,
 ) -> Figure:
     """Draw a cell per row and column, low values dark.
 
-    The colors saturate at three times the median's distance from the least value, so that one large value does not
+    The colors saturate at some times the median's distance from the least value, so that one large value does not
     make all others look alike.
 
     Args:
@@ -42,6 +43,7 @@ def heat_map(
         x: Label of the columns.
         color: Label of the color bar.
         framed: Cells with a frame and bold text.
+        saturates: These times; infinite: the colors end at the largest value.
     """
     wrapped = [textwrap.fill(name, _MOST_LETTERS) for name in rows]
     lines = sum(max(1.0, 0.62 * (name.count("\n") + 1)) for name in wrapped)
@@ -54,7 +56,7 @@ def heat_map(
             values[at] = cell
     numbers = np.asarray(positions, dtype=float)
     figure.cells = [Series(name, color, numbers, of_row) for name, of_row in zip(rows, values, strict=True)]
-    low, high = limits(values, saturates=_SATURATES)
+    low, high = limits(values, saturates=saturates)
     shown = np.ma.masked_invalid(values)
     mesh = axes.pcolormesh(shown, cmap="viridis", vmin=low, vmax=high, edgecolors="white", linewidth=0.8)
     for (row, column), cell in cells.items():

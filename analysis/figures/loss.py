@@ -17,9 +17,10 @@ from analysis.figures.training import (
     without_rows,
 )
 from analysis.groups import Curve, Group, axis_of, with_arms
+from analysis.metrics import ValidationMetric
 from analysis.runs import Record
 from analysis.style import Panel, Plate, paper
-from analysis.validation import ValidationMetric, baselines, comparisons
+from analysis.validation import baselines, comparisons
 
 FEWEST_POINTS = 20  # logged steps below which nothing is smoothed
 _SHARE = 0.04  # of the logged steps, in one window
@@ -69,7 +70,7 @@ def smoothed(curve: Curve) -> Curve:
 def loss(records: Sequence[Record]) -> Plate:
     """Draw training and validation loss against tokens (or samples, if a run counts no tokens)."""
     axis, groups = axis_of(records), with_arms(records)
-    lines = [line for group in groups for line in _lines_of(group, axis)]
+    lines = [line for group in groups for line in lines_of(group, axis)]
     has_baselines = any(baselines(comparison, "loss") for comparison in comparisons(records))
     figure = line_figure(
         lines,
@@ -80,7 +81,7 @@ def loss(records: Sequence[Record]) -> Plate:
         decorate=lambda axes, _: draw_baselines(axes, records, ValidationMetric("", "loss")),
     )
     shown = {line.group.label: line.group for line in lines if line.is_finite}
-    caption = [f"Loss against {axis}.", _smoothing_text(list(shown.values())), BASELINES * has_baselines]
+    caption = [f"Loss against {axis}.", smoothing_text(list(shown.values())), BASELINES * has_baselines]
     if any(line.quantity == "validation loss" and line.is_finite for line in lines):
         caption.insert(2, "Markers: validation loss.")
     return Plate(
@@ -92,12 +93,12 @@ def loss(records: Sequence[Record]) -> Plate:
     )
 
 
-def _lines_of(group: Group, axis: str) -> list[Line]:
-    """Return a group's lines: raw, smoothed if there are enough points, and validation; one of them has the label."""
-    curve = training_curve("loss")
-    raw = over_training(group, curve, axis=axis, label="", quantity="training loss", linewidth=0.8)
+def lines_of(group: Group, axis: str, name: str = "loss") -> list[Line]:
+    """Return a group's lines of a metric: raw, smoothed if there are enough points, and validation; one is labeled."""
+    curve, words = training_curve(name), name.replace("_", " ")
+    raw = over_training(group, curve, axis=axis, label="", quantity=f"training {words}", linewidth=0.8)
     validation = over_training(
-        group, validation_curve("validation_loss"), axis=axis, label="", quantity="validation loss",
+        group, validation_curve(f"validation_{name}"), axis=axis, label="", quantity=f"validation {words}",
         linestyle="none", marker=group.look.marker, markersize=4, markeredgecolor="white", markeredgewidth=0.4,
     )  # fmt: skip
     lines = [raw]
@@ -105,7 +106,9 @@ def _lines_of(group: Group, axis: str) -> list[Line]:
         pale = {"linewidth": 0.5, "alpha": _PALE, "linestyle": "-"}
         lines = [
             replace(raw, look={**raw.look, **pale}, has_band=False, is_reference=False),
-            over_training(group, smoothed(curve), axis=axis, label="", quantity="running mean of the training loss"),
+            over_training(
+                group, smoothed(curve), axis=axis, label="", quantity=f"running mean of the training {words}"
+            ),
         ]
     if lines[-1].is_finite:  # the legend shows the validation's marker too
         both = {"marker": group.look.marker, "markevery": slice(0, 0)} if validation.is_finite else {}
@@ -119,14 +122,15 @@ def _windows(group: Group) -> list[int]:
     return [window_of(len(record.training)) for record in group.records]
 
 
-def _smoothing_text(groups: Sequence[Group]) -> str:
+def smoothing_text(groups: Sequence[Group], words: str = "training loss") -> str:
+    """Return what the lines of a plot are: single logged steps, or their running mean."""
     windows = sorted({window for group in groups for window in _windows(group)})
     if not windows or windows == [1]:
-        return "Lines: training loss of single logged steps." if windows else ""
+        return f"Lines: {words} of single logged steps." if windows else ""
     wide = [window for window in windows if window > 1]
     count = f"{wide[0]:,}" if len(wide) == 1 else f"{wide[0]:,} to {wide[-1]:,}"
     few = f" (runs of fewer than {FEWEST_POINTS} logged steps: as logged)" if windows[0] == 1 else ""
     return (
-        f"Pale: training loss of single logged steps; on top, its centered running mean over {count} logged "
+        f"Pale: {words} of single logged steps; on top, its centered running mean over {count} logged "
         f"steps{few}, fewer near both ends."
     )

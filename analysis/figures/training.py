@@ -13,18 +13,10 @@ from matplotlib.axes import Axes
 from analysis.figures.heat_map import limits
 from analysis.figures.lines import Line, is_wide, line_figure, over_training, shown_text
 from analysis.groups import Curve, Group, axis_of, group_records, progress, with_arms
+from analysis.metrics import CONTROLS, LOSS, METHODS, ValidationMetric, final, main_metric, own_metrics, title_with_unit
 from analysis.runs import Record, column, setting
 from analysis.style import Panel, Plate, Series, finish, keep, new_axes, paper
-from analysis.validation import (
-    CONTROLS,
-    METHODS,
-    ValidationMetric,
-    baselines,
-    comparisons,
-    final,
-    own_metrics,
-    title_with_unit,
-)
+from analysis.validation import baselines, comparisons
 
 _MOST_SENTENCES = 6
 _SATURATES = 6.0  # distances of the median from the least loss that an axis shows
@@ -157,26 +149,27 @@ def _metric_lines(group: Group, metric: ValidationMetric, axis: str) -> list[Lin
 
 @paper
 def learning_rate(records: Sequence[Record]) -> Plate:
-    """Draw the final validation loss against the peak learning rate, if runs differ in it."""
+    """Draw the final value of the main metric against the peak learning rate, if runs differ in it."""
+    metric = main_metric(records)
     plate = Plate(
         name="learning-rate",
         title="Learning-rate sensitivity",
-        caption="Final validation loss against the peak learning rate, one line per arm through the finished "
+        caption=f"Final {metric.phrase} against the peak learning rate, one line per arm through the finished "
         "runs (mean over seeds; bars show the range). Crosses at the top: diverged runs, whose last loss is not finite "
-        "or above their first. Hollow: unfinished runs, at their latest validation loss. " + SEEDS,
+        f"or above their first. Hollow: unfinished runs, at their latest {metric.phrase}. {SEEDS}",
     )
     rated = [record for record in records if isinstance(setting(record.config, "optim.lr"), int | float)]
     if len({setting(record.config, "optim.lr") for record in rated}) < 2:
         return _missing(plate, "all runs have the same peak learning rate (optim.lr)")
-    unit = " (nats per token)" if axis_of(records) == "tokens" else ""
-    axes = new_axes(x="peak learning rate", y=f"final validation loss{unit}")
+    unit = " (nats per token)" if axis_of(records) == "tokens" and metric == LOSS else ""
+    axes = new_axes(x="peak learning rate", y=f"final {metric.phrase}{unit}")
     sentences: list[str] = []
     for group in group_records(rated, also_ignored=("optim.lr",)):
         sentences += _draw_sensitivity(axes, group)
     if not axes.get_lines():
-        return _missing(plate, "no run has a validation loss yet")
-    figure = finish(axes, log="xy" if _is_wide(axes) else "x")
-    sentences += _cut_off(axes)
+        return _missing(plate, f"no run has a {metric.phrase} yet")
+    figure = finish(axes, log="xy" if metric.sign > 0 and _is_wide(axes) else "x")
+    sentences += _cut_off(axes) if metric.sign > 0 else []
     rates = sorted({float(setting(record.config, "optim.lr")) for record in rated})
     if len(rates) <= _MOST_TICKS:
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
@@ -184,7 +177,7 @@ def learning_rate(records: Sequence[Record]) -> Plate:
         name=plate.name,
         title=plate.title,
         caption=plate.caption,
-        panels=[Panel("", "Final validation loss against the peak learning rate", figure)],
+        panels=[Panel("", f"Final {metric.phrase} against the peak learning rate", figure)],
         findings=sentences,
     )
 
@@ -227,12 +220,12 @@ def _draw_sensitivity(axes: Axes, group: Group) -> list[str]:
         rate, state, value = (
             float(setting(record.config, "optim.lr")),
             outcome(record),
-            final(record, "validation_loss"),
+            final(record, main_metric([record]).column),
         )
         if state == "finished" and np.isfinite(value):
             finished.setdefault(rate, []).append(value)
             continue
-        lacking = "" if np.isfinite(value) else ", no validation loss"
+        lacking = "" if np.isfinite(value) else f", no {main_metric([record]).phrase}"
         sentences.append(f"{record.label} (lr {rate:g}): {state} at step {record.steps_done:,}{lacking}.")
         at_top = state == "diverged" or not np.isfinite(value)
         axes.plot(

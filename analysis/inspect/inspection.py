@@ -33,7 +33,7 @@ from analysis.inspect.measurement import is_causal, measure_model
 from analysis.inspect.models import Subject
 from analysis.inspect.settings import DEFAULT_LENGTH, Settings
 from analysis.inspect.windows import Text, Windows, cut
-from analysis.page import check_out, write_page
+from analysis.page.writing import check_out, write_page
 from analysis.runs import InputError
 
 KIND = "inspection"

@@ -17,7 +17,7 @@ from analysis.inspect.architecture import Layer, SubLayer
 from analysis.inspect.inspected import Inspected
 from analysis.inspect.massive import Largest
 from analysis.inspect.measurement import Measurement
-from analysis.page import Section, Table
+from analysis.page.contents import Section, Table
 from analysis.report import tables
 from analysis.runs import Record, column
 from analysis.style import DEPTH, Panel, Plate, finish, new_axes, paper

@@ -14,10 +14,10 @@ import numpy as np
 
 from analysis.figures.training import outcome
 from analysis.groups import Group, group_records, leaves
+from analysis.metrics import LOSS, ValidationMetric, final, main_metric
 from analysis.runs import InputError, Record, column, setting
 from analysis.setting_facts import SettingFacts, merged
 from analysis.style import NAMES
-from analysis.validation import final
 
 RATE = "optim.lr"
 
@@ -29,27 +29,30 @@ class Run(NamedTuple):
         record: Its data.
         seeds: Text that is equal for runs with the same seeds.
         outcome: "finished", "unfinished" or "diverged".
-        loss: Final validation loss; NaN if there is none.
+        score: Final value of the task's main metric, such as the validation loss; NaN if there is none.
         first_loss: First finite training loss: that of the initial weights. NaN if there is none.
     """
 
     record: Record
     seeds: str
     outcome: str
-    loss: float
+    score: float
     first_loss: float
 
     @property
-    def has_final_loss(self) -> bool:
-        """Whether the run is finished and has a validation loss."""
-        return self.outcome == "finished" and bool(np.isfinite(self.loss))
+    def has_final_score(self) -> bool:
+        """Whether the run is finished and has a value of the main metric."""
+        return self.outcome == "finished" and bool(np.isfinite(self.score))
 
     @property
     def capped_loss(self) -> float:
-        """The final loss, or the first where that is lower or the run diverged; NaN for unfinished runs."""
+        """The final loss, or the first where that is lower or the run diverged; NaN for unfinished runs.
+
+        It has a meaning only where the loss is the main metric.
+        """
         if self.outcome == "diverged":
-            return float(np.nanmin([self.loss, self.first_loss])) if np.isfinite(self.first_loss) else np.nan
-        return min(self.loss, self.first_loss) if self.has_final_loss else np.nan
+            return float(np.nanmin([self.score, self.first_loss])) if np.isfinite(self.first_loss) else np.nan
+        return min(self.score, self.first_loss) if self.has_final_score else np.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +63,30 @@ class Cell:
     group: Group
     runs: tuple[Run, ...]
 
+    @property
+    def metric(self) -> ValidationMetric:
+        """The metric that the scores are of."""
+        return main_metric(self.group.records)
+
     @cached_property
-    def losses(self) -> np.ndarray:
-        """Final validation losses of the finished runs."""
-        return np.array([run.loss for run in self.runs if run.has_final_loss])
+    def scores(self) -> np.ndarray:
+        """Final scores of the finished runs."""
+        return np.array([run.score for run in self.runs if run.has_final_score])
 
     @property
     def mean(self) -> float:
-        """Mean final validation loss of the finished runs; NaN if there is none."""
-        return float(self.losses.mean()) if len(self.losses) else np.nan
+        """Mean final score of the finished runs; NaN if there is none."""
+        return float(self.scores.mean()) if len(self.scores) else np.nan
+
+    @property
+    def rank(self) -> float:
+        """The mean, negated where higher is better: the lowest rank is the best."""
+        return self.metric.sign * self.mean
 
     @property
     def is_complete(self) -> bool:
-        """Whether every run is finished and has a validation loss."""
-        return len(self.losses) == len(self.runs)
+        """Whether every run is finished and has a score."""
+        return len(self.scores) == len(self.runs)
 
     def count(self, outcome: str) -> int:
         """Return the number of runs with an outcome."""
@@ -82,12 +95,14 @@ class Cell:
     @property
     def remark(self) -> str:
         """Why the cell is incomplete: "diverged", "1 of 3 diverged", "unfinished", "no loss"; else empty."""
+        lacking = f"no {self.metric.words}"
         if self.is_complete:
             return ""
         for state in ("diverged", "unfinished"):
             if count := self.count(state):
                 return state if count == len(self.runs) else f"{count} of {len(self.runs)} {state}"
-        return "no loss" if not len(self.losses) else f"{len(self.runs) - len(self.losses)} of {len(self.runs)} no loss"
+        count = len(self.runs) - len(self.scores)
+        return lacking if not len(self.scores) else f"{count} of {len(self.runs)} {lacking}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +117,11 @@ class Arm:
     def placement(self) -> str:
         """The placement that all runs share."""
         return self.group.placement
+
+    @property
+    def metric(self) -> ValidationMetric:
+        """The metric by which arms are ranked."""
+        return main_metric(self.group.records)
 
     @property
     def runs(self) -> list[Run]:
@@ -119,13 +139,13 @@ class Arm:
 
     @cached_property
     def best(self) -> Cell | None:
-        """The cell with the lowest mean final validation loss, or None if no run is finished.
+        """The cell with the best mean final score, or None if no run is finished.
 
         A learning rate at which a run diverged or is unfinished is chosen only if all are like that.
         """
         scored = [cell for cell in self.cells if np.isfinite(cell.mean)]
         complete = [cell for cell in scored if cell.is_complete]
-        return min(complete or scored, key=lambda cell: cell.mean, default=None)
+        return min(complete or scored, key=lambda cell: cell.rank, default=None)
 
 
 def arms_of(records: Sequence[Record]) -> list[Arm]:
@@ -143,8 +163,8 @@ def arms_of(records: Sequence[Record]) -> list[Arm]:
 
 
 def ranked(arms: Sequence[Arm]) -> list[Arm]:
-    """Return the arms by mean final validation loss at their best learning rate; those without one come last."""
-    return sorted(arms, key=lambda arm: (arm.best is None, arm.best.mean if arm.best else 0.0, arm.name))
+    """Return the arms by mean final score at their best learning rate, the best first; those without one come last."""
+    return sorted(arms, key=lambda arm: (arm.best is None, arm.best.rank if arm.best else 0.0, arm.name))
 
 
 def find(arms: Sequence[Arm], name: str, *, option: str = "--arms") -> list[Arm]:
@@ -216,7 +236,9 @@ def are_comparable(arms: Sequence[Arm]) -> bool:
 
 
 def common_rates(arms: Sequence[Arm]) -> list[float]:
-    """Return the learning rates at which every arm has runs, none of them unfinished."""
+    """Return the learning rates at which every arm has runs, none of them unfinished; none if not the loss ranks."""
+    if any(arm.metric != LOSS for arm in arms):
+        return []
     settled = [
         {cell.rate for cell in arm.cells if all(np.isfinite(run.capped_loss) for run in cell.runs)} for arm in arms
     ]
@@ -255,7 +277,7 @@ def _run(record: Record, facts: SettingFacts) -> Run:
         record=record,
         seeds=repr(seeds),
         outcome=outcome(record),
-        loss=final(record, "validation_loss"),
+        score=final(record, main_metric([record]).column),
         first_loss=float(finite[0]) if len(finite) else np.nan,
     )
 

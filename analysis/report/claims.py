@@ -16,7 +16,7 @@ from analysis.figures.layers import last_mean
 from analysis.figures.training import spikes
 from analysis.fits import Growth
 from analysis.groups import leaves
-from analysis.page import number_text
+from analysis.page.contents import number_text
 from analysis.report.arms import RATE, Arm, Run, common_rates, sensitivity
 from analysis.report.details import gradient_variation, growth_text, growths, largest_variance, overflow_share
 from analysis.report.paired import (
@@ -317,7 +317,7 @@ def _compared(
 def _less_spread(trio: Trio, unit: str) -> Claim:
     text = "Peri-LN's loss varies less between seeds than Pre-LN's"
     matched = pairs(trio.peri.best, trio.pre.best)[0] if trio.peri.best and trio.pre.best else []
-    losses = [(a.loss, b.loss) for a, b in matched if a.has_final_loss and b.has_final_loss]
+    losses = [(a.score, b.score) for a, b in matched if a.has_final_score and b.has_final_score]
     if len(losses) < 3:
         number = "is 1" if len(losses) == 1 else f"are {len(losses)}"
         evidence = f"It takes three pairs of finished runs; there {number}."

@@ -13,7 +13,7 @@ from analysis.figures.layers import last_mean
 from analysis.figures.training import spikes
 from analysis.fits import Growth, Uniformity
 from analysis.groups import Group, band, group_records
-from analysis.page import Table, number_text
+from analysis.page.contents import Table, number_text
 from analysis.report.arms import Arm, Cell, Run
 from analysis.runs import column
 

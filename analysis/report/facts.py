@@ -14,11 +14,11 @@ import numpy as np
 
 from analysis.figures.training import outcome, skipped_steps, spikes
 from analysis.groups import differing_keys, group_records, leaves, with_arms
-from analysis.page import FileLink, Spread, Table, number_text
+from analysis.metrics import final, own_metrics
+from analysis.page.contents import FileLink, Spread, Table, number_text
 from analysis.runs import Record, column, rows_where, setting
 from analysis.setting_facts import merged
 from analysis.style import NAMES
-from analysis.validation import final, own_metrics
 
 FEW_RUNS = 6  # that have a column each
 MOST_COLUMNS = 8  # beside the names of the rows

@@ -102,16 +102,16 @@ def difference(first: Cell, second: Cell, value: Callable[[Run], float | None]) 
     return Difference(values=tuple(finite), other_data=other_data)
 
 
-def loss_difference(first: Cell | None, second: Cell | None) -> Difference:
-    """Return the paired difference in final validation loss between the finished runs of two cells."""
+def score_difference(first: Cell | None, second: Cell | None) -> Difference:
+    """Return the paired difference in the final score between the finished runs of two cells."""
     if first is None or second is None:
         return Difference(values=())
-    return difference(first, second, lambda run: run.loss if run.has_final_loss else None)
+    return difference(first, second, lambda run: run.score if run.has_final_score else None)
 
 
 def at_best(first: Arm, second: Arm) -> Difference:
-    """Return the paired difference in final validation loss, each arm at its own best learning rate."""
-    return loss_difference(first.best, second.best)
+    """Return the paired difference in the final score, each arm at its own best learning rate."""
+    return score_difference(first.best, second.best)
 
 
 def sensitivity_difference(first: Arm, second: Arm, rates: Sequence[float]) -> Difference:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # the real imports take a second; `--help` is answered before them
-    from analysis.page import Section
-    from analysis.report.result import Result
+    from analysis.page.contents import Section
+    from analysis.report.ranking import Result
     from analysis.runs import Record
     from analysis.style import Plate
 
@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Compare runs side by side on one self-contained page, with its plots as PNG and SVG: the best arm "
         "with its paired difference from the others and the claims of the Peri-LN paper; differences between the runs, "
         "training and validation with the task's baselines, activations, gradients and, for image tasks, the latest "
-        "validation images with the kernels of chosen pixels. Prints the path of the page and, of several arms, the "
-        "result with a table of losses.",
+        "images: with the kernels of chosen pixels, or with pseudo labels and predictions and their IoU by class. "
+        "Prints the path of the page and, of several arms, the result with a table of losses or another main metric.",
         epilog=_EPILOG,
     )
     parser.add_argument(
@@ -73,7 +73,7 @@ def make_report(runs: Sequence[str], out: Path, *, arms: Sequence[str] = (), bas
     Raises:
         InputError: An argument is not a run, a name fits no arm, or `out` holds anything but an earlier report.
     """
-    from analysis.page import check_out, write_page
+    from analysis.page.writing import check_out, write_page
     from analysis.report.arms import check_baseline, chosen_records
     from analysis.report.result import plain_text
     from analysis.runs import read_runs
@@ -94,7 +94,7 @@ def make_report(runs: Sequence[str], out: Path, *, arms: Sequence[str] = (), bas
 
 def _results(records: Sequence[Record], baseline: str | None) -> list[tuple[str, Result]]:
     """Return the result of each task that has several arms."""
-    from analysis.report.result import result_of
+    from analysis.report.ranking import result_of
 
     results = []
     for kind in dict.fromkeys(record.kind for record in records):
@@ -106,12 +106,15 @@ def _results(records: Sequence[Record], baseline: str | None) -> list[tuple[str,
 
 def report_sections(records: Sequence[Record], notes: Sequence[str] = (), baseline: str | None = None) -> list[Section]:
     """Return the sections of a report, separate for each task, since metrics of different tasks are not comparable."""
+    from analysis.report.segmentation import segmentation_sections
+
     kinds = list(dict.fromkeys(record.kind for record in records))
+    across = segmentation_sections(records)
     if len(kinds) == 1:
-        return _task_sections(records, notes, prefix="", baseline=baseline)
+        return [*across, *_task_sections(records, notes, prefix="", baseline=baseline)]
     listed = ", ".join(f"{kind} ({sum(record.kind == kind for record in records)})" for kind in kinds)
     warning = f"These runs have different tasks: {listed}. Their losses are not comparable; each task has its own part."
-    sections: list[Section] = []
+    sections = [*across]
     for i, kind in enumerate(kinds):
         of_kind = [record for record in records if record.kind == kind]
         sections += _task_sections(of_kind, [warning, *notes] if i == 0 else [], prefix=kind, baseline=baseline)
@@ -125,9 +128,10 @@ def _task_sections(
     from analysis.figures.loss import loss
     from analysis.figures.modules import is_one_stack
     from analysis.groups import by_numbers
-    from analysis.page import Section
+    from analysis.page.contents import Section
     from analysis.report import facts, tables
-    from analysis.report.result import result_of, sections
+    from analysis.report.ranking import result_of
+    from analysis.report.result import sections
 
     records = by_numbers(records)
     result = result_of(records, baseline)
@@ -150,6 +154,7 @@ def _task_sections(
             plates=[
                 loss(records),
                 training_figures.validation(records),
+                *_further_training(records),
                 training_figures.gradient_norm(records),
                 *([] if result else [training_figures.learning_rate(records)]),
             ],
@@ -168,6 +173,14 @@ def _task_sections(
         *_image_sections(records, heading),
     ]
     return [replace(part, plates=[_named(plate, prefix) for plate in part.plates]) for part in parts]
+
+
+def _further_training(records: Sequence[Record]) -> list[Plate]:
+    """Return plots of the IoU by class and of the training metrics besides the loss, where the task has any."""
+    from analysis.figures.class_iou import class_curves
+    from analysis.figures.training_metrics import training_metrics
+
+    return [plate for plate in (class_curves(records), training_metrics(records)) if plate.panels]
 
 
 def _activation_plates(records: Sequence[Record]) -> list[Plate]:
@@ -198,7 +211,7 @@ def _gradient_plates(records: Sequence[Record]) -> list[Plate]:
 def _layer_sections(records: Sequence[Record], heading: str) -> list[Section]:
     """Return the section of single layers, or none if no run was to measure them."""
     from analysis.figures.layers import asks_for_layers, layers
-    from analysis.page import Section
+    from analysis.page.contents import Section
 
     if not any(asks_for_layers(record) for record in records):
         return []
@@ -206,22 +219,37 @@ def _layer_sections(records: Sequence[Record], heading: str) -> list[Section]:
 
 
 def _image_sections(records: Sequence[Record], heading: str) -> list[Section]:
-    """Return the section of validation images, or none if no run's task saves any."""
-    from analysis.figures.images import choose, pictures
-    from analysis.figures.kernels import kernels
-    from analysis.images import keeps_images, read_images
-    from analysis.page import Section
+    """Return the section of images, or none if no run's task saves any."""
+    from analysis.figures.pictures.filtered import choose, pictures
+    from analysis.figures.pictures.kernels import kernels
+    from analysis.figures.pictures.segmented import choose_exhibits, exhibit
+    from analysis.images.saved import keeps_images, read_images
+    from analysis.page.contents import Section
     from analysis.style import Plate
 
     runs = [read_images(record) for record in records if keeps_images(record)]
     if not runs:
         return []
     chosen, notes = choose(runs)
+    exhibits, further = choose_exhibits(runs)
     broken = [f"{run.record.label}: {note}" for run in runs for note in run.notes]
     plates = [draw for i, image in enumerate(chosen) for draw in (pictures(image, i), kernels(image, i, records))]
+    plates += _explained_once([exhibit(image, i) for i, image in enumerate(exhibits)])
     if missing := [run.absence for run in runs if run.absence]:
         plates.append(Plate(name="images", title="Validation images", caption="", missing=missing))
-    return [Section(title=f"{heading}Validation images", notes=[*broken, *notes], plates=plates)]
+    title = "Images" if exhibits else "Validation images"
+    return [Section(title=f"{heading}{title}", notes=[*broken, *notes, *further], plates=plates)]
+
+
+def _explained_once(plates: Sequence[Plate]) -> list[Plate]:
+    """Return plates of which those after the first with the same caption refer to it."""
+    first: dict[str, str] = {}
+    shown = []
+    for plate in plates:
+        known = first.setdefault(plate.caption, plate.title)
+        is_repeated = known != plate.title
+        shown.append(replace(plate, caption=f"Panels as explained below {known}.") if is_repeated else plate)
+    return shown
 
 
 def _absent(name: str, title: str, missing: Sequence[str]) -> Plate:

@@ -3,66 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.figures.heat_map import heat_map
 from analysis.figures.training import learning_rate
-from analysis.groups import axis_of
-from analysis.page import Section, Spread, Table, number_text
+from analysis.metrics import LOSS, ValidationMetric
+from analysis.page.contents import Section, number_text
 from analysis.report.arms import (
     Arm,
     Cell,
     are_comparable,
-    arms_of,
-    baseline_of,
-    common_rates,
     ranked,
-    sensitivity,
 )
-from analysis.report.claims import claims, difference_text, interval_text, trios
-from analysis.report.details import details, spike_count
+from analysis.report.claims import claims, difference_text, trios
+from analysis.report.details import details
 from analysis.report.extremes import extremes
-from analysis.report.facts import parameter_count
-from analysis.report.paired import CONFIDENCE, at_best, loss_difference
-from analysis.runs import Record, column
+from analysis.report.paired import at_best
+from analysis.report.ranking import Result, equal_rates, ranking, titled, tokens_per_parameter
 from analysis.style import Panel, Plate
 
 _FEW = 6  # arms that a sentence lists
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """The arms of a report; `unit` is that of the loss, or empty."""
-
-    arms: tuple[Arm, ...]
-    baseline: Arm
-    unit: str
-
-    @property
-    def records(self) -> list[Record]:
-        """The runs of all arms."""
-        return [run.record for arm in self.arms for run in arm.runs]
-
-    @property
-    def rates(self) -> list[float]:
-        """All learning rates, ascending."""
-        return sorted({rate for arm in self.arms for rate in arm.rates})
-
-
-def result_of(records: Sequence[Record], baseline: str | None = None) -> Result | None:
-    """Return the result of runs of one task, or None for fewer than two arms.
-
-    Args:
-        records: The runs.
-        baseline: Arm that the others are compared with; None, or one that is not there: Pre-LN, else the first.
-    """
-    arms = arms_of(records)
-    if len(arms) < 2:
-        return None
-    unit = "nats per token" if axis_of(records) == "tokens" else ""
-    return Result(arms=tuple(arms), baseline=baseline_of(arms, baseline), unit=unit)
 
 
 def sections(result: Result, heading: str = "") -> list[Section]:
@@ -85,7 +46,7 @@ def sections(result: Result, heading: str = "") -> list[Section]:
 
 
 def sentences(result: Result) -> list[str]:
-    """Return the result in one sentence, and for single runs at several learning rates how these change the loss."""
+    """Return the result in one sentence, and for single runs at several learning rates how these change the score."""
     change = extremes(result.arms) if are_comparable(result.arms) else ""
     return [sentence(result), *([change] if change else [])]
 
@@ -93,28 +54,30 @@ def sentences(result: Result) -> list[str]:
 def sentence(result: Result) -> str:
     """Return the result in one sentence: the best arm and its paired difference, or that it cannot be told."""
     if not are_comparable(result.arms):
-        return "The arms were validated on different data, so their losses cannot be compared."
-    order = [arm for arm in ranked(result.arms) if arm.best is not None]
+        return f"The arms were validated on different data, so their {_plural(result.metric)} cannot be compared."
+    order, phrase = [arm for arm in ranked(result.arms) if arm.best is not None], result.metric.phrase
     if len(order) < 2:
         who = f"only {order[0].name} has" if order else "no arm has"
-        return f"It cannot be told which arm is best: {who} a finished run with a validation loss."
+        return f"It cannot be told which arm is best: {who} a finished run with a {phrase}."
     first, second = order[:2]
     found = at_best(first, second)
     among = "among the arms with finished runs, " if len(order) < len(result.arms) else ""
     if found.count < 2:
         each = ", each at its best learning rate" if len(result.rates) > 1 else ""
-        text = f"{among}in order of final validation loss{each}: {_listed(order, result.unit)}; "
+        text = f"{among}in order of final {phrase}{each}: {_listed(order, result.unit)}; "
         return _capital(text + _too_few(order, found.count))
     name = f"the runner-up, {second.name}," if len(order) > 2 else second.name
     numbers = f"{difference_text(found, result.unit)}{_budget([first, second])}"
-    best = f"{first.name} has the lowest mean final validation loss{_at_best(result)}, {_loss(first, result.unit)}"
+    highest = f"{result.metric.best_word} mean final {phrase}"
+    best = f"{first.name} has the {highest}{_at_best(result)}, {_score(first, result.unit)}"
     further = ""
     if result.baseline not in (first, second) and result.baseline in order:
         further = f"from {result.baseline.name} {difference_text(at_best(first, result.baseline), result.unit)}"
-    if found.sign != -1:
+    if found.sign != -result.metric.sign:
+        side = "above" if result.metric.sign < 0 else "below"
         text = (
             f"It cannot be told which arm is best: {among}{best}, but its paired difference from {name} is not clearly "
-            f"below zero: {numbers}"
+            f"{side} zero: {numbers}"
         )
         return f"{text}; {further}." if further else f"{text}."
     text = f"{among}{best}; its paired difference from {name} is {numbers}"
@@ -131,7 +94,9 @@ def notes(result: Result) -> list[str]:
             if (count := sum(run.outcome == state for run in arm.runs))
         )
         if arm.best is None:
-            found.append(f"{arm.name} has no finished run with a validation loss ({states or 'nothing validated'}).")
+            found.append(
+                f"{arm.name} has no finished run with a {result.metric.phrase} ({states or 'nothing validated'})."
+            )
         elif not arm.best.is_complete:
             found.append(
                 f"{arm.name}: at no learning rate are all runs finished; at {arm.best.rate:g}, which counts as its "
@@ -153,51 +118,10 @@ def notes(result: Result) -> list[str]:
     return found
 
 
-def ranking(result: Result) -> Table:
-    """Return the arms by loss at the best learning rate, with paired differences from the baseline."""
-    several = [arm for arm in result.arms if len(arm.cells) > 1]
-    rates = common_rates(several)
-    name = result.baseline.name
-    rows = [_ranked(arm, result, rates) for arm in ranked(result.arms)]
-    return Table(
-        title="Arms by final validation loss",
-        header=["arm", "best learning rate", _titled("final validation loss", result.unit), "runs",
-                f"difference from {name}", f"{CONFIDENCE} interval", "pairs", "tokens per parameter",
-                "learning-rate sensitivity", "diverged", "loss spikes", "gradient spikes"],
-        rows=rows,
-        caption="Best learning rate: that of the lowest mean final validation loss over the seeds, among those at "
-        "which all runs finished. The loss is the mean over these runs, with their range in parentheses. Differences "
-        "are between pairs of runs with the same seeds and samples, each arm at its best learning rate, with the "
-        f"{CONFIDENCE} interval of their mean by Student's t; it is not corrected for the number of arms, nor for the "
-        f"choice of the learning rate. {_sensitivity_text(rates)} Diverged runs and spikes are counted over all "
-        "learning rates.",
-        best=[(0, 2)] if rows[0][2] is not None else [],
-    )  # fmt: skip
-
-
-def equal_rates(result: Result) -> Table:
-    """Return the paired differences from the baseline at equal learning rates, a row per arm and rate."""
-    rows = []
-    for arm in ranked(result.arms):
-        for cell in arm.cells:
-            if arm is result.baseline or result.baseline.at(cell.rate) is None:
-                continue
-            found = loss_difference(cell, result.baseline.at(cell.rate))
-            mean = found.mean if found.count else None
-            rows.append([arm.name, cell.rate, mean, interval_text(found), found.count, cell.remark or None])
-    header = ["arm", "learning rate", _titled(f"difference from {result.baseline.name}", result.unit),
-              f"{CONFIDENCE} interval", "pairs", "remark"]  # fmt: skip
-    return Table(
-        title="Paired differences at equal learning rates",
-        header=header,
-        rows=rows,
-        caption="Final validation loss of finished runs with the same seeds and samples.",
-    )
-
-
 def loss_map(result: Result) -> Plate:
-    """Draw the mean final validation loss of every arm at every learning rate."""
-    arms = ranked(result.arms)
+    """Draw the mean final score of every arm at every learning rate."""
+    arms, metric = ranked(result.arms), result.metric
+    is_loss = metric.sign > 0
     cells: dict[tuple[int, int], float | str] = {}
     framed = []
     for row, arm in enumerate(arms):
@@ -214,16 +138,18 @@ def loss_map(result: Result) -> Plate:
         cells,
         positions=result.rates,
         x="peak learning rate",
-        color=_titled("loss", result.unit),
+        color=titled(metric.words, result.unit),
         framed=framed,
+        **({} if is_loss else {"saturates": np.inf}),
     )
+    saturating = " Colors saturate, so that one large loss does not hide the other differences." if is_loss else ""
     return Plate(
         name="loss-map",
-        title="Loss by arm and learning rate",
-        caption="Final validation loss, mean over the seeds; framed: the best learning rate of an arm. A cell with "
-        "words has runs that diverged or are unfinished; an empty one has no runs. Colors saturate, so that one large "
-        "loss does not hide the other differences.",
-        panels=[Panel("", "Final validation loss of every arm at every learning rate", figure)],
+        title=f"{_capital(metric.words)} by arm and learning rate",
+        caption=f"Final {metric.phrase}, mean over the seeds; framed: the best learning rate of an arm. A cell with "
+        "words has runs that diverged or are unfinished; an empty one has no runs."
+        f"{saturating}",
+        panels=[Panel("", f"Final {metric.phrase} of every arm at every learning rate", figure)],
     )
 
 
@@ -233,7 +159,8 @@ def plain_text(result: Result) -> str:
     star = any(len(arm.cells) > 1 for arm in arms)
     has_seeds = any(len(cell.runs) > 1 for arm in arms for cell in arm.cells)
     counts = "mean over seeds" if has_seeds else "one run each"
-    title = f"{_titled('Final validation loss', result.unit)} by peak learning rate, {counts}"
+    what = titled(f"Final {result.metric.phrase}", result.unit)
+    title = f"{what} by peak learning rate, {counts}"
     header = ["", *(f"{rate:g}" for rate in result.rates)]
     rows = [[arm.name, *(_plain(arm, arm.at(rate), star) for rate in result.rates)] for arm in arms]
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
@@ -256,49 +183,8 @@ def _claims(result: Result) -> list[Plate]:
     return plates
 
 
-def _ranked(arm: Arm, result: Result, rates: Sequence[float]) -> list:
-    cell = arm.best
-    head = [arm.name, cell.rate if cell else None, _spread(cell) if cell else None, len(cell.runs) if cell else None]
-    paired: list = ["baseline", None, None]
-    if arm is not result.baseline:
-        found = at_best(arm, result.baseline)
-        paired = [found.mean if found.count else None, interval_text(found), found.count]
-    runs = arm.runs
-    diverged = sum(run.outcome == "diverged" for run in runs)
-    counts = [f"{diverged} of {len(runs)}", spike_count(runs, "loss"), spike_count(runs, "grad_norm")]
-    return [*head, *paired, _tokens_per_parameter([arm]) or None, sensitivity(arm, rates), *counts]
-
-
-def _spread(cell: Cell) -> Spread | float:
-    low, high = float(cell.losses.min()), float(cell.losses.max())
-    return cell.mean if low == high else Spread(cell.mean, low, high)
-
-
-def _sensitivity_text(rates: Sequence[float]) -> str:
-    if len(rates) < 2:
-        return "Learning-rate sensitivity takes two learning rates that the arms have in common."
-    listed = ", ".join(f"{rate:g}" for rate in rates)
-    return (
-        "Learning-rate sensitivity: mean over the learning rates of the final loss, or the first where that is lower, "
-        f"less the lowest of them (arXiv 2309.14322, section 2), over {listed}."
-    )
-
-
-def _tokens_per_parameter(arms: Sequence[Arm]) -> str:
-    """Return the tokens per parameter at the arms' best learning rates: "12.3", "12.3 to 14", or nothing."""
-    ratios = []
-    for arm in arms:
-        for run in arm.best.runs if arm.best else ():
-            tokens = column(run.record.metrics, "tokens")
-            parameters = parameter_count(run.record)
-            if parameters and np.isfinite(tokens).any():
-                ratios.append(float(np.nanmax(tokens)) / parameters)
-    texts = list(dict.fromkeys(f"{ratio:.3g}" for ratio in sorted(ratios)))
-    return texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}" if texts else ""
-
-
 def _budget(arms: Sequence[Arm]) -> str:
-    text = _tokens_per_parameter(arms)
+    text = tokens_per_parameter(arms)
     return f" at {text} tokens per parameter" if text else ""
 
 
@@ -327,12 +213,8 @@ def _too_few(order: Sequence[Arm], pairs: int) -> str:
     return "it cannot be told which of the first two is better, as no runs of theirs have the same seeds and samples."
 
 
-def _loss(arm: Arm, unit: str) -> str:
+def _score(arm: Arm, unit: str) -> str:
     return " ".join(filter(None, (number_text(arm.best.mean) if arm.best else "", unit)))
-
-
-def _titled(words: str, unit: str) -> str:
-    return f"{words} ({unit})" if unit else words
 
 
 def _plain(arm: Arm, cell: Cell | None, star: bool) -> str:
@@ -341,6 +223,10 @@ def _plain(arm: Arm, cell: Cell | None, star: bool) -> str:
     number = f"{cell.mean:.4f}" if 0.1 <= abs(cell.mean) < 1e4 else number_text(cell.mean)
     mark = ("*" if cell is arm.best and len(arm.cells) > 1 else " ") if star else ""
     return f"{cell.remark or number}{mark}"
+
+
+def _plural(metric: ValidationMetric) -> str:
+    return "losses" if metric == LOSS else f"{metric.phrase} values"
 
 
 def _capital(text: str) -> str:

@@ -9,18 +9,10 @@ import numpy as np
 
 from analysis.figures.depth import variance_growth
 from analysis.figures.gradients import gradient_uniformity
-from analysis.page import Spread, Table
+from analysis.metrics import CONTROLS, METHODS, ValidationMetric, title_with_unit, validation_metrics
+from analysis.page.contents import Spread, Table
 from analysis.runs import Record, column
-from analysis.validation import (
-    CONTROLS,
-    METHODS,
-    Comparison,
-    ValidationMetric,
-    comparisons,
-    final_values,
-    title_with_unit,
-    validation_metrics,
-)
+from analysis.validation import Comparison, comparisons, final_values
 
 
 def validation(records: Sequence[Record]) -> list[Table]:
@@ -33,7 +25,7 @@ def validation(records: Sequence[Record]) -> list[Table]:
 
 
 def _validation_of(comparison: Comparison, *, several: bool) -> Table:
-    measured = validation_metrics(comparison.records)
+    measured = [metric for metric in validation_metrics(comparison.records) if not metric.is_of_class]
     columns = [ValidationMetric("", name) for name in dict.fromkeys(metric.name for metric in measured)]
     methods = [method for method in METHODS if any(metric.method == method for metric in measured)]
     rows = [[METHODS[method], *_row(comparison.records, method, columns), None] for method in methods]

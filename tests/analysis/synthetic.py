@@ -53,13 +53,18 @@ def write_run(
     gradients: Iterable[Mapping[str, Any]] | None = None,
     events: Iterable[Mapping[str, Any]] | None = None,
     offset: float = 0.0,
+    settings: str | None = None,
     **changes: Any,
 ) -> Path:
-    """Write a language model's run; `offset` is added to its losses, and `[]` leaves a file out."""
+    """Write a language model's run; `offset` is added to its losses, and `[]` leaves a file out.
+
+    `settings` are the text of settings.json; None: those of the task's quickstart.
+    """
     tree = config(**{"name": folder.name, **changes})
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    (folder / "settings.json").write_text(setting_facts(tree["task"]["kind"]))
+    facts = setting_facts(tree["task"]["kind"]) if settings is None else settings
+    (folder / "settings.json").write_text(facts)
     (folder / "environment.json").write_text(
         json.dumps({"git_sha": "0123456789abcdef", "device": "x86_64", "precision": "fp32", "world_size": 2})
     )

@@ -10,10 +10,12 @@ import pytest
 from analysis.figures import loss as loss_figures
 from analysis.figures import training as training_figures
 from analysis.groups import for_depth, group_records
-from analysis.page import Section, Spread, Table, number_text, write_page
+from analysis.metrics import ValidationMetric, metric_of, validation_metrics
+from analysis.page.contents import Section, Spread, Table, number_text
+from analysis.page.writing import write_page
 from analysis.report import tables
 from analysis.runs import Record, read_run
-from analysis.validation import ValidationMetric, comparisons, metric_of, validation_metrics
+from analysis.validation import comparisons
 from tests.analysis.synthetic import loss_at, write_filter_run, write_run
 
 

@@ -11,11 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.patches import Rectangle
 
-from analysis.figures.images import ImageOfRuns, choose, pictures, short, slug
-from analysis.figures.kernels import kernels, regular_taps, symmetric_scale
-from analysis.figures.picture import HOLE, range_of
-from analysis.images import FilteredImage, RunImages, read_image, read_images
-from analysis.page import Section, write_page
+from analysis.figures.pictures.filtered import ImageOfRuns, choose, pictures, short, slug
+from analysis.figures.pictures.kernels import kernels, regular_taps, symmetric_scale
+from analysis.figures.pictures.picture import HOLE, range_of
+from analysis.images.filtered import FilteredImage
+from analysis.images.saved import RunImages, read_image, read_images
+from analysis.page.contents import Section
+from analysis.page.writing import write_page
 from analysis.report.report import report_sections
 from analysis.runs import read_run
 from analysis.style import Plate
@@ -66,6 +68,7 @@ def test_rmse_is_the_root_of_the_mean_square_over_pixels_and_colors(tmp_path: Pa
     path = tmp_path / "color.npz"
     np.savez_compressed(path, allow_pickle=False, **arrays)
     image = read_image(path, step=1)
+    assert isinstance(image, FilteredImage)
     assert image.rmse("output") == pytest.approx(np.sqrt(36 / 6))
     assert image.error("output")[0, 0] == pytest.approx(2.0)  # the mean over the colors of 0, 6, 0
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from analysis.figures import gradients as gradient_figures
 from analysis.figures import sites as site_figures
 from analysis.figures.modules import gradient_by_module, is_one_stack, merged
-from analysis.figures.picture import figure_of
+from analysis.figures.pictures.picture import figure_of
 from analysis.report.report import report_sections
 from analysis.runs import Record, read_run
 from analysis.style import Plate

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from analysis.page import _LONGEST_WORD, Spread, Table, number_text
+from analysis.page.contents import Spread, Table, number_text
+from analysis.page.markup import _LONGEST_WORD
 from analysis.report import facts
 from analysis.report.report import report_sections
 from analysis.runs import Record, read_runs

@@ -13,7 +13,8 @@ from urllib.request import url2pathname
 import pytest
 
 from analysis import __main__ as entry
-from analysis.page import Section, Table, number_text, write_page
+from analysis.page.contents import Section, Table, number_text
+from analysis.page.writing import write_page
 from analysis.report import facts
 from analysis.runs import InputError, read_runs
 from tests.analysis.synthetic import TOKENS_PER_STEP, loss_at, metric_rows, write_depth_run, write_run

@@ -10,19 +10,10 @@ import pytest
 
 from analysis import __main__ as entry
 from analysis.figures.heat_map import heat_map
-from analysis.page import Spread
+from analysis.page.contents import Spread
 from analysis.report.extremes import extremes
-from analysis.report.result import (
-    Result,
-    equal_rates,
-    loss_map,
-    notes,
-    plain_text,
-    ranking,
-    result_of,
-    sections,
-    sentence,
-)
+from analysis.report.ranking import Result, equal_rates, ranking, result_of
+from analysis.report.result import loss_map, notes, plain_text, sections, sentence
 from analysis.runs import Record
 from tests.analysis.report.swept import run
 from tests.analysis.synthetic import metric_rows, write_run

@@ -69,8 +69,11 @@ class Pass:
         self.work, self.case = work, case_of(config, gpus=1, micro_batch_size=images)
         self.task = task
         with torch.device(device):
-            self.model = task.outline().train()
+            self.model = task.outline()
             self.batch = batch_of(work, images) | {"key": torch.arange(images, device="cpu")}
+        if isinstance(self.model.trunk.backbone, Lite0):  # statistics that are learned keep two more numbers a channel
+            self.model.trunk.backbone.learns_statistics = False
+        self.model.train()
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
 

@@ -42,6 +42,8 @@ def weights_file(folder: Path, names: dict[str, str], suffix: str = ".pth") -> P
     backbone = Lite0()
     for norm in backbone.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             torch.nn.init.normal_(norm.running_mean, std=0.1)
             torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
     tensors = {theirs: backbone.state_dict()[own].clone() for own, theirs in names.items()}

@@ -15,9 +15,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analysis.figures.images import ImageOfRuns, slug
-from analysis.figures.picture import color_bar, figure_of, picture_axes, range_of, show
-from analysis.images import FilteredImage
+from analysis.figures.pictures.filtered import ImageOfRuns, slug
+from analysis.figures.pictures.picture import color_bar, figure_of, picture_axes, range_of, show
+from analysis.images.filtered import FilteredImage
 from analysis.runs import Record, setting
 from analysis.style import Panel, Plate, Series, keep, new_axes, paper
 
@@ -29,7 +29,7 @@ _COLOURS = "RdBu_r"
 
 
 @paper
-def kernels(image: ImageOfRuns, index: int, records: Sequence[Record]) -> Plate:
+def kernels(image: ImageOfRuns[FilteredImage], index: int, records: Sequence[Record]) -> Plate:
     """Draw every run's kernels at an image's chosen pixels: on the guidance, on the input, and as bars.
 
     Args:

@@ -1,6 +1,4 @@
-"""Validation images that an image task saves in RUN/images/step_000500/NAME.npz.
-
-Half-written and foreign files are skipped, with a note on the reason.
+"""Validation image of a joint filter: its arrays as a file holds them, and errors from them.
 
 Shapes: H, W height and width of an image, C channels of what is filtered (1 depth, 3 color), P chosen pixels,
 K samples of a pixel's kernel.
@@ -8,22 +6,15 @@ K samples of a pixel's kernel.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from analysis.runs import Record, setting, step_of
-
 # Of each array its axes; a letter has one size throughout a file.
 _AXES = {"guidance": "HW3", "input": "HWC", "output": "HWC", "truth": "HWC", "valid": "HW", "offset_length": "HW",
          "pixel": "P2", "positions": "PK2", "weights": "PK", "units_per_value": "", "unit": ""}  # fmt: skip
-# Raised by numpy and zipfile for truncated, corrupt or foreign files.
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,64 +75,25 @@ class FilteredImage:
         return (values.astype(float) - self.truth) * self.units_per_value
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunImages:
-    """The images of a run's last evaluation that could be read."""
-
-    record: Record
-    images: Sequence[FilteredImage] = ()
-    notes: Sequence[str] = ()
-    absence: str = ""  # why there are none; empty where there are
-
-
-def keeps_images(record: Record) -> bool:
-    """Return whether a run has images, or is of a task that keeps some."""
-    return (record.folder / "images").is_dir() or setting(record.config, "task.shown_images") is not None
-
-
-def read_images(record: Record) -> RunImages:
-    """Read the images of the latest evaluation with any readable one; unreadable files are noted."""
-    notes: list[str] = []
-    border = setting(record.config, "task.border") or 0
-    for step, folder in reversed(_steps(record.folder / "images")):
-        images = []
-        for path in sorted(folder.glob("[!.]*.npz")):  # not those that are just being written under a hidden name
-            try:
-                images.append(read_image(path, step=step, border=border))
-            except _UNREADABLE as error:
-                notes.append(f"{path.relative_to(record.folder)} cannot be read ({_reason(error)}); skipped.")
-        if images:
-            return RunImages(record=record, images=images, notes=notes)
-    return RunImages(record=record, notes=notes, absence=_absence(record))
-
-
-def read_image(path: Path, *, step: int, border: int = 0) -> FilteredImage:
-    """Read one file; `border` pixels along its edges are not counted in errors.
+def filtered_image(arrays: Mapping[str, np.ndarray], *, name: str, step: int, border: int = 0) -> FilteredImage:
+    """Return an image from the arrays of its file; `border` pixels along its edges are not counted in errors.
 
     Raises:
-        ValueError: Its arrays do not belong together.
-        KeyError: It lacks an array.
-        OSError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error: It is broken.
+        ValueError: The arrays do not belong together.
+        KeyError: One is missing.
     """
-    # np.load closes a file that it was given the path of only if it could read it.
-    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in _AXES}
-    _check(arrays)
+    own = {key: arrays[key] for key in _AXES}
+    _check(own)
     return FilteredImage(
-        name=path.stem,
+        name=name,
         step=step,
         border=border,
-        units_per_value=float(arrays.pop("units_per_value")),
-        unit=str(arrays.pop("unit")),
-        valid=arrays.pop("valid").astype(bool),
-        offset_length=arrays.pop("offset_length").astype(float),
-        **arrays,
+        units_per_value=float(own.pop("units_per_value")),
+        unit=str(own.pop("unit")),
+        valid=own.pop("valid").astype(bool),
+        offset_length=own.pop("offset_length").astype(float),
+        **own,
     )
-
-
-def _steps(folder: Path) -> list[tuple[int, Path]]:
-    steps = ((step_of(path.name), path) for path in folder.glob("step_*") if path.is_dir())
-    return sorted((step, path) for step, path in steps if step is not None)
 
 
 def _check(found: Mapping[str, np.ndarray]) -> None:
@@ -161,17 +113,3 @@ def _check(found: Mapping[str, np.ndarray]) -> None:
         raise ValueError(f"output has shape {found['output'].shape}, not that of an image with 1 or 3 channels")
     if ((found["pixel"] < 0) | (found["pixel"] >= found["guidance"].shape[:2])).any():
         raise ValueError("a chosen pixel lies outside the image")
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, KeyError):
-        return f"{error.args[0]}"
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-
-
-def _absence(record: Record) -> str:
-    if setting(record.config, "task.shown_images") == 0:
-        return f"{record.label}: no images, because task.shown_images was 0"
-    if (record.folder / "images").is_dir():
-        return f"{record.label}: no readable image in {record.folder / 'images'}"
-    return f"{record.label}: no images in {record.folder} yet"

@@ -6,17 +6,18 @@ Shapes: H, W height and width, C channels (1 or 3).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from analysis.figures.picture import picture, range_of
-from analysis.groups import final_loss, group_records
-from analysis.images import FilteredImage, RunImages
+from analysis.figures.pictures.picture import picture, range_of
+from analysis.groups import best_final, final_rank, group_records
+from analysis.images.filtered import FilteredImage
+from analysis.images.saved import RunImages
 from analysis.style import Panel, Plate, paper
 
 _MOST_RUNS = 4  # side by side
@@ -29,15 +30,37 @@ _SHARED: tuple[Kind, ...] = ("input", "truth", "error-input")  # drawn once if t
 _KINDS: tuple[Kind, ...] = (*_SHARED, "output", "error-output", "offsets")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageOfRuns:
-    """One validation image as filtered by several runs; `by_run` maps their labels, in the order of the runs."""
-
-    name: str
-    by_run: dict[str, FilteredImage]
+class NamedImage(Protocol):
+    """What images of all tasks have."""
 
     @property
-    def first(self) -> FilteredImage:
+    def name(self) -> str:
+        """Name of the image, the same in all runs."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Step of the evaluation."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        ...
+
+
+Image = TypeVar("Image", bound=NamedImage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOfRuns(Generic[Image]):
+    """One image as several runs saved it; `by_run` maps their labels, in the order of the runs."""
+
+    name: str
+    by_run: dict[str, Image]
+
+    @property
+    def first(self) -> Image:
         """The first run's image; all runs share its guidance."""
         return next(iter(self.by_run.values()))
 
@@ -52,19 +75,30 @@ class ImageOfRuns:
         return f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,} to {steps[-1]:,}"
 
 
-def choose(candidates: Sequence[RunImages]) -> tuple[list[ImageOfRuns], list[str]]:
+def choose(candidates: Sequence[RunImages]) -> tuple[list[ImageOfRuns[FilteredImage]], list[str]]:
+    """Return the filtered images to draw, and notes on the runs and images left out."""
+    return choose_images(candidates, {id(run.record): run.images for run in candidates})
+
+
+def choose_images(
+    candidates: Sequence[RunImages], saved: Mapping[int, Sequence[Image]]
+) -> tuple[list[ImageOfRuns[Image]], list[str]]:
     """Return the images to draw, and notes on the runs and images left out.
 
-    Of runs that differ only in seed, the first is drawn; of more than four such groups, those with the lowest final
-    validation loss. Images are matched by name and size.
+    Of runs that differ only in seed, the first is drawn; of more than four such groups, those with the best final value
+    of the task's main metric. Images are matched by name and size.
+
+    Args:
+        candidates: The runs.
+        saved: Images of each run, by the id of its record.
     """
-    with_images = {id(run.record): run for run in candidates if run.images}
+    with_images = {id(run.record): run for run in candidates if saved[id(run.record)]}
     groups = group_records([run.record for run in with_images.values()])
-    best = sorted(groups, key=final_loss)[:_MOST_RUNS]
+    best = sorted(groups, key=final_rank)[:_MOST_RUNS]
     runs = [with_images[id(group.records[0])] for group in groups if group in best]
-    together: dict[tuple[str, tuple[int, int]], dict[str, FilteredImage]] = {}
+    together: dict[tuple[str, tuple[int, int]], dict[str, Image]] = {}
     for run in runs:
-        for image in run.images:
+        for image in saved[id(run.record)]:
             together.setdefault((image.name, image.size), {})[run.record.label] = image
     images = [ImageOfRuns(name=name, by_run=by_run) for (name, _), by_run in together.items()]
     images.sort(key=lambda image: -len(image.by_run))  # those that all runs have come first
@@ -72,7 +106,7 @@ def choose(candidates: Sequence[RunImages]) -> tuple[list[ImageOfRuns], list[str
     if left := [run.record.label for run in with_images.values() if run not in runs]:
         why = "of runs that differ only in seed, the first is shown"
         if len(best) < len(groups):
-            why += f", and of {len(groups)} groups, the {_MOST_RUNS} with the lowest final validation loss"
+            why += f", and of {len(groups)} groups, the {_MOST_RUNS} with the {best_final(groups[0].records)}"
         notes.append(f"Images not shown for {', '.join(left)} ({why}).")
     if more := [image.name for image in images[_MOST_IMAGES:]]:
         notes.append(f"Saved by the runs but not shown: {', '.join(more)}.")
@@ -80,7 +114,7 @@ def choose(candidates: Sequence[RunImages]) -> tuple[list[ImageOfRuns], list[str
 
 
 @paper
-def pictures(image: ImageOfRuns, index: int) -> Plate:
+def pictures(image: ImageOfRuns[FilteredImage], index: int) -> Plate:
     """Draw one image: inputs, outputs and errors.
 
     Args:
@@ -107,7 +141,7 @@ def pictures(image: ImageOfRuns, index: int) -> Plate:
     )
 
 
-def value_scale(image: ImageOfRuns) -> Normalize:
+def value_scale(image: ImageOfRuns[FilteredImage]) -> Normalize:
     """Return the scale of input, output and truth: the range of the truth's valid pixels."""
     return range_of([one.truth[one.valid] for one in image.by_run.values()])
 
@@ -141,7 +175,7 @@ def _values(image: FilteredImage, kind: Kind) -> np.ndarray:
             return getattr(image, kind)
 
 
-def _scale_of(image: ImageOfRuns, kind: Kind) -> Normalize:
+def _scale_of(image: ImageOfRuns[FilteredImage], kind: Kind) -> Normalize:
     """Return the scale that all runs' panels of a kind share; both kinds of error have the same."""
     if kind in ("input", "output", "truth"):
         return value_scale(image)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 
-from analysis.style import WIDTH, paper
+from analysis.style import WIDTH, paper, plain
 
 HOLE = "#c4c4c4"  # a color that no color map contains
 _TALLEST = 4.2  # inches
@@ -30,6 +30,7 @@ def picture(
     colors: str = "viridis",
     bar: str = "",
     open_end: bool = False,
+    width: float = WIDTH,
 ) -> Figure:
     """Draw one image; non-finite values are holes.
 
@@ -40,28 +41,31 @@ def picture(
         colors: Name of the color map.
         bar: Label of the color bar.
         open_end: Whether values may exceed the upper end of the scale.
+        width: Width of the figure in inches.
     """
-    axes = picture_axes(values.shape[0] / values.shape[1], title=title, with_bar=scale is not None)
+    axes = picture_axes(values.shape[0] / values.shape[1], title=title, with_bar=scale is not None, width=width)
     show(axes, values, scale=scale, colors=colors)
     if scale is not None:
         color_bar(axes, scale, colors=colors, words=bar, open_end=open_end)
     return figure_of(axes)
 
 
-def picture_axes(aspect: float, *, title: str, with_bar: bool) -> Axes:
+def picture_axes(aspect: float, *, title: str, with_bar: bool, width: float = WIDTH) -> Axes:
     """Return axes for an image in a new figure.
 
     Args:
         aspect: Height over width.
         title: Title of the plot, at most two lines.
         with_bar: Whether to leave room for a color bar below.
+        width: Width of the figure in inches.
     """
-    width = WIDTH - 2 * _MARGIN
-    height = min(width * aspect, _TALLEST)
+    inner = width - 2 * _MARGIN
+    height = min(inner * aspect, _TALLEST * width / WIDTH)
     below = _BAR if with_bar else _MARGIN
     whole = _TITLE + height + below
-    axes = Figure(figsize=(WIDTH, whole)).add_axes((_MARGIN / WIDTH, below / whole, width / WIDTH, height / whole))
-    axes.set_title(title, loc="left", fontsize=7.5, pad=3)
+    axes = Figure(figsize=(width, whole)).add_axes((_MARGIN / width, below / whole, inner / width, height / whole))
+    axes.set_anchor("NW")  # a tall image is below the start of its title, not in the middle
+    axes.set_title(plain(title), loc="left", fontsize=7.5, pad=3)
     axes.grid(visible=False)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -85,6 +89,11 @@ def show(axes: Axes, values: np.ndarray, *, scale: Normalize | None, colors: str
         # A small image keeps all its pixels, in the file too; a large one is resampled to print resolution.
         interpolation="none" if values.shape[1] <= _SHARP else "auto",
     )
+
+
+def show_colors(axes: Axes, values: np.ndarray) -> None:
+    """Draw colors (H, W, 3) whose neighbors do not blend, since between the colors of two classes lies a third's."""
+    axes.imshow(values, interpolation="none" if values.shape[1] <= _SHARP else "nearest")
 
 
 def color_bar(axes: Axes, scale: Normalize, *, colors: str, words: str, open_end: bool = False) -> None:
