@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import quickstart
-from launch.sweep.members import members
+from launch.sweep.members import members, runs_of
 from launch.sweep.sweep_file import read_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 def test_the_sweep_is_three_placements_at_two_rates_a_factor_of_ten_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     sweep = read_sweep(quickstart.SWEEP)
-    loaded = members(sweep)
+    loaded = runs_of(members(sweep))
     assert [member.folder for member in loaded] == [
         quickstart.RUNS / f"placement-{placement}_lr-{rate}"
         for placement in ("pre", "post", "peri")

@@ -256,6 +256,7 @@ def test_every_configuration_is_planned(
 ) -> None:
     network = [f"task.model.backbone={backbone}", "task.model.features=null", f"engine.zero_stage={stage}"]
     network += ["task.model.frozen_backbone=true", "task.model.backbone_weights=weights.pth"] if frozen else []
+    network += ["task.new_layers_lr_factor=1"] if frozen else ["task.model.frozen_backbone=false"]
     assert main(["plan", str(path), *network, "--gpus", "2"]) == 0
     printed = capsys.readouterr().out
     for part in ("training FLOPs per image", "images/s", "Recommended: ", "Accuracy of the memory: what a pass keeps"):

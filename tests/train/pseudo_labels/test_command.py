@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from modeling.segmentation.facts_bap import VOID
+from modeling.segmentation.images_bap import palette_image
 from tests.ranks import Ranks
 from tests.tiny_boxes import tiny_boxes_file, tiny_images
 from tests.tiny_filter import tiny_filter_file
@@ -87,6 +89,7 @@ def test_the_record_has_the_quality_of_the_files(run: Path) -> None:
     confusion, agreeing, pixels = np.zeros((5, 5), np.int64), 0, 0
     for index in range(len(images)):
         mask, (crf, retrieved) = images.read(index).mask, found.read(index)
+        assert mask is not None
         np.add.at(confusion, (mask, crf), 1)
         agreeing, pixels = agreeing + int((crf == retrieved).sum()), pixels + crf.size
     right = confusion.diagonal()
@@ -237,11 +240,9 @@ def test_a_change_of_labels_is_a_change_of_data(run: Path, tmp_path: Path) -> No
     before = fingerprint()
     assert fingerprint() == before
     with Image.open(path) as image:
-        labels, palette = np.array(image), image.getpalette()
+        labels = torch.from_numpy(np.array(image))
     labels[0, 0] = 1
-    other = Image.fromarray(labels)
-    other.putpalette(palette)
-    other.save(path)
+    palette_image(labels).save(path)
     assert fingerprint() != before
 
 
