@@ -92,7 +92,7 @@ def label_image(
     activation, empty = _activation(dots[: len(weight)], attention, inside, classes)
     unary = _unary(attention, activation, inside, classes, settings.attention_threshold)
     allowed = _allowed(inside, classes, len(weight))
-    crf = (mean_field(unary, image, settings.crf) * allowed).argmax(dim=0)
+    crf = (_refined(unary, image, classes, settings.crf) * allowed).argmax(dim=0)
     crf, vanished = _fill_vanished(crf, inside, classes, empty)
     prototypes = _prototypes(features, weight, crf)
     cosines = _enlarged_dots(features, F.normalize(prototypes, dim=1), size)[0].relu() / lengths
@@ -162,6 +162,14 @@ def _unary(attention: Tensor, activation: Tensor, inside: Tensor, classes: Tenso
     scores = torch.cat((background[None], activation[1:]))
     possible = _allowed(inside, classes, len(activation)).bool()
     return torch.where(possible, scores, -torch.inf).softmax(dim=0)
+
+
+def _refined(unary: Tensor, image: Tensor, classes: Tensor, settings: CRFSettings) -> Tensor:
+    """Return the marginals of the CRF (C, H, W); a class without a box is possible nowhere and takes no part."""
+    possible = torch.cat((classes.new_zeros(1), classes)).unique()
+    refined = torch.zeros_like(unary)
+    refined[possible] = mean_field(unary[possible], image, settings)
+    return refined
 
 
 def _fill_vanished(crf: Tensor, inside: Tensor, classes: Tensor, empty: list[int]) -> tuple[Tensor, list[Vanished]]:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modeling.segmentation.configuration_bap import BoxClassifierConfig, SegmenterConfig
-from modeling.segmentation.dense_crf_bap import CRFSettings
+from modeling.segmentation.dense_crf_bap import CRFSettings, mean_field
 from modeling.segmentation.dropout_bap import SampleDropout
 from modeling.segmentation.images_bap import voc_palette
+from modeling.segmentation.labels_bap import _refined
 from modeling.segmentation.lite0_bap import Lite0, wheel_names
 from modeling.segmentation.modeling_bap import BoxClassifier, Segmenter
 from modeling.segmentation.pretrained_bap import load_pretrained
@@ -182,6 +183,17 @@ def test_boxes_that_are_none_are_refused(box: tuple[Any, ...], said: str) -> Non
     model = BoxClassifier(BoxClassifierConfig.of_classes(CLASSES, backbone="lite0"))
     with pytest.raises(ValueError, match=said):
         model.labels(photo(), [box])
+
+
+def test_classes_without_a_box_take_no_part_in_the_crf() -> None:
+    """With them it gives the same to rounding, in more time."""
+    torch.manual_seed(0)
+    image, settings = torch.rand(3, 20, 24) * 255, CRFSettings(xy=9.0, rgb=40.0)
+    unary = torch.zeros(6, 20, 24)
+    unary[[0, 1, 3]] = torch.randn(3, 20, 24).softmax(dim=0)
+    alone = _refined(unary, image, torch.tensor([3, 1, 3]), settings)
+    torch.testing.assert_close(alone, mean_field(unary, image, settings), rtol=0, atol=1e-6)
+    assert (alone[0] - unary[0]).abs().max() > 0.1
 
 
 def test_padding_and_other_images_do_not_change_a_sample() -> None:
