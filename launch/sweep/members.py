@@ -19,8 +19,10 @@ from train.config.errors import ConfigError
 from train.config.facts.manifest import step_name
 from train.config.facts.run_layout import CONFIG, LABELS, LABELS_RECORD, is_finished, read_json
 from train.config.load import load
+from train.config.pseudo_labels import load_label_settings
 from train.config.resume import refuse_another_run, settings_by_path
 from train.config.run import RunConfig
+from train.config.tasks.box_segmentation import BoxClassificationConfig
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ def representatives(members: Sequence[RunMember]) -> list[RunMember]:
     for member in members:
         task = member.config.task
         data = replace(task.data, seed=0)
-        other = [getattr(task, "attention", None), getattr(task.model, "vocab_size", None)]
+        names = ("vocab_size", "backbone_weights")
+        other = [getattr(task, "attention", None), *(getattr(task.model, name, None) for name in names)]
         firsts.setdefault(repr([task.kind, data, *other, member.config.checkpoint.start_from]), member)
     return list(firsts.values())
 
@@ -225,14 +228,17 @@ def _run(sweep: Sweep, point: Point, place: dict[str, str], before: Member | Non
 
 
 def _labels(name: str, run: RunMember, settings: Mapping[str, Any]) -> LabelsMember:
-    """Return a member that makes labels; refuse a folder of labels made with other settings up front."""
-    member = LabelsMember(name, run, settings)
+    """Return a member that makes labels; refuse wrong settings and labels made with others up front."""
+    if not isinstance(run.config.task, BoxClassificationConfig):
+        raise ConfigError(
+            [f"make: {run.name} is a run of {run.config.task.kind}; labels need one of box_classification"]
+        )
+    member, asked = LabelsMember(name, run, settings), load_label_settings(_words(settings))
     record = read_json(member.output / LABELS_RECORD) or {}
-    made = settings_by_path(record.get("settings"))
-    given = settings_by_path(settings)
+    made, wanted = settings_by_path(record.get("settings")), settings_by_path(asked.as_facts())
     changed = [
         f"{key}: {yaml_text.show(made[key])} -> {yaml_text.show(value)}"
-        for key, value in given.items()
+        for key, value in wanted.items()
         if key in made and made[key] != value
     ]
     if changed:

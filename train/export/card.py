@@ -10,6 +10,7 @@ from typing import Any
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
+from modeling.decoder.configuration_periln import REQUIRED_TRANSFORMERS
 from train.config.facts.run_layout import read_json, row_of
 from train.config.run import RunConfig
 from train.data import summary
@@ -20,7 +21,7 @@ from train.tasks.task import ModelCard, Task
 
 logger = logging.getLogger(__name__)
 
-TRANSFORMERS = "5.23"  # the oldest version with which the project is tested; pyproject.toml has it too
+TRANSFORMERS = ".".join(map(str, REQUIRED_TRANSFORMERS))  # the oldest version with which the project is tested
 
 
 def write_card(

@@ -22,6 +22,7 @@ from launch.sweep.sweep_file import read_sweep
 from tests.faults.processes import HANG_SECONDS
 from tests.launch.sweep.test_sweep import ROOT, WATCH, acting
 from tests.tiny import tiny_config, tiny_file
+from tests.tiny_boxes import tiny_boxes_file
 
 __all__ = ["acting"]
 
@@ -32,7 +33,13 @@ THIRD: dict[str, Any] = {"name": "third", "after": "labels", "task.data.sources"
 
 
 def chain_file(folder: Path, *entries: dict[str, Any], **settings: Any) -> Path:
-    described = {"name": "sw", "config": str(tiny_file(folder)), "runs": list(entries), "parallel": 2, "report": False}
+    described = {
+        "name": "sw",
+        "config": str(tiny_boxes_file(folder)),
+        "runs": list(entries),
+        "parallel": 2,
+        "report": False,
+    }
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in (described | settings).items() if value is not None}))
     return path
@@ -86,7 +93,7 @@ def test_an_entry_may_have_a_configuration_of_its_own(tmp_path: Path) -> None:
     other.write_text(yaml.safe_dump(tiny_config(tmp_path) | {"steps": 20}))
     entries = ({"name": "a", "seed": 1}, {"name": "b", "config": str(other)}, {"config": str(other), "seed": 2})
     found = members(read_sweep(chain_file(tmp_path, *entries)))
-    assert [member.config.steps for member in found if isinstance(member, RunMember)] == [8, 20, 20]
+    assert [member.config.steps for member in found if isinstance(member, RunMember)] == [6, 20, 20]
     assert [member.name for member in found] == ["a", "b", "config-other_seed-2"]
     alone = members(read_sweep(chain_file(tmp_path, *entries[1:], config=None)))
     assert [member.folder for member in alone] == [member.folder for member in found[1:]]
@@ -97,7 +104,7 @@ def test_entries_may_have_different_tasks_and_each_is_checked(tmp_path: Path) ->
     found = runs_of(
         members(read_sweep(chain_file(tmp_path, FIRST, images, set={"output_dir": str(tmp_path / "runs")})))
     )
-    assert [member.config.task.kind for member in found] == ["language_model", "texture_removal"]
+    assert [member.config.task.kind for member in found] == ["box_classification", "texture_removal"]
     assert representatives(found) == found
 
 
@@ -130,7 +137,10 @@ def test_names_of_entries_without_a_chain_may_still_repeat(tmp_path: Path) -> No
         ([FIRST, LABELS | {"name": "sweep"}], "runs.1.name: 'sweep' cannot name a log file"),
         ([FIRST, LABELS | {"name": "../up"}], "runs.1.name: '../up' cannot name a log file"),
         ([FIRST, SECOND | {"checkpoint.start_from": "{after}@5"}], "first keeps no checkpoint of step 5 (steps 4, "),
-        ([FIRST, SECOND | {"checkpoint.start_from": "{after}@2"}], "(steps 4, checkpoint.every 3); write {after}@4"),
+        (
+            [FIRST, SECOND | {"checkpoint.start_from": "{after}@3"}],
+            "(steps 4, checkpoint.every 2); write {after}@4",
+        ),
         ([FIRST, SECOND | {"checkpoint.start_from": "{after}"}], "{after} is a run folder; add the step, {after}@4"),
         ([FIRST, SECOND | {"steps": 4}], "steps: 4 leave nothing to train after step 4 of first; raise steps"),
     ],
@@ -188,6 +198,23 @@ def test_configurations_with_other_folders_for_runs_are_refused(
     assert main(["sweep", str(chain_file(tmp_path, *entries))]) == 2
     assert f"output_dir: {tmp_path}/runs in {tmp_path}/tiny.yaml, elsewhere in {other};" in capsys.readouterr().err
     assert len(members(read_sweep(chain_file(tmp_path, *entries, set={"output_dir": "there"})))) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"atention_threshold": 0.9}, "did you mean attention_threshold?"),
+        ({"crf.steps": 0}, "crf.steps: 0 is too small"),
+    ],
+)
+def test_settings_of_labels_are_checked_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], part: str
+) -> None:
+    assert main(["sweep", str(chain_file(tmp_path, FIRST, LABELS | changes))]) == 2
+    assert part in capsys.readouterr().err
+    text = str(tiny_file(tmp_path / "text"))
+    assert main(["sweep", str(chain_file(tmp_path, FIRST | {"config": text}, LABELS, config=None))]) == 2
+    assert "first is a run of language_model; labels need one of box_classification" in capsys.readouterr().err
 
 
 def test_labels_made_with_other_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

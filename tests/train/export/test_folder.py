@@ -1,4 +1,4 @@
-"""What clients of transformers expect of an exported folder, in a process that cannot see the project."""
+"""Exported folders in the hands of clients of transformers, in a process that cannot see the project."""
 
 from __future__ import annotations
 
