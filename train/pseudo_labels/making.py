@@ -81,11 +81,7 @@ def make_labels(
     with _locked(partial, settings), _signals() as stop:
         _label_all(_Work(run, folder, checkpoint, settings, partial), images, workers=workers, stop=stop)
         facts = _facts(run, checkpoint, settings, images, list(_rows(partial, images)))
-        (partial / LABELS_RECORD).write_text(json.dumps(facts, indent=1) + "\n")
-        shutil.rmtree(partial / ROWS)
-        for name in (_SETTINGS, _LOCK):
-            (partial / name).unlink()
-        partial.rename(out)
+        _publish(partial, out, facts)
     return out, facts
 
 
@@ -97,6 +93,7 @@ def _same_labels(out: Path, settings: PseudoLabelConfig) -> dict[str, Any]:
     """
     facts = dict(read_json(out / LABELS_RECORD) or {})
     _refuse_other_settings(out, facts.get("settings"), settings)
+    _tidy(out)
     return facts
 
 
@@ -156,6 +153,19 @@ def _locked(partial: Path, settings: PseudoLabelConfig) -> Iterator[None]:
         else:
             record.write_text(json.dumps(settings.as_facts()))
         yield
+
+
+def _publish(partial: Path, out: Path, facts: Mapping[str, Any]) -> None:
+    """Write labels.json and rename the folder; what only the making needed goes last, and is no part of the labels."""
+    (partial / LABELS_RECORD).write_text(json.dumps(facts, indent=1) + "\n")
+    partial.rename(out)
+    _tidy(out)
+
+
+def _tidy(out: Path) -> None:
+    shutil.rmtree(out / ROWS, ignore_errors=True)
+    for name in (_SETTINGS, _LOCK):
+        (out / name).unlink(missing_ok=True)
 
 
 def _rows(partial: Path, images: AnnotatedImages) -> Iterator[Row]:
@@ -269,6 +279,8 @@ def _labeled(work: _Work, left: Sequence[int], *, workers: int, stop: _Stop) -> 
             for future in running:
                 future.cancel()
         except BrokenProcessPool:
+            if stop.name is not None:  # the signal reached a worker before it could be told to leave it to the command
+                return
             raise WorkerDiedError("a worker ended without a result (out of memory?)") from None
 
 

@@ -217,8 +217,7 @@ class SemanticSegmentation(BoxSupervision[SemanticSegmentationConfig, Segmenter]
         """Return the first training images whose attention was kept with their labels, else the first ones."""
         if self.labels is None:
             return []
-        kept = [i for i in range(len(self.training)) if self.labels.shown(i) is not None]
-        return (kept or list(range(len(self.training))))[: self.config.shown_images]
+        return (self.labels.shown_images() or list(range(len(self.training))))[: self.config.shown_images]
 
     def _show_training(self, network: Segmenter, index: int, device: torch.device, gallery: Gallery) -> None:
         assert self.labels is not None

@@ -57,6 +57,11 @@ class LabelFolder:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
 
+    def shown_images(self) -> list[int]:
+        """Return the images of which `shown` has arrays."""
+        kept = {path.stem for path in (self.folder / SHOWN).glob("*.npz")}
+        return [index for index in range(len(self._images)) if self._images.name(index) in kept] if kept else []
+
     @property
     def fingerprint(self) -> str:
         """A hash (32 hex digits) of the bytes of all labels of these images."""
