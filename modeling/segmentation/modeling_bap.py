@@ -144,7 +144,7 @@ class BoxClassifier(_Network):
 
     @torch.no_grad()
     def labels(self, image: Any, boxes: Any, *, settings: LabelSettings | None = None, grid: int = 1) -> Labels:
-        """Label every pixel of an image from its boxes.
+        """Label every pixel of an image from its boxes; the background has its attention however boxes are pooled.
 
         Args:
             image: A PIL image, an array (H, W, 3) of bytes, or a path.
@@ -163,8 +163,7 @@ class BoxClassifier(_Network):
         self.train(was_training)
         background = self.coverage(places[None].float(), classes[None], pixels.shape[-2:]).background()
         queries = background_queries(features, background, grid)
-        used = self._used(queries, background)
-        query = used.features[0][used.valid[0]] if used.valid.any() else None
+        query = queries.features[0][queries.valid[0]] if queries.valid.any() else None
         return label_image(
             features[0], self.classifier.weights(), query, pixels.float(), places, classes, settings or LabelSettings()
         )
