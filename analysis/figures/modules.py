@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from analysis.figures.depth import first_and_last, measured_at, missing_rows, stream_rows
-from analysis.figures.lines import shown_text
+from analysis.figures.lines import line_figure, over_depth, shown_text
 from analysis.groups import MOST_LINES, Curve, Group, band, for_depth
 from analysis.runs import Record, column, rows_where
 from analysis.style import WIDTH, Panel, Plate, Series, finish, keep, new_axes, paper, plain
@@ -29,10 +29,10 @@ def gradient_by_module(records: Sequence[Record]) -> Plate:
     groups, notes = for_depth(records, most=MOST_LINES)
     panels = []
     for point in first_and_last(groups, "gradients"):
-        figure = named_figure(
-            [(group, module_norms(point.steps[group.label])) for group in measured_at(groups, point)],
-            x="gradient norm of the module",
-            title=point.title,
+        lines = [(group, module_norms(point.steps[group.label])) for group in measured_at(groups, point)]
+        words = "gradient norm of the module"
+        figure = named_figure(lines, x=words, title=point.title) or numbered_figure(
+            lines, x="module, in order", y=words, title=point.title
         )
         if figure is not None:
             panels.append(Panel(point.name, f"Gradient norm by module, {point.title}", figure))
@@ -113,6 +113,12 @@ def named_figure(lines: Sequence[tuple[Group, Values]], *, x: str, title: str) -
     return figure
 
 
+def numbered_figure(lines: Sequence[tuple[Group, Values]], *, x: str, y: str, title: str) -> Figure | None:
+    """Draw values by number, for more names than `named_figure` fits; return None if nothing is finite."""
+    curves = [over_depth(group, _numbered(values)) for group, values in lines]
+    return line_figure(curves, x=x, y=y, title=title, log="y")
+
+
 def merged(lists) -> list[str]:
     """Return the names of all lists, preserving the order of each: a new name follows its predecessor.
 
@@ -164,6 +170,14 @@ def _curve(values: Values, names: Sequence[str]) -> Curve:
         pairs = sorted((place[name], value) for name, value in values(record).items())
         at, heights = zip(*pairs, strict=True) if pairs else ((), ())
         return np.array(at, dtype=float), np.array(heights, dtype=float)
+
+    return curve
+
+
+def _numbered(values: Values) -> Curve:
+    def curve(record: Record) -> tuple[np.ndarray, np.ndarray]:
+        heights = list(values(record).values())
+        return np.arange(len(heights)), np.array(heights, dtype=float)
 
     return curve
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analysis.figures.depth import first_and_last, measured_at, missing_rows
 from analysis.figures.lines import Line, line_figure, over_depth, shown_text
-from analysis.figures.modules import Values, named_figure
+from analysis.figures.modules import Values, named_figure, numbered_figure
 from analysis.groups import MOST_LINES, Curve, Group, for_depth
 from analysis.runs import Record, column, rows_where
 from analysis.style import LAYER, Panel, Plate, paper
@@ -62,7 +61,9 @@ def sites(records: Sequence[Record]) -> Plate:
     for quantity, words, file in (("variance", "variance", "variance"), ("max_abs", "largest |x|", "max")):
         for point in first_and_last(groups, "activations"):
             lines = [(group, _site_values(point.steps[group.label], quantity)) for group in measured_at(groups, point)]
-            figure = named_figure(lines, x=words, title=point.title) or _unnamed(lines, y=words, title=point.title)
+            figure = named_figure(lines, x=words, title=point.title) or numbered_figure(
+                lines, x="site, in order", y=words, title=point.title
+            )
             if figure is not None:
                 name = "-".join(filter(None, (file, point.name)))
                 panels.append(Panel(name, f"{words} by site, {point.title}", figure))
@@ -78,13 +79,6 @@ def sites(records: Sequence[Record]) -> Plate:
         panels=panels,
         missing=missing_rows(records, "activations"),
     )  # fmt: skip
-
-
-def _unnamed(lines: Sequence[tuple[Group, Values]], *, y: str, title: str) -> Figure | None:
-    """Draw sites by number, when there are too many to fit their names."""
-    return line_figure(
-        [over_depth(group, _numbered(values)) for group, values in lines], x="site, in order", y=y, title=title, log="y"
-    )
 
 
 def _site_curve(step: float, site: str) -> Curve:
@@ -111,11 +105,3 @@ def _site_names(rows: pd.DataFrame) -> list[str]:
     return [
         f"{layer:.0f} {site}" if np.isfinite(layer) else str(site) for layer, site in zip(layers, sites, strict=True)
     ]
-
-
-def _numbered(values: Values) -> Curve:
-    def curve(record: Record) -> tuple[np.ndarray, np.ndarray]:
-        heights = list(values(record).values())
-        return np.arange(len(heights)), np.array(heights, dtype=float)
-
-    return curve

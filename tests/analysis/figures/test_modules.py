@@ -10,6 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from analysis.figures import gradients as gradient_figures
+from analysis.figures import modules
 from analysis.figures import sites as site_figures
 from analysis.figures.modules import gradient_by_module, is_one_stack, merged
 from analysis.figures.pictures.picture import figure_of
@@ -60,6 +61,14 @@ def test_gradients_of_a_module_join_its_parameters(run: Record) -> None:
     axes = axes_of(gradient_by_module([run]), "first")
     assert written(axes) == NAMES
     assert values(axes) == pytest.approx(5.0 * np.arange(1, 23))
+
+
+def test_more_modules_than_fit_by_name_are_drawn_by_number(run: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "MOST_NAMES", 21)
+    axes = axes_of(gradient_by_module([run]), "first")
+    drawn = [(np.asarray(line.get_xdata()), np.asarray(line.get_ydata())) for line in axes.get_lines()]
+    assert axes.get_xlabel() == "module, in order"
+    assert any(x.tolist() == list(range(22)) and y == pytest.approx(5.0 * np.arange(1, 23)) for x, y in drawn)
 
 
 def test_updates_are_shown_by_module_where_layers_have_no_depth(run: Record) -> None:
