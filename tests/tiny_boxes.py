@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from modeling.segmentation.images_bap import palette_image
+from modeling.segmentation.lite0_bap import Lite0, wheel_names
 from train.config.pseudo_labels import PseudoLabelConfig
 from train.config.tasks.box_segmentation import AnnotatedSourceConfig
 from train.data.annotated.collection import AnnotatedImages, open_annotated
@@ -54,11 +56,20 @@ def tiny_boxes_config(folder: Path, kind: str) -> dict[str, Any]:
     }
 
 
-def tiny_boxes_file(folder: Path, kind: str = "box_classification") -> Path:
-    """Write the configuration; returns its path."""
+def tiny_boxes_file(folder: Path, kind: str = "box_classification", *, pretrained: bool = False) -> Path:
+    """Write the configuration; returns its path.
+
+    Args:
+        folder: Where.
+        kind: The task.
+        pretrained: Start from weights whose batch norms keep their statistics: the network then sees each image alone.
+            Batch norms that learn see their own micro-batch, and those of random weights amplify its roundings.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny_boxes_config(folder, kind)))
+    path, config = folder / "tiny.yaml", tiny_boxes_config(folder, kind)
+    if pretrained:
+        config["task"]["model"]["backbone_weights"] = str(tiny_weights(folder, wheel_names()))
+    path.write_text(yaml.safe_dump(config))
     return path
 
 
@@ -90,3 +101,19 @@ def tiny_labels(folder: Path) -> Path:
     }
     (place / "labels.json").write_text(json.dumps(facts))
     return place
+
+
+def tiny_weights(folder: Path, names: dict[str, str], suffix: str = ".pth") -> Path:
+    """Write random weights of a backbone under other names; returns the file."""
+    torch.manual_seed(5)
+    backbone = Lite0()
+    for norm in backbone.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            torch.nn.init.normal_(norm.running_mean, std=0.1)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    tensors = {theirs: backbone.state_dict()[own].clone() for own, theirs in names.items()}
+    path = folder / f"weights{suffix}"
+    save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
+    return path

@@ -13,4 +13,6 @@ def tiny_task_file(folder: Path, kind: str) -> Path:
     """Write the configuration of a run of a task; returns its path."""
     if kind == "language_model":
         return tiny_file(folder)
-    return tiny_boxes.tiny_boxes_file(folder, kind) if kind in tiny_boxes.KINDS else tiny_filter_file(folder, kind)
+    if kind in tiny_boxes.KINDS:
+        return tiny_boxes.tiny_boxes_file(folder, kind, pretrained=True)
+    return tiny_filter_file(folder, kind)

@@ -77,7 +77,7 @@ def follow_umask(folder: Path) -> None:
 def load_model(task: Task, source: Path) -> PreTrainedModel:
     """Return a task's model with the weights and buffers of a checkpoint, in fp32 on the CPU."""
     reader = CheckpointReader(source)
-    model = task.outline()  # not build_model, which may read initial weights that are gone by now
+    model = task.model_to_load()
     assert isinstance(model, PreTrainedModel)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -210,6 +210,10 @@ class BoxSupervision(Task, Generic[Config, Network]):
         """Return the network without reading its initial weights."""
         return self._prepared(self._drawn())
 
+    def model_to_load(self) -> Network:
+        """Return the network without reading its initial weights."""
+        return self.outline()
+
     def _drawn(self) -> Network:
         torch.manual_seed(self._seed)
         return self._network()

@@ -186,6 +186,10 @@ class Task(ABC):
         """Return the model for its shapes only; must work on the meta device and without data."""
         return self.build_model()
 
+    def model_to_load(self) -> nn.Module:
+        """Return the model that a checkpoint is loaded into; without reading initial weights, which may be gone."""
+        return self.build_model()
+
     def describe(self, model: nn.Module) -> dict[str, str]:
         """Return additional counts for `--describe`, by name."""
         return {}

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from modeling.segmentation.facts_bap import VOID
 from modeling.segmentation.lite0_bap import Lite0, timm_names, wheel_names
 from tests.ranks import Ranks
-from tests.tiny_boxes import KINDS, tiny_boxes_config, tiny_boxes_file, tiny_images
+from tests.tiny_boxes import KINDS, tiny_boxes_config, tiny_boxes_file, tiny_images, tiny_weights
 from tests.train.test_resume import losses, train
 from train.config.errors import ConfigError
 from train.config.load import load, load_tree
@@ -36,22 +35,6 @@ def segmentation(folder: Path, *overrides: str) -> SemanticSegmentation:
     return task
 
 
-def weights_file(folder: Path, names: dict[str, str], suffix: str = ".pth") -> Path:
-    """Write random weights of a backbone under other names; returns the file."""
-    torch.manual_seed(5)
-    backbone = Lite0()
-    for norm in backbone.modules():
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            torch.nn.init.normal_(norm.running_mean, std=0.1)
-            torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
-    tensors = {theirs: backbone.state_dict()[own].clone() for own, theirs in names.items()}
-    path = folder / f"weights{suffix}"
-    save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
-    return path
-
-
 # ----------------------------------------------------------------------------------------------------- initial weights
 
 
@@ -60,7 +43,7 @@ def weights_file(folder: Path, names: dict[str, str], suffix: str = ".pth") -> P
 def test_pretrained_layers_come_from_the_file_and_new_ones_from_the_seed(
     tmp_path: Path, kind: str, names: dict[str, str], suffix: str
 ) -> None:
-    path = weights_file(tmp_path, names, suffix)
+    path = tiny_weights(tmp_path, names, suffix)
     pretrained = task_of(tmp_path, kind, f"task.model.backbone_weights={path}").build_model()
     random = task_of(tmp_path, kind).build_model()
     torch.manual_seed(5)
@@ -72,7 +55,7 @@ def test_pretrained_layers_come_from_the_file_and_new_ones_from_the_seed(
 
 
 def test_the_run_records_which_weights_it_started_from(tmp_path: Path) -> None:
-    path = weights_file(tmp_path, wheel_names())
+    path = tiny_weights(tmp_path, wheel_names())
     task = task_of(tmp_path, "box_classification", f"task.model.backbone_weights={path}")
     facts = task.data_facts["initial_weights"]
     assert facts["file"] == "weights.pth"
@@ -110,7 +93,7 @@ def test_a_checkpoint_is_loaded_without_the_initial_weights(ranks: Ranks, tmp_pa
     """Export and evaluation must not need a file that may be gone by then."""
     from train.evaluate.run import evaluate
 
-    path = weights_file(tmp_path, wheel_names())
+    path = tiny_weights(tmp_path, wheel_names())
     settings = [f"task.model.backbone_weights={path}", "task.model.frozen_backbone=true", "steps=2"]
     ranks(1, train, str(tiny_boxes_file(tmp_path)), settings)
     path.unlink()
@@ -129,7 +112,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frozen_layers_are_constants_of_the_same_name(tmp_path: Path, kind: str) -> None:
-    path = weights_file(tmp_path, wheel_names())
+    path = tiny_weights(tmp_path, wheel_names())
     given = f"task.model.backbone_weights={path}"
     free = task_of(tmp_path, kind, given).build_model()
     frozen = task_of(tmp_path, kind, given, "task.model.frozen_backbone=true").build_model()
@@ -144,7 +127,7 @@ def test_frozen_layers_are_constants_of_the_same_name(tmp_path: Path, kind: str)
 @pytest.mark.parametrize("size", [1, 3])
 def test_frozen_layers_stay_to_the_last_bit(ranks: Ranks, tmp_path: Path, size: int) -> None:
     """A mean over three ranks of three equal numbers need not be that number."""
-    path = weights_file(tmp_path, wheel_names())
+    path = tiny_weights(tmp_path, wheel_names())
     settings = [f"task.model.backbone_weights={path}", "task.model.frozen_backbone=true", "global_batch_size=3"]
     ranks(size, train, str(tiny_boxes_file(tmp_path)), [*settings, "steps=3", "micro_batch_size=1"])
     from train.checkpoint.checkpoint import CheckpointReader
@@ -158,7 +141,7 @@ def test_frozen_layers_stay_to_the_last_bit(ranks: Ranks, tmp_path: Path, size: 
 
 
 def test_groups_have_the_factors_of_their_kind(tmp_path: Path) -> None:
-    path = weights_file(tmp_path, wheel_names())
+    path = tiny_weights(tmp_path, wheel_names())
     settings = ["task.new_layers_lr_factor=10", "task.bias_lr_factor=2", "optim.weight_decay=5e-4"]
     task = task_of(tmp_path, "semantic_segmentation", f"task.model.backbone_weights={path}", *settings)
     model = task.build_model()
@@ -179,7 +162,7 @@ def test_groups_have_the_factors_of_their_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_and_variations_belong_to_samples(ranks: Ranks, tmp_path: Path, kind: str) -> None:
     """With the statistics of pretrained weights nothing depends on who shares a batch, dropout included."""
-    path = weights_file(tmp_path, wheel_names())
+    path = tiny_weights(tmp_path, wheel_names())
     config, settings = str(tiny_boxes_file(tmp_path, kind)), [f"task.model.backbone_weights={path}", "steps=4"]
     ranks(1, train, config, [*settings, "micro_batch_size=4", "name=alone"])
     ranks(2, train, config, [*settings, "micro_batch_size=1"])
