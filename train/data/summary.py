@@ -55,6 +55,11 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
         more = ", ..." if len(repeated) > 3 else ""
         yield f"  read more than once, by several sources or links: {', '.join(repeated[:3])}{more}"
     yield from (f"  {line_of_set(of_set)}" for of_set in facts.get("validation_sets", ()))
+    if weights := facts.get("initial_weights"):
+        file = f": {weights['file']}, SHA-256 {weights['sha256']}" if "file" in weights else ""
+        yield f"initial weights of the backbone: {weights['given']}{file}"
+    if labels := facts.get("labels"):
+        yield f"labels: {labels['path']}, made by step {labels['step']} of {labels['run']}"
 
 
 def line_of_set(facts: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ from train.data.annotated.collection import AnnotatedImages, open_annotated
 from train.data.annotated.images import Annotated
 from train.data.drawn.draws import Draws
 from train.data.split import Split
-from train.tasks.initial_weights import KEY, InitialWeights, read_weights
+from train.tasks.initial_weights import KEY, read_weights, weights_facts
 from train.tasks.task import Batch, ParameterGroup, SampleCost, Task
 
 Config = TypeVar("Config", BoxClassificationConfig, SemanticSegmentationConfig)
@@ -103,13 +103,8 @@ class BoxSupervision(Task, Generic[Config, Network]):
             "training_images": len(self.training),
             "validation_images": len(self.validation),
             "classes": self.classes,
-            "initial_weights": self._weights_facts(),
+            "initial_weights": weights_facts(self.config.model.backbone_weights),
         }
-
-    def _weights_facts(self) -> Mapping[str, Any]:
-        given = self.config.model.backbone_weights
-        weights = self._initial_weights
-        return {"given": given} | ({} if weights is None else {"file": weights.file, "sha256": weights.sha256})
 
     def check(self) -> list[str]:
         """Decode every image and mask, and look for the initial weights.
@@ -189,20 +184,15 @@ class BoxSupervision(Task, Generic[Config, Network]):
 
     # ---------------------------------------------------------------------------------------------------- the network
 
-    @cached_property
-    def _initial_weights(self) -> InitialWeights | None:
-        given = self.config.model.backbone_weights
-        return None if given == RANDOM_WEIGHTS else read_weights(given)
-
     def build_model(self) -> Network:
         """Return the network: new layers from the run's seed, pretrained ones from their file."""
-        model = self._drawn()
-        weights = self._initial_weights
-        if weights is not None:
+        model, given = self._drawn(), self.config.model.backbone_weights
+        if given != RANDOM_WEIGHTS:
             try:
-                loaded = load_pretrained(model.trunk.backbone, weights.tensors)
+                loaded = load_pretrained(model.trunk.backbone, read_weights(given))
             except ValueError as error:
-                raise ConfigError([f"{KEY}: {self.config.model.backbone_weights}: {error}"]) from None
+                faults = error.faults if isinstance(error, ConfigError) else [f"{KEY}: {given}: {error}"]
+                raise ConfigError(faults) from None
             self._loaded = frozenset(f"trunk.backbone.{name}" for name in loaded)
         return self._prepared(model)
 
@@ -256,11 +246,11 @@ class BoxSupervision(Task, Generic[Config, Network]):
         return f"{paths}; classes {', '.join(self.classes)}"
 
     def _details(self) -> tuple[str, ...]:
-        """Return the backbone and its initial weights for a model card."""
-        model, weights = self.config.model, self._weights_facts()
-        origin = "random weights" if "file" not in weights else f"{weights['file']} (SHA-256 {weights['sha256']})"
-        trained = "kept as they were" if model.frozen_backbone else "trained"
-        return (f"backbone {model.backbone}, from {origin}" + ("" if "file" not in weights else f", {trained}"),)
+        """Return the backbone for a model card, which has its initial weights from the run's records."""
+        model = self.config.model
+        if model.backbone_weights == RANDOM_WEIGHTS:
+            return (f"backbone {model.backbone}, trained from random weights",)
+        return (f"backbone {model.backbone}, pretrained{' and kept as it was' if model.frozen_backbone else ''}",)
 
     def describe(self, model: nn.Module) -> dict[str, str]:
         """Return the operations per image, and the image's size."""

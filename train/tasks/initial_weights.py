@@ -6,9 +6,8 @@ import hashlib
 import importlib
 import pickle
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,20 +19,6 @@ KEY = "task.model.backbone_weights"
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _HUB_FILE = r"[\w.-]+/[\w.-]+/[\w./-]+"  # OWNER/NAME/FILE
 _AT_A_TIME = 1 << 20  # bytes
-
-
-class InitialWeights(NamedTuple):
-    """Pretrained weights, and what identifies them.
-
-    Args:
-        tensors: By the names that the file has.
-        file: Its name.
-        sha256: Of its bytes.
-    """
-
-    tensors: Mapping[str, Tensor]
-    file: str
-    sha256: str
 
 
 def find_weights(given: str) -> Path:
@@ -58,19 +43,30 @@ def find_weights(given: str) -> Path:
     )
 
 
-def read_weights(given: str) -> InitialWeights:
-    """Read a file of weights.
+def read_weights(given: str) -> dict[str, Tensor]:
+    """Read a file of weights: tensors by the names that the file has.
 
     Raises:
         ConfigError: There is no such file, or it holds no named tensors.
     """
     place = find_weights(given)
     try:
-        tensors = _tensors_of(place)
+        return _tensors_of(place)
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or ["it is empty"])[0]
         raise ConfigError([f"{KEY}: {place} cannot be read as weights ({reason})"]) from None
-    return InitialWeights(tensors, place.name, _sha256(place))
+
+
+def weights_facts(given: str) -> dict[str, str]:
+    """Return what identifies initial weights: as they were given, the name of the file, and the SHA-256 of its bytes.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    if given == RANDOM_WEIGHTS:
+        return {"given": given}
+    place = find_weights(given)
+    return {"given": given, "file": place.name, "sha256": _sha256(place)}
 
 
 def _file_of_wheel() -> Path:

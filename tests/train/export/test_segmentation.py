@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -84,13 +85,27 @@ def test_an_exported_network_does_what_the_trained_one_does(ranks: Ranks, tmp_pa
             np.testing.assert_allclose(found["scores"], segmented.scores, rtol=0, atol=1e-6)
 
 
+def test_an_export_needs_no_initial_weights_and_names_them(ranks: Ranks, tmp_path: Path) -> None:
+    config = tiny_boxes_file(tmp_path, pretrained=True)
+    ranks(1, train, str(config), ["steps=1", "task.model.frozen_backbone=true"])
+    weights = tmp_path / "weights.pth"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    weights.unlink()
+    assert export.main([str(tmp_path / "runs/tiny"), str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"weights.pth, SHA-256 {digest}" in card
+    assert "backbone lite0, pretrained and kept as it was" in card
+
+
 def test_the_card_says_classes_data_and_initial_weights(ranks: Ranks, tmp_path: Path) -> None:
     _, folder = exported(ranks, tmp_path, "semantic_segmentation")
     card = (folder / "README.md").read_text()
     for part in (
         "pseudo labels from boxes with the noise-aware loss",
         "classes disk, triangle, diamond, cross",
-        "backbone lite0, from random weights",
+        "backbone lite0, trained from random weights",
+        "initial weights of the backbone: random",
+        "made by step 6 of made",
         "model.segment(",
         "pipeline_tag: image-segmentation",
         "| validation miou |",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.tiny_boxes import KINDS, tiny_boxes_config, tiny_boxes_file, tiny_ima
 from tests.train.test_resume import losses, train
 from train.config.errors import ConfigError
 from train.config.load import load, load_tree
+from train.data.summary import lines
 from train.tasks import build_task
 from train.tasks.box_classification import BoxClassification
 from train.tasks.semantic_segmentation import SemanticSegmentation
@@ -60,10 +62,11 @@ def test_the_run_records_which_weights_it_started_from(tmp_path: Path) -> None:
     facts = task.data_facts["initial_weights"]
     assert facts["file"] == "weights.pth"
     assert len(facts["sha256"]) == 64
-    assert facts["sha256"] in task.card().details[0]
+    assert facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"initial weights of the backbone: {path}: weights.pth, SHA-256 {facts['sha256']}" in lines(task.data_facts)
     random = task_of(tmp_path, "box_classification")
     assert random.data_facts["initial_weights"] == {"given": "random"}
-    assert "random weights" in random.card().details[0]
+    assert "trained from random weights" in random.card().details[0]
 
 
 @pytest.mark.parametrize(
