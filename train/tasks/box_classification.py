@@ -10,7 +10,6 @@ box, Q background queries of an image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ class BoxClassification(BoxSupervision[BoxClassificationConfig, BoxClassifier]):
 
     Batches contain `image` (B, 3, H, W) uint8, `boxes` (B, K, 4) int64 as x0, y0, x1, y1 in pixels, `classes` (B, K)
     int64 with NO_BOX as padding, `size` (B, 2) int64, height and width of each image, and `key` (B,) int64, of its
-    dropout masks. K is the same in all batches, so that a sample is the same in any.
+    dropout masks. K is the same in all batches of training, so that a sample is the same in any.
     """
 
     def _network(self) -> BoxClassifier:
@@ -48,26 +47,20 @@ class BoxClassification(BoxSupervision[BoxClassificationConfig, BoxClassifier]):
         own = {name: getattr(model, name) for name in ("pooling", "grid", "roi", "smallest_background")}
         return BoxClassifier(BoxClassifierConfig.of_classes(self.classes, **network_fields(model), **own))
 
-    @cached_property
-    def _most_boxes(self) -> int:
-        """A number of boxes that no image exceeds, nor is 0."""
-        return max(1, self.training.most_boxes, self.validation.most_boxes)
+    def _training_sample(self, index: int, step: int) -> dict[str, np.ndarray]:
+        """Return a sample with as many rows of boxes as any training image needs: the same sample in any batch."""
+        sample = super()._training_sample(index, step)
+        return sample | _rows_of_boxes(sample["boxes"], sample["classes"], self.training.most_boxes)
 
     def _arrays(self, sample: Annotated) -> dict[str, np.ndarray]:
-        """Return image, boxes and classes, padded to as many boxes as any image has."""
-        padding = self._most_boxes - len(sample.boxes)
-        return {
-            "image": sample.image,
-            "boxes": np.pad(sample.boxes, ((0, padding), (0, 0))),
-            "classes": np.pad(sample.classes, (0, padding), constant_values=NO_BOX),
-        }
+        """Return image, boxes and classes, with one row at least: torch's reductions over none of them fail."""
+        return {"image": sample.image, **_rows_of_boxes(sample.boxes, sample.classes, 1)}
 
     def _collated(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        # At least one row of boxes, if only padding: torch's reductions over none of them fail.
         return {
             "image": padded([sample["image"].transpose(2, 0, 1) for sample in samples], fill=0),
-            "boxes": torch.from_numpy(np.stack([sample["boxes"] for sample in samples])),
-            "classes": torch.from_numpy(np.stack([sample["classes"] for sample in samples])),
+            "boxes": padded([sample["boxes"] for sample in samples], fill=0),
+            "classes": padded([sample["classes"] for sample in samples], fill=NO_BOX),
             "size": torch.tensor([sample["image"].shape[:2] for sample in samples]),
             "key": torch.from_numpy(np.stack([sample["key"] for sample in samples])),
         }
@@ -126,6 +119,15 @@ class BoxClassification(BoxSupervision[BoxClassificationConfig, BoxClassifier]):
             data=self._data_in_words(),
             details=self._details(),
         )
+
+
+def _rows_of_boxes(boxes: np.ndarray, classes: np.ndarray, rows: int) -> dict[str, np.ndarray]:
+    """Return boxes (K, 4) and classes (K,), padded to a number of rows if they have fewer."""
+    padding = max(0, rows - len(boxes))
+    return {
+        "boxes": np.pad(boxes, ((0, padding), (0, 0))),
+        "classes": np.pad(classes, (0, padding), constant_values=NO_BOX),
+    }
 
 
 def _without_padding(batch: Batch) -> tuple[Tensor, Tensor]:
