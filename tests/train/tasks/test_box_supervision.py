@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,27 @@ def test_a_checkpoint_is_loaded_without_the_initial_weights(ranks: Ranks, tmp_pa
     step, figures = evaluate(tmp_path / "runs/tiny")
     (last,) = (row for row in rows_of(tmp_path) if "validation_loss" in row)
     assert step == 2
+    assert figures["validation_loss"] == pytest.approx(last["validation_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_needs_no_training_image(ranks: Ranks, tmp_path: Path, kind: str) -> None:
+    from tests.train.data.annotated.voc import write_voc
+    from train.evaluate.run import evaluate
+
+    folders = [write_voc(tmp_path / name, masks=("a", "b")) for name in ("training", "validation")]
+    settings = [
+        f"task.data.sources=[{{path: {folders[0]}, list: train}}]",
+        f"task.data.validation_sources=[{{path: {folders[1]}, list: train}}]",
+        "task.data.classes=[cat, dog]",
+        "steps=2",
+    ]
+    if kind == "semantic_segmentation":
+        settings += ["task.data.labels=null", "task.loss=truth"]
+    ranks(1, train, str(tiny_boxes_file(tmp_path, kind)), settings)
+    shutil.rmtree(folders[0])
+    _, figures = evaluate(tmp_path / "runs/tiny")
+    (last,) = (row for row in rows_of(tmp_path) if "validation_loss" in row)
     assert figures["validation_loss"] == pytest.approx(last["validation_loss"], rel=1e-6)
 
 
