@@ -1,4 +1,4 @@
-"""How good labels are: intersections and unions with the truth, summed over images.
+"""Quality of labels: intersections and unions with the truth, summed over images.
 
 C classes with the background, H, W height and width.
 """

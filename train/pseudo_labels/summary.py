@@ -1,4 +1,4 @@
-"""What the command prints at the end: how good the labels are, in words and a table."""
+"""Summary of labels, printed at the end of the command: their quality in words and a table."""
 
 from __future__ import annotations
 

@@ -270,3 +270,20 @@ def test_quality_is_of_all_images_together() -> None:
         "iou": {"crf": {"background": 0.4, "cat": 0.5, "dog": None}},
     }
     assert quality([{"counts": None}], ["background"]) is None
+
+
+@pytest.mark.slow
+def test_labels_of_a_network_that_knows_its_images_beat_their_boxes(ranks: Ranks, tmp_path: Path) -> None:
+    """From random weights, on four images: the boxes are learned by heart, and the labels fit the objects."""
+    drawn = "[{path: procedural-objects, stop: 4, size: [96, 128]}]"
+    settings = [f"output_dir={tmp_path}", f"task.data.sources={drawn}", f"task.data.validation_sources={drawn}"]
+    settings += ["steps=50", "evaluate_every=50", "checkpoint.every=50", "global_batch_size=4", "micro_batch_size=4"]
+    ranks(1, train, str(ROOT / "configs/box_segmentation/quickstart-boxes.yaml"), [*settings, "log_every=10"])
+    run = tmp_path / "boxes-quickstart"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = [row["loss"] for row in rows if "loss" in row]
+    assert trained[0] > 0.5
+    assert trained[-1] < 0.1
+    assert main([str(run), "--workers", "1", "grabcut=false"]) == 0
+    found = json.loads((run / "labels/step_000050/labels.json").read_text())["quality"]
+    assert found["crf"]["mean_iou"] > found["filled_boxes"]["mean_iou"] + 0.1
