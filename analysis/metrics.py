@@ -17,8 +17,10 @@ from analysis.runs import Record, column, setting
 METHODS = {
     "input": "Input",
     "bicubic": "Bicubic",
+    "bilinear": "Bilinear",
     "joint_bilateral": "Joint bilateral",
     "guided_filter": "Guided filter",
+    "crf": "Dense CRF",
 }
 CONTROLS = {"constant_guidance": "constant guidance", "shifted_guidance": "shifted guidance"}
 _SHORT = {"rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM", "mae": "MAE", "iou": "IoU", "miou": "mIoU"}
@@ -76,6 +78,7 @@ LOSS = ValidationMetric("", "loss")
 _MAIN = {
     "box_classification": ValidationMetric("", "box_accuracy"),
     "semantic_segmentation": ValidationMetric("", "miou"),
+    "score_upsampling": ValidationMetric("", "band_miou"),
 }
 
 

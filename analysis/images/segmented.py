@@ -14,9 +14,10 @@ import numpy as np
 VOID = 255  # a pixel that does not count
 # Of each array its axes; a letter has one size throughout a file.
 _AXES = {"image": "HW3", "classes": "C", "boxes": "K4", "box_classes": "K", "truth": "HW", "attention": "HW",
-         "activation": "HW", "crf": "HW", "retrieved": "HW", "confidence": "HW", "prediction": "HW"}  # fmt: skip
+         "activation": "HW", "crf": "HW", "retrieved": "HW", "confidence": "HW", "bilinear": "HW",
+         "prediction": "HW"}  # fmt: skip
 _REQUIRED = ("image", "classes")
-_LABELS = ("truth", "crf", "retrieved", "prediction")
+_LABELS = ("truth", "crf", "retrieved", "bilinear", "prediction")
 _REALS = ("attention", "activation", "confidence")
 
 Use = Literal["validation", "training"]
@@ -40,6 +41,7 @@ class SegmentedImage:
         crf: Pseudo label of the CRF, (H, W) uint8.
         retrieved: Pseudo label by retrieval, (H, W) uint8.
         confidence: Confidence of the network in the label of the CRF, from 0 to 1, (H, W).
+        bilinear: Class of the network's scores, only up-sampled, (H, W) uint8.
         prediction: Class that the network predicts, (H, W) uint8.
     """
 
@@ -56,6 +58,7 @@ class SegmentedImage:
     crf: np.ndarray | None = None
     retrieved: np.ndarray | None = None
     confidence: np.ndarray | None = None
+    bilinear: np.ndarray | None = None
     prediction: np.ndarray | None = None
 
     @property

@@ -8,6 +8,7 @@ from train.config.run import RunConfig
 from train.config.tasks.box_segmentation import BoxClassificationConfig, SemanticSegmentationConfig
 from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
 from train.config.tasks.language_model import LanguageModelConfig
+from train.config.tasks.score_upsampling import ScoreUpsamplingConfig
 from train.tasks.task import Task
 
 
@@ -40,6 +41,12 @@ def build_task(config: RunConfig) -> Task:
             from train.tasks.semantic_segmentation import SemanticSegmentation
 
             return SemanticSegmentation(
+                config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
+            )
+        case ScoreUpsamplingConfig():
+            from train.tasks.score_upsampling import ScoreUpsampling
+
+            return ScoreUpsampling(
                 config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
             )
         case _:

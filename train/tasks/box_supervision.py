@@ -5,9 +5,8 @@ B batch, H height, W width, K boxes of an image (padded).
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -28,26 +27,26 @@ from train.config.tasks.box_segmentation import (
     SemanticSegmentationConfig,
 )
 from train.data.annotated.augmentation import Augmentation, augmented
-from train.data.annotated.collection import AnnotatedImages, open_annotated
 from train.data.annotated.images import Annotated
 from train.data.drawn.draws import Draws
 from train.data.split import Split
+from train.tasks.annotated_data import AnnotatedData
 from train.tasks.initial_weights import KEY, read_weights, weights_facts
-from train.tasks.task import Batch, ParameterGroup, SampleCost, Task
+from train.tasks.task import Batch, ParameterGroup, SampleCost
 
 Config = TypeVar("Config", BoxClassificationConfig, SemanticSegmentationConfig)
 Network = TypeVar("Network", BoxClassifier, Segmenter)
 
-SECTIONS: dict[Split, str] = {"training": "task.data.sources", "validation": "task.data.validation_sources"}
 NETWORK_FIELDS = ("backbone", "normalization", "features", "dropout")  # that the exported configuration has too
 _DROPOUT = 0xD6090  # random stream, separate from that of variations
 
 
-class BoxSupervision(Task, Generic[Config, Network]):
+class BoxSupervision(AnnotatedData, Generic[Config, Network]):
     """A task that trains a network of `modeling.segmentation` on annotated images."""
 
     def __init__(self, config: Config, *, optim: OptimConfig, seed: int, micro_batch_size: int) -> None:
         self.config: Config = config
+        self._data = config.data
         self._optim = optim
         self._seed = seed
         self._micro_batch_size = micro_batch_size
@@ -55,56 +54,10 @@ class BoxSupervision(Task, Generic[Config, Network]):
 
     # ------------------------------------------------------------------------------------------------------- the data
 
-    @cached_property
-    def training(self) -> AnnotatedImages:
-        """The training images."""
-        return self._opened("training")
-
-    @cached_property
-    def validation(self) -> AnnotatedImages:
-        """The validation images."""
-        return self._opened("validation")
-
-    def _opened(self, split: Split) -> AnnotatedImages:
-        data = self.config.data
-        sources = data.sources if split == "training" else data.validation_sources
-        return open_annotated(sources, classes=data.classes, path=SECTIONS[split])
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the object classes; opens the training images unless the configuration lists them."""
-        listed = self.config.data.classes
-        return list(listed) if listed is not None else self.training.classes[1:]
-
-    @property
-    def num_training_samples(self) -> int:
-        """Number of training images."""
-        return len(self.training)
-
-    @property
-    def num_validation_samples(self) -> int:
-        """Number of validation images."""
-        return len(self.validation)
-
-    @property
-    def data_fingerprint(self) -> str:
-        """A hash of everything that is read."""
-        parts = " ".join(self._fingerprints())
-        return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
-
-    def _fingerprints(self) -> Iterator[str]:
-        yield self.training.fingerprint
-        yield self.validation.fingerprint
-
     @property
     def data_facts(self) -> Mapping[str, Any]:
         """The numbers of images, the classes, and the initial weights."""
-        return {
-            "training_images": len(self.training),
-            "validation_images": len(self.validation),
-            "classes": self.classes,
-            "initial_weights": weights_facts(self.config.model.backbone_weights),
-        }
+        return {**super().data_facts, "initial_weights": weights_facts(self.config.model.backbone_weights)}
 
     def check(self) -> list[str]:
         """Decode every image and mask, and look for the initial weights.
@@ -112,47 +65,15 @@ class BoxSupervision(Task, Generic[Config, Network]):
         Raises:
             ConfigError: Files are missing, damaged, or do not go together.
         """
-        faults = [fault for split in SECTIONS for fault in self._faults(split, decode=True)]
-        try:
-            self.build_model()
-        except ConfigError as error:
-            faults += error.faults
+        faults: list[str] = []
+        for look in (super().check, self.build_model):
+            try:
+                look()
+            except ConfigError as error:
+                faults += error.faults
         if faults:
-            raise ConfigError(list(dict.fromkeys(faults)))
+            raise ConfigError(faults)
         return []
-
-    def open_data(self) -> None:
-        """Open both splits and check that their files go together."""
-        faults = [fault for split in SECTIONS for fault in self._faults(split, decode=False)]
-        if faults:
-            raise ConfigError(faults)
-        _ = self.data_fingerprint
-
-    def open_validation(self) -> None:
-        """Open and check the validation images; the training images need not exist."""
-        if faults := self._faults("validation", decode=False):
-            raise ConfigError(faults)
-
-    def _faults(self, split: Split, *, decode: bool) -> list[str]:
-        try:
-            images: AnnotatedImages = getattr(self, split)
-        except ConfigError as error:
-            return error.faults
-        return [*images.faults(decode=decode), *self._split_faults(split, images)]
-
-    def _split_faults(self, split: Split, images: AnnotatedImages) -> Iterator[str]:
-        """Yield what keeps the task from using images whose files are sound."""
-        expected = ["background", *self.classes] if split == "validation" else images.classes
-        if images.classes != expected:
-            ours, theirs = (", ".join(names[1:]) for names in (expected, images.classes))
-            yield f"{SECTIONS[split]}: the classes are {theirs}, in training {ours}; list them in task.data.classes"
-        if split == "training" and self.config.data.crop is None and self._micro_batch_size > 1:
-            sizes = {images.size(i) for i in range(len(images))}
-            if len(sizes) > 1:
-                yield (
-                    f"micro_batch_size: {self._micro_batch_size} images of different sizes cannot form a batch; write "
-                    f"1, or set task.data.crop"
-                )
 
     def batch(self, sample_ids: np.ndarray, *, split: Split, step: int) -> Batch:
         """Read images; all randomness in training is a function of (seed, step, id)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -17,8 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.measure.activations import Site, sites_of_any
-from modeling.joint_filter.configuration_dkn import DKNConfig
 from modeling.joint_filter.image_processing_dkn import DKNImageProcessor
 from modeling.joint_filter.modeling_dkn import DKNModel, DKNOutput
 from train.config.errors import ConfigError
@@ -28,8 +25,9 @@ from train.data.images.pairs import Pairs, open_pairs
 from train.data.images.procedural import KINDS
 from train.data.split import Split
 from train.tasks.exhibits import Exhibit, show
+from train.tasks.filter_network import FilterNetwork
 from train.tasks.image_batch import Images, as_batch, images_of
-from train.tasks.task import Batch, Gallery, ModelCard, ParameterGroup, SampleCost, StepOutput, Task
+from train.tasks.task import Batch, Gallery, ModelCard, SampleCost, StepOutput
 
 Config = TypeVar("Config", DepthUpsamplingConfig, TextureRemovalConfig)
 
@@ -43,7 +41,7 @@ model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)
 """
 
 
-class JointFiltering(Task, Generic[Config]):
+class JointFiltering(FilterNetwork, Generic[Config]):
     """A task that trains a filter on the mean absolute error over valid pixels; `weight` counts valid pixels.
 
     Batches contain `guidance` (B, 3, H, W), `input` and `truth` (B, C, H, W), `valid` (B, 1, H, W) bool and `size`
@@ -54,6 +52,7 @@ class JointFiltering(Task, Generic[Config]):
 
     def __init__(self, config: Config, *, optim: OptimConfig, seed: int, micro_batch_size: int) -> None:
         self.config: Config = config
+        self._filter = config.model
         self._optim = optim
         self._seed = seed
         self._micro_batch_size = micro_batch_size
@@ -172,29 +171,6 @@ class JointFiltering(Task, Generic[Config]):
     def _validation_sample(self, index: int) -> dict[str, np.ndarray]: ...
 
     # ---------------------------------------------------------------------------------------------------- the network
-
-    def build_model(self) -> DKNModel:
-        """Return the filter, initialized from the run's seed."""
-        torch.manual_seed(self._seed)
-        return DKNModel(DKNConfig(**asdict(self.config.model)))
-
-    def describe(self, model: nn.Module) -> dict[str, str]:
-        """Return the operations per pixel."""
-        assert isinstance(model, DKNModel)
-        return {"forward FLOPs per pixel": f"{model.flops_per_pixel():,.0f}"}
-
-    def parameter_groups(self, model: nn.Module) -> list[ParameterGroup]:
-        """Group parameters: convolution kernels have weight decay, norms and biases do not."""
-        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        kernels = {name: parameter for name, parameter in named.items() if parameter.ndim > 1}
-        others = {name: parameter for name, parameter in named.items() if parameter.ndim <= 1}
-        decay = self._optim.weight_decay
-        return [ParameterGroup("matrix", kernels, decay), ParameterGroup("norm_or_bias", others, 0.0)]
-
-    def probe_sites(self, model: nn.Module) -> list[Site]:
-        """Return the outputs of every convolution and norm."""
-        assert isinstance(model, DKNModel)
-        return sites_of_any(model.kernels)
 
     def cost(self, model: nn.Module) -> SampleCost:
         """Return the operations per pair if all have one size; backward costs twice as much as forward."""

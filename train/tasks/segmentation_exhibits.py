@@ -8,6 +8,7 @@ Each file has `image` (H, W, 3) uint8, `classes`, the names of all classes with 
     crf, retrieved (H, W) uint8        pseudo labels
     confidence (H, W) float16          sigma of the label of the CRF
     prediction (H, W) uint8            what the network says
+    bilinear (H, W) uint8              the same of scores that were only up-sampled
 
 that there are. H, W height and width, K boxes.
 """
@@ -67,6 +68,13 @@ def show_prediction(sample: Annotated, found: Tensor, classes: Sequence[str], ga
     _show(sample.name, annotated_arrays(sample, classes) | {"prediction": prediction}, gallery)
 
 
+def show_upsampled(sample: Annotated, before: Tensor, found: Tensor, classes: Sequence[str], gallery: Gallery) -> None:
+    """Show the labels (H, W) of scores that were up-sampled bilinearly, and of filtered ones."""
+    labels = {"bilinear": before, "prediction": found}
+    arrays = {name: label.cpu().numpy().astype(np.uint8) for name, label in labels.items()}
+    _show(sample.name, annotated_arrays(sample, classes) | arrays, gallery)
+
+
 def show_training(
     sample: Annotated,
     labels: PseudoLabels,
@@ -100,7 +108,7 @@ def _show(name: str, arrays: Arrays, gallery: Gallery) -> None:
 def _strip(arrays: Arrays) -> Tensor:
     """Return the image and all maps of its size side by side, (3, H, n W)."""
     panels = [arrays["image"]]
-    for key in ("truth", "attention", "activation", "crf", "retrieved", "confidence", "prediction"):
+    for key in ("truth", "attention", "activation", "crf", "retrieved", "confidence", "bilinear", "prediction"):
         if key in arrays:
             panels.append(_colored(arrays[key]))
     return torch.from_numpy(np.concatenate(panels, axis=1)).movedim(-1, 0) / 255

@@ -8,7 +8,6 @@ B batch, C classes with the background, H height, W width.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 
 from modeling.segmentation.configuration_bap import SegmenterConfig
 from modeling.segmentation.dense_crf_bap import CRFSettings, mean_field
-from modeling.segmentation.facts_bap import VOID
+from modeling.segmentation.facts_bap import BACKGROUND, VOID
 from modeling.segmentation.modeling_bap import Segmenter, SegmenterOutput
 from modeling.segmentation.noise_aware_loss_bap import NoiseAwareLoss, confidence, noise_aware_loss
 from train.config.errors import ConfigError
@@ -30,7 +29,9 @@ from train.data.annotated.collection import AnnotatedImages
 from train.data.annotated.images import Annotated
 from train.data.annotated.label_folder import LabelFolder, open_labels
 from train.data.split import Split
-from train.tasks.box_supervision import SECTIONS, BoxSupervision, network_fields, padded
+from train.tasks.annotated_data import SECTIONS
+from train.tasks.box_supervision import BoxSupervision, network_fields, padded
+from train.tasks.class_ious import class_ious, mean_iou
 from train.tasks.segmentation_exhibits import show_prediction, show_training
 from train.tasks.sums import add
 from train.tasks.task import Batch, Gallery, ModelCard, StepOutput, Sums
@@ -186,16 +187,12 @@ class SemanticSegmentation(BoxSupervision[SemanticSegmentationConfig, Segmenter]
             "loss": (losses.sum() / counted.sum().clamp(min=1), torch.ones_like(losses[0, 0, 0])),
             "pixel_accuracy": (((found == truth) & counted).sum().float(), counted.sum().float()),
         }
-        for number, name in enumerate(["background", *self.classes]):
-            predicted, true = (found == number) & counted, truth == number
-            sums[f"iou_{metric_name(name)}"] = ((predicted & true).sum().float(), (predicted | true).sum().float())
-        return sums
+        return sums | class_ious(found, truth, counted, [BACKGROUND, *self.classes])
 
     def validation_report(self, means: Mapping[str, float]) -> dict[str, float]:
         """Return the loss, the mean IoU over classes that occur in truth or prediction, and each class's own."""
         ious = {name: value for name, value in means.items() if name.startswith("iou_")}
-        occurring = [value for value in ious.values() if value == value]  # not nan: a union of no pixel
-        figures = {"loss": means["loss"], "miou": sum(occurring) / max(1, len(occurring))}
+        figures = {"loss": means["loss"], "miou": mean_iou(means, [BACKGROUND, *self.classes])}
         others = {name: value for name, value in means.items() if name not in (*figures, *ious)}
         return {f"validation_{name}": value for name, value in {**figures, **others, **ious}.items()}
 
@@ -244,11 +241,6 @@ class SemanticSegmentation(BoxSupervision[SemanticSegmentationConfig, Segmenter]
             data=self._data_in_words(),
             details=self._details(),
         )
-
-
-def metric_name(name: str) -> str:
-    """Return the name of a class as part of a metric's."""
-    return re.sub(r"\W+", "_", name)
 
 
 def _enlarged(output: SegmenterOutput, size: Sequence[int]) -> tuple[Tensor, Tensor]:

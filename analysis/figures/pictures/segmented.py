@@ -21,9 +21,11 @@ from analysis.images.saved import RunImages
 from analysis.images.segmented import VOID, SegmentedImage
 from analysis.style import Panel, Plate, paper, plain
 
-Kind = Literal["boxes", "attention", "activation", "crf", "retrieved", "truth", "disagreement", "prediction"]
+Kind = Literal[
+    "boxes", "attention", "activation", "crf", "retrieved", "truth", "disagreement", "bilinear", "prediction"
+]
 _KINDS: tuple[Kind, ...] = (
-    "boxes", "attention", "activation", "crf", "retrieved", "truth", "disagreement", "prediction",
+    "boxes", "attention", "activation", "crf", "retrieved", "truth", "disagreement", "bilinear", "prediction",
 )  # fmt: skip
 _WORDS: dict[Kind, str] = {
     "boxes": "photo and boxes",
@@ -33,6 +35,7 @@ _WORDS: dict[Kind, str] = {
     "retrieved": "label by retrieval",
     "truth": "truth",
     "disagreement": "labels disagree",
+    "bilinear": "scores, bilinear",
     "prediction": "prediction",
 }
 _WIDTH = 2.45  # inches of a panel
@@ -50,7 +53,8 @@ _SAID: dict[Kind, str] = {
     "retrieved": "Label by retrieval: each pixel gets the class whose mean feature it is nearest to.",
     "truth": "Truth: the annotated mask, which is not used to make pseudo labels; percentages are the shares of its "
     "pixels that are named rightly.",
-    "prediction": "Prediction: what the trained segmentation network finds without any boxes.",
+    "bilinear": "Scores, bilinear: the class with the best of the scores that a filter was given, only up-sampled.",
+    "prediction": "Prediction: what the trained network finds without any boxes.",
 }
 
 
@@ -133,7 +137,9 @@ def _title(image: SegmentedImage, kind: Kind) -> str:
         differing = image.disagreement
         assert differing is not None
         return f"{_WORDS[kind]} on {_percent(float(differing.mean()))}"
-    if kind in ("crf", "retrieved", "prediction") and np.isfinite(right := image.right_share(getattr(image, kind))):
+    if kind in ("crf", "retrieved", "bilinear", "prediction") and np.isfinite(
+        right := image.right_share(getattr(image, kind))
+    ):
         return f"{_WORDS[kind]}, {_percent(right)} right"
     return _WORDS[kind]
 
@@ -214,7 +220,7 @@ def _caption(images: Sequence[SegmentedImage], drawn: Sequence[Kind]) -> str:
     if "boxes" in drawn and not any(len(image.boxes) for image in images):
         sentences[0] = "The image has no boxes."
     elif "prediction" in drawn:
-        sentences[0] = "Boxes: of the annotation, for comparison; the segmentation network does not get them."
+        sentences[0] = "Boxes: of the annotation, for comparison; the network does not get them."
     if "disagreement" in drawn:
         text = "Labels disagree: where the two pseudo labels name different classes"
         if any(image.confidence is not None for image in images):

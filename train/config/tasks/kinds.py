@@ -7,7 +7,12 @@ also in LARGEST_LR_FACTORS.
 
 from __future__ import annotations
 
-from train.config.tasks import rules_box_segmentation, rules_joint_filter, rules_language_model
+from train.config.tasks import (
+    rules_box_segmentation,
+    rules_joint_filter,
+    rules_language_model,
+    rules_score_upsampling,
+)
 from train.config.tasks.box_segmentation import (
     LARGEST_LR_FACTOR,
     BoxClassificationConfig,
@@ -15,6 +20,7 @@ from train.config.tasks.box_segmentation import (
 )
 from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
 from train.config.tasks.language_model import LanguageModelConfig
+from train.config.tasks.score_upsampling import ScoreUpsamplingConfig
 from train.config.tasks.values import Rule
 
 TaskConfig = (  # discriminated by `kind`
@@ -23,12 +29,14 @@ TaskConfig = (  # discriminated by `kind`
     | TextureRemovalConfig
     | BoxClassificationConfig
     | SemanticSegmentationConfig
+    | ScoreUpsamplingConfig
 )
 
 TASK_RULES: dict[str, tuple[Rule, ...]] = {
     "language_model": rules_language_model.RULES,
     "depth_upsampling": rules_joint_filter.RULES,
     "texture_removal": rules_joint_filter.RULES,
+    "score_upsampling": rules_score_upsampling.RULES,
     "box_classification": rules_box_segmentation.BOX_CLASSIFICATION_RULES,
     "semantic_segmentation": rules_box_segmentation.SEMANTIC_SEGMENTATION_RULES,
 }

@@ -114,11 +114,15 @@ def _temperature_is_of_cosines(values: Values) -> Iterator[str]:
 
 
 def _crf_is_used(values: Values) -> Iterator[str]:
-    if values["task.test_crf"]:
-        return
+    if not values["task.test_crf"]:
+        yield from changed_crf(values, because="task.test_crf is false")
+
+
+def changed_crf(values: Values, *, because: str) -> Iterator[str]:
+    """Yield a fault for each setting of a CRF that nothing uses."""
     for key in ("weight", "xy", "rgb", "smooth_weight", "smooth_xy", "steps"):
         if values[f"task.crf.{key}"] != default_of(SegmenterCRFConfig, key):
-            yield f"task.crf.{key}: has no effect because task.test_crf is false; remove it, or write true"
+            yield f"task.crf.{key}: has no effect because {because}; remove it, or write true"
 
 
 def _precision_is_fp32(values: Values) -> Iterator[str]:
@@ -154,12 +158,16 @@ def _measured_layers_exist(values: Values) -> Iterator[str]:
         yield "probes.layers_every: has no effect because these networks are no stack of layers; write null"
 
 
-_BOTH: tuple[Rule, ...] = (
-    _shape_goes_together,
-    _initial_weights_are_used,
+IMAGE_RULES: tuple[Rule, ...] = (  # whatever is learned from annotated images
     _there_are_images,
     _classes_are_names,
     _sources_read_their_keys,
+)
+
+_BOTH: tuple[Rule, ...] = (
+    *IMAGE_RULES,
+    _shape_goes_together,
+    _initial_weights_are_used,
     _scales_are_a_range,
     _precision_is_fp32,
     _engine_options_exist,

@@ -90,16 +90,20 @@ def _measured_layers_exist(values: Values) -> Iterator[str]:
         yield "probes.layers_every: has no effect because a filter has no stack of layers; write null"
 
 
-RULES: tuple[Rule, ...] = (
+NETWORK_RULES: tuple[Rule, ...] = (  # whatever is filtered
     _shape_goes_together,
     _channels_are_the_images,
+    _precision_is_fp32,
+    _batch_norm_sees_each_batch_once,
+    _decayed_weights_exist,
+    _measured_layers_exist,
+)
+
+RULES: tuple[Rule, ...] = (
+    *NETWORK_RULES,
     _there_are_images,
     _a_crop_holds_two_pixels,
     _units_have_an_effect,
     _other_guidance_is_read,
     _shown_pixel_is_inside,
-    _precision_is_fp32,
-    _batch_norm_sees_each_batch_once,
-    _decayed_weights_exist,
-    _measured_layers_exist,
 )
