@@ -34,6 +34,9 @@ from train.config.tasks.box_segmentation import (
     BoxClassificationConfig,
     SemanticSegmentationConfig,
 )
+from train.config.tasks.score_upsampling import ScoreUpsamplingConfig
+
+AnnotatedTask = BoxClassificationConfig | SemanticSegmentationConfig | ScoreUpsamplingConfig
 
 ASSUMED_CLASSES = 20  # of objects in a folder that is not opened: those of PASCAL VOC
 ASSUMED_BOXES = 10  # of an image, with padding
@@ -74,10 +77,7 @@ class SegmentationWorkload:
     @cached_property
     def num_objects(self) -> int:
         """Number of object classes, without the background; assumed where only the data know it."""
-        data = self.task.data
-        if data.classes is not None:
-            return len(data.classes)
-        return NUM_PROCEDURAL_CLASSES if _is_drawn(data.sources[0]) else ASSUMED_CLASSES
+        return num_objects(self.task)
 
     @cached_property
     def counts(self) -> Counts:
@@ -233,7 +233,14 @@ class SegmentationWorkload:
             yield operation, kept, gradient
 
 
-def image_size(task: BoxClassificationConfig | SemanticSegmentationConfig) -> ImageSize:
+def num_objects(task: AnnotatedTask) -> int:
+    """Return the number of object classes, without the background; assumed where only the data know it."""
+    if task.data.classes is not None:
+        return len(task.data.classes)
+    return NUM_PROCEDURAL_CLASSES if _is_drawn(task.data.sources[0]) else ASSUMED_CLASSES
+
+
+def image_size(task: AnnotatedTask) -> ImageSize:
     """Return the size of the training images: the crop, or that of the largest source of drawn images.
 
     Raises:

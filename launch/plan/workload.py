@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from launch.plan.decoder import DecoderWorkload
 from launch.plan.image_filter import FilterWorkload
+from launch.plan.score_filter import ScoreFilterWorkload
 from launch.plan.segmentation import SegmentationWorkload
 from train.config.run import RunConfig
 from train.config.tasks.box_segmentation import BoxClassificationConfig, SemanticSegmentationConfig
 from train.config.tasks.language_model import LanguageModelConfig
+from train.config.tasks.score_upsampling import ScoreUpsamplingConfig
 
 Workload = DecoderWorkload | FilterWorkload | SegmentationWorkload
 
@@ -19,4 +21,6 @@ def workload_of(config: RunConfig) -> Workload:
         return DecoderWorkload(task)
     if isinstance(task, BoxClassificationConfig | SemanticSegmentationConfig):
         return SegmentationWorkload(task)
+    if isinstance(task, ScoreUpsamplingConfig):
+        return ScoreFilterWorkload(task)
     return FilterWorkload(task)

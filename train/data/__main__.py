@@ -15,6 +15,7 @@ from train.config.run import RunConfig
 from train.config.tasks.box_segmentation import BoxClassificationConfig, SemanticSegmentationConfig
 from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
 from train.config.tasks.language_model import LanguageModelConfig
+from train.config.tasks.score_upsampling import ScoreUpsamplingConfig
 from train.data.damage import DamagedDataError
 
 
@@ -63,7 +64,7 @@ def lines(config: RunConfig, step: int | None) -> Iterator[str]:
             from train.data.images.view import PairView
 
             view = PairView(config.task.data)
-        case BoxClassificationConfig() | SemanticSegmentationConfig():
+        case BoxClassificationConfig() | SemanticSegmentationConfig() | ScoreUpsamplingConfig():
             from train.data.annotated.view import AnnotatedView
 
             view = AnnotatedView(config.task.data)

@@ -128,8 +128,8 @@ class AnnotatedSourceConfig:
 
 
 @section
-class AnnotatedDataConfig:
-    """Images with boxes and masks, and how they are varied in training."""
+class AnnotatedImagesConfig:
+    """Images with boxes and masks."""
 
     sources: tuple[AnnotatedSourceConfig, ...] = setting("Images to train on")
     validation_sources: tuple[AnnotatedSourceConfig, ...] = setting(
@@ -140,6 +140,12 @@ class AnnotatedDataConfig:
         default=None,
         null="those of the folder: of its classes.txt, else all names in its Annotations, sorted",
     )
+
+
+@section
+class AnnotatedDataConfig(AnnotatedImagesConfig):
+    """Images with boxes and masks, and how they are varied in training."""
+
     crop: int | None = setting(
         "Side of the random training crops; smaller images are padded",
         default=None,

@@ -6,23 +6,14 @@ from typing import Literal
 
 from modeling.segmentation.facts_bap import STRIDE
 from train.config.setting import section, setting
-from train.config.tasks.box_segmentation import AnnotatedSourceConfig, SegmenterCRFConfig
+from train.config.tasks.box_segmentation import AnnotatedImagesConfig, SegmenterCRFConfig
 from train.config.tasks.joint_filter import FilterConfig
 
 
 @section
-class ScoreDataConfig:
+class ScoreDataConfig(AnnotatedImagesConfig):
     """Images with masks, and the score maps of a segmentation network."""
 
-    sources: tuple[AnnotatedSourceConfig, ...] = setting("Images to train on")
-    validation_sources: tuple[AnnotatedSourceConfig, ...] = setting(
-        "Images to validate on", evaluation=True, judges=True
-    )
-    classes: tuple[str, ...] | None = setting(
-        "Names of the object classes, in the order of the masks' numbers from 1",
-        default=None,
-        null="those of the folder: of its classes.txt, else all names in its Annotations, sorted",
-    )
     scores: str | None = setting(
         "Score maps: an exported segmentation network, or a folder with a file NAME.npy (classes, height, width) for "
         "each image, the background's scores first",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from train.config.tasks.box_segmentation import AnnotatedDataConfig
+from train.config.tasks.score_upsampling import ScoreDataConfig
 from train.data import summary
 from train.data.annotated.collection import AnnotatedImages, open_annotated
 
@@ -21,7 +22,7 @@ class AnnotatedView:
         ConfigError: Files are missing, damaged, or do not go together.
     """
 
-    def __init__(self, config: AnnotatedDataConfig):
+    def __init__(self, config: AnnotatedDataConfig | ScoreDataConfig):
         self._splits = {
             split: open_annotated(sources, classes=config.classes, path=path)
             for split, sources, path in (
@@ -48,7 +49,8 @@ class AnnotatedView:
         """Yield name, size and boxes of each image."""
         images, config = self._splits["training"], self._config
         if config.crop is not None:
-            yield f"of each image, scaled by {config.scale[0]:g} to {config.scale[1]:g}, {config.crop} pixels square"
+            scaled = "" if isinstance(config, ScoreDataConfig) else ", scaled by {:g} to {:g}".format(*config.scale)
+            yield f"of each image{scaled}, {config.crop} pixels square"
         for index in map(int, ids):
             sample = images.read(index)
             height, width = sample.image.shape[:2]
