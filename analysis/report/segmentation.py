@@ -20,7 +20,7 @@ from analysis.images.pseudo_labels import AGREEING, LabelFacts, read_label_facts
 from analysis.page.contents import Section, Table
 from analysis.runs import Record
 
-_KIND = "semantic_segmentation"
+_KINDS = ("semantic_segmentation", "score_upsampling")
 _MOST_VANISHED = 3  # boxes that a note lists
 
 
@@ -28,7 +28,7 @@ def segmentation_sections(records: Sequence[Record]) -> list[Section]:
     """Return the section, or none if no run has pseudo labels or segments images."""
     made, notes = _labels_of(records)
     names = [name for facts in made for name in facts.classes]
-    networks = [record for record in records if record.kind == _KIND]
+    networks = [record for record in records if record.kind in _KINDS]
     found = [prediction_scores(record, names) for record in networks]
     scores = [*(each for facts in made for each in label_scores(facts)), *(each for each in found if each is not None)]
     if not made and not networks and not notes:
