@@ -19,13 +19,13 @@ def build_task(config: RunConfig) -> Task:
 
             return LanguageModel(config.task, optim=config.optim, seed=config.seed)
         case DepthUpsamplingConfig():
-            from train.tasks.depth_upsampling import DepthUpsampling
+            from train.tasks.joint_filter.depth_upsampling import DepthUpsampling
 
             return DepthUpsampling(
                 config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
             )
         case TextureRemovalConfig():
-            from train.tasks.texture_removal import TextureRemoval
+            from train.tasks.joint_filter.texture_removal import TextureRemoval
 
             return TextureRemoval(
                 config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size

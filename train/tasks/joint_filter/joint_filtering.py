@@ -27,8 +27,8 @@ from train.config.tasks.joint_filter import DepthUpsamplingConfig, PairSourceCon
 from train.data.images.pairs import Pairs, open_pairs
 from train.data.images.procedural import KINDS
 from train.data.split import Split
-from train.tasks.exhibits import Exhibit, show
-from train.tasks.image_batch import Images, as_batch, images_of
+from train.tasks.joint_filter.exhibits import Exhibit, show
+from train.tasks.joint_filter.image_batch import Images, as_batch, images_of
 from train.tasks.task import Batch, Gallery, ModelCard, ParameterGroup, SampleCost, StepOutput, Task
 
 Config = TypeVar("Config", DepthUpsamplingConfig, TextureRemovalConfig)
