@@ -23,7 +23,7 @@ from train.data.annotated.collection import AnnotatedImages
 from train.data.annotated.images import Annotated
 from train.data.annotated.label_folder import CRF, RETRIEVED, SHOWN
 from train.pseudo_labels.quality import counts
-from train.tasks.segmentation_exhibits import annotated_arrays, boxes_with_classes, label_arrays
+from train.tasks.segmentation.exhibits import annotated_arrays, boxes_with_classes, label_arrays
 
 ROWS = "rows"  # folder of what is known of each image, while labels are being made
 

@@ -20,25 +20,25 @@ def build_task(config: RunConfig) -> Task:
 
             return LanguageModel(config.task, optim=config.optim, seed=config.seed)
         case DepthUpsamplingConfig():
-            from train.tasks.depth_upsampling import DepthUpsampling
+            from train.tasks.joint_filter.depth_upsampling import DepthUpsampling
 
             return DepthUpsampling(
                 config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
             )
         case TextureRemovalConfig():
-            from train.tasks.texture_removal import TextureRemoval
+            from train.tasks.joint_filter.texture_removal import TextureRemoval
 
             return TextureRemoval(
                 config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
             )
         case BoxClassificationConfig():
-            from train.tasks.box_classification import BoxClassification
+            from train.tasks.segmentation.box_classification import BoxClassification
 
             return BoxClassification(
                 config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
             )
         case SemanticSegmentationConfig():
-            from train.tasks.semantic_segmentation import SemanticSegmentation
+            from train.tasks.segmentation.semantic_segmentation import SemanticSegmentation
 
             return SemanticSegmentation(
                 config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size

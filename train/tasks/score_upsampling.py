@@ -30,11 +30,11 @@ from train.data.images.baselines import baselines
 from train.data.images.pairs import Pair
 from train.data.images.patches import min_max, patch
 from train.data.split import Split
-from train.tasks.annotated_data import SECTIONS, AnnotatedData
-from train.tasks.class_ious import class_ious, mean_iou
-from train.tasks.filter_network import FilterNetwork
-from train.tasks.image_batch import Images, as_batch, images_of
-from train.tasks.segmentation_exhibits import show_upsampled
+from train.tasks.joint_filter.image_batch import Images, as_batch, images_of
+from train.tasks.joint_filter.network import FilterNetwork
+from train.tasks.segmentation.annotated_data import SECTIONS, AnnotatedData
+from train.tasks.segmentation.class_ious import class_ious, mean_iou
+from train.tasks.segmentation.exhibits import show_upsampled
 from train.tasks.sums import add
 from train.tasks.task import Batch, Gallery, ModelCard, SampleCost, StepOutput, Sums
 

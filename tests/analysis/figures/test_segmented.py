@@ -34,7 +34,7 @@ from tests.analysis.synthetic_segmentation import (
 from train.data.annotated.images import Annotated
 from train.data.annotated.label_folder import PseudoLabels
 from train.observe.gallery import RunGallery
-from train.tasks.segmentation_exhibits import show_prediction, show_training
+from train.tasks.segmentation.exhibits import show_prediction, show_training
 
 PANELS = ["boxes", "attention", "activation", "crf", "retrieved", "truth", "disagreement", "prediction", "classes"]
 

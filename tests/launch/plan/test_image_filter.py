@@ -22,7 +22,7 @@ from train.config.load import load
 from train.config.run import RunConfig
 from train.config.tasks.joint_filter import DepthUpsamplingConfig, FilterConfig
 from train.data.images.procedural import DEFAULT_SIZE
-from train.tasks.joint_filtering import absolute_error
+from train.tasks.joint_filter.joint_filtering import absolute_error
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted([*(ROOT / "configs/depth_upsampling").glob("*"), *(ROOT / "configs/texture_removal").glob("*")])

@@ -27,8 +27,8 @@ from train.config.load import load
 from train.config.tasks.box_segmentation import NUM_PROCEDURAL_CLASSES, PROCEDURAL_SIZE
 from train.data.drawn.objects import CLASSES
 from train.tasks import build_task
-from train.tasks.box_classification import BoxClassification
-from train.tasks.semantic_segmentation import SemanticSegmentation
+from train.tasks.segmentation.box_classification import BoxClassification
+from train.tasks.segmentation.semantic_segmentation import SemanticSegmentation
 from train.tasks.task import Batch
 
 ROOT = Path(__file__).parents[3]

@@ -20,7 +20,7 @@ from train.config.load import read_run
 from train.export import __main__ as export
 from train.export.model_folder import chosen_checkpoint, load_model
 from train.tasks import build_task
-from train.tasks.segmentation_exhibits import boxes_with_classes
+from train.tasks.segmentation.exhibits import boxes_with_classes
 
 CLIENT = """
 import importlib.util, json, sys

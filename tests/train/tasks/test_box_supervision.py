@@ -23,8 +23,8 @@ from train.config.errors import ConfigError
 from train.config.load import load, load_tree
 from train.data.summary import lines
 from train.tasks import build_task
-from train.tasks.box_classification import BoxClassification
-from train.tasks.semantic_segmentation import SemanticSegmentation
+from train.tasks.segmentation.box_classification import BoxClassification
+from train.tasks.segmentation.semantic_segmentation import SemanticSegmentation
 from train.tasks.task import Task
 
 

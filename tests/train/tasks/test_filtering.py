@@ -28,10 +28,10 @@ from train.observe.accumulator import Accumulator
 from train.observe.console import console_line
 from train.observe.jsonl import strict
 from train.tasks import build_task
-from train.tasks.depth_upsampling import DepthUpsampling
-from train.tasks.exhibits import shifted, steepest
-from train.tasks.image_batch import Images, as_batch, images_of
-from train.tasks.texture_removal import TextureRemoval, edges
+from train.tasks.joint_filter.depth_upsampling import DepthUpsampling
+from train.tasks.joint_filter.exhibits import shifted, steepest
+from train.tasks.joint_filter.image_batch import Images, as_batch, images_of
+from train.tasks.joint_filter.texture_removal import TextureRemoval, edges
 
 
 class Echo(nn.Module):

@@ -13,9 +13,10 @@ from train.config.tasks.box_segmentation import PROCEDURAL_OBJECTS, PROCEDURAL_S
 from train.data.annotated.drawn import DrawnObjects
 from train.data.annotated.images import Annotated, AnnotatedSource
 from train.data.annotated.voc_folder import open_voc
+from train.data.drawn.series import series_faults
 
 MOST_FAULTS = 10
-_SMALLEST = 32  # pixels; smaller scenes show nothing
+_SMALLEST = 32  # pixels
 _FORMAT = "annotated images 1"
 
 
@@ -155,16 +156,8 @@ def _open(config: AnnotatedSourceConfig, classes: Sequence[str] | None, *, key: 
 
 
 def _open_drawn(config: AnnotatedSourceConfig, classes: Sequence[str] | None, *, key: str) -> DrawnObjects:
-    faults, size = [], config.size or PROCEDURAL_SIZE
-    start, stop = config.start or 0, config.stop
-    if start < 0:
-        faults.append(f"{key}.start: {start} is negative, but the series is infinite; write 0 or more")
-    if stop is None:
-        faults.append(f"{key}.stop: missing, but {config.path} is infinite; set the end, for example stop: 200")
-    elif stop <= max(start, 0):
-        faults.append(f"{key}.stop: {stop} leaves no images after start {start}; write {max(start, 0) + 1} or more")
-    if min(size) < _SMALLEST:
-        faults.append(f"{key}.size: {list(size)} is too small; write height and width of {_SMALLEST} or more")
+    start, stop, size = config.start or 0, config.stop, config.size or PROCEDURAL_SIZE
+    faults = list(series_faults(config.path, start=start, stop=stop, size=size, smallest=_SMALLEST, path=key))
     if faults or stop is None:
         raise ConfigError(faults)
     source = DrawnObjects(range(stop), size)

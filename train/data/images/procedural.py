@@ -10,6 +10,7 @@ import numpy as np
 from train.config.errors import ConfigError
 from train.config.tasks.joint_filter import PairSourceConfig
 from train.data.drawn import scenes, textures
+from train.data.drawn.series import series_faults
 from train.data.images.image_files import Layout
 from train.data.images.sources import ignored_keys
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 SCENES = "procedural-scenes"
 KINDS = (SCENES, "procedural-textures")
 DEFAULT_SIZE = (192, 256)
-_SMALLEST = 16  # pixels; smaller scenes show nothing
+_SMALLEST = 16  # pixels
 
 
 class ProceduralSource:
@@ -57,14 +58,7 @@ def open_procedural(config: PairSourceConfig, *, path: str) -> ProceduralSource:
     """
     start, stop, size = config.start or 0, config.stop, config.size or DEFAULT_SIZE
     faults = list(ignored_keys(config, ("guidance", "target", "split", "missing"), path=path, because=config.path))
-    if start < 0:
-        faults.append(f"{path}.start: {start} is negative, but the series is infinite; write 0 or more")
-    if stop is None:
-        faults.append(f"{path}.stop: missing, but {config.path} is infinite; set the end, for example stop: 200")
-    elif stop <= max(start, 0):
-        faults.append(f"{path}.stop: {stop} leaves no images after start {start}; write {max(start, 0) + 1} or more")
-    if min(size) < _SMALLEST:
-        faults.append(f"{path}.size: {list(size)} is too small; write height and width of {_SMALLEST} or more")
+    faults += series_faults(config.path, start=start, stop=stop, size=size, smallest=_SMALLEST, path=path)
     if faults or stop is None:
         raise ConfigError(faults)
     return ProceduralSource(config.path, range(start, stop), (size[0], size[1]))

@@ -30,8 +30,8 @@ from train.data.annotated.augmentation import Augmentation, augmented
 from train.data.annotated.images import Annotated
 from train.data.drawn.draws import Draws
 from train.data.split import Split
-from train.tasks.annotated_data import AnnotatedData
-from train.tasks.initial_weights import KEY, read_weights, weights_facts
+from train.tasks.segmentation.annotated_data import AnnotatedData
+from train.tasks.segmentation.initial_weights import KEY, read_weights, weights_facts
 from train.tasks.task import Batch, ParameterGroup, SampleCost
 
 Config = TypeVar("Config", BoxClassificationConfig, SemanticSegmentationConfig)

@@ -21,8 +21,8 @@ from modeling.segmentation.configuration_bap import BoxClassifierConfig
 from modeling.segmentation.modeling_bap import BoxClassifier, BoxOutput
 from train.config.tasks.box_segmentation import BoxClassificationConfig
 from train.data.annotated.images import Annotated
-from train.tasks.box_supervision import BoxSupervision, network_fields, padded
-from train.tasks.segmentation_exhibits import boxes_with_classes, show_labels
+from train.tasks.segmentation.box_supervision import BoxSupervision, network_fields, padded
+from train.tasks.segmentation.exhibits import boxes_with_classes, show_labels
 from train.tasks.sums import add
 from train.tasks.task import Batch, Gallery, ModelCard, StepOutput, Sums
 

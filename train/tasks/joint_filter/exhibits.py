@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling.joint_filter.modeling_dkn import DKNModel, DKNOutput
-from train.tasks.image_batch import Images
+from train.tasks.joint_filter.image_batch import Images
 from train.tasks.task import Gallery
 
 

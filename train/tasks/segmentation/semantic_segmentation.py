@@ -29,10 +29,10 @@ from train.data.annotated.collection import AnnotatedImages
 from train.data.annotated.images import Annotated
 from train.data.annotated.label_folder import LabelFolder, open_labels
 from train.data.split import Split
-from train.tasks.annotated_data import SECTIONS
-from train.tasks.box_supervision import BoxSupervision, network_fields, padded
-from train.tasks.class_ious import class_ious, mean_iou
-from train.tasks.segmentation_exhibits import show_prediction, show_training
+from train.tasks.segmentation.annotated_data import SECTIONS
+from train.tasks.segmentation.box_supervision import BoxSupervision, network_fields, padded
+from train.tasks.segmentation.class_ious import class_ious, mean_iou
+from train.tasks.segmentation.exhibits import show_prediction, show_training
 from train.tasks.sums import add
 from train.tasks.task import Batch, Gallery, ModelCard, StepOutput, Sums
 

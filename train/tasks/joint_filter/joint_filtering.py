@@ -24,9 +24,9 @@ from train.config.tasks.joint_filter import DepthUpsamplingConfig, PairSourceCon
 from train.data.images.pairs import Pairs, open_pairs
 from train.data.images.procedural import KINDS
 from train.data.split import Split
-from train.tasks.exhibits import Exhibit, show
-from train.tasks.filter_network import FilterNetwork
-from train.tasks.image_batch import Images, as_batch, images_of
+from train.tasks.joint_filter.exhibits import Exhibit, show
+from train.tasks.joint_filter.image_batch import Images, as_batch, images_of
+from train.tasks.joint_filter.network import FilterNetwork
 from train.tasks.task import Batch, Gallery, ModelCard, SampleCost, StepOutput
 
 Config = TypeVar("Config", DepthUpsamplingConfig, TextureRemovalConfig)

@@ -20,8 +20,8 @@ from train.data.images.baselines import baselines
 from train.data.images.pairs import Pair, Pairs
 from train.data.images.patches import min_max, patch
 from train.data.split import Split
-from train.tasks.image_batch import Images, images_of, training_sample, with_input
-from train.tasks.joint_filtering import SECTIONS, JointFiltering, absolute_error
+from train.tasks.joint_filter.image_batch import Images, images_of, training_sample, with_input
+from train.tasks.joint_filter.joint_filtering import SECTIONS, JointFiltering, absolute_error
 from train.tasks.sums import add, add_judged
 from train.tasks.task import Batch, ModelCard, Sums
 
