@@ -44,7 +44,8 @@ def segmentation_sections(records: Sequence[Record]) -> list[Section]:
     tables = [table for table in (quality(scores), labels(made), by_class(scores)) if table.rows]
     vanished = [sentence for facts in made if (sentence := _vanished(facts))]
     plate = replace(class_bars(scores, missing), findings=vanished)
-    return [Section(title="Pseudo labels and predictions", notes=notes, tables=tables, plates=[plate])]
+    title = "Pseudo labels and predictions" if made or notes else "Predictions"
+    return [Section(title=title, notes=notes, tables=tables, plates=[plate])]
 
 
 def quality(scores: Sequence[ClassScores]) -> Table:
