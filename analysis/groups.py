@@ -102,6 +102,7 @@ def group_records(records: Sequence[Record], *, also_ignored: Sequence[str] = ()
     for record in records:
         known = leaves(record.config).items()  # null is what a setting was before it existed
         settings = {key: value for key, value in known if value is not None and distinguishes(key)}
+        settings = {key: _of_any_seed(value, record) for key, value in settings.items()}
         key = repr(sorted(settings.items(), key=lambda item: item[0])) if record.config else record.label
         together.setdefault(key, []).append(record)
     firsts = [members[0] for members in together.values()]
@@ -121,6 +122,15 @@ def group_records(records: Sequence[Record], *, also_ignored: Sequence[str] = ()
             )
         )
     return groups
+
+
+def _of_any_seed(value: Any, record: Record) -> Any:
+    """Return a name or path without the run's own seed in it, as sweeps write it: "labels_seed-0" becomes "labels".
+
+    A run that continues another of its seed differs from its like by that alone.
+    """
+    own = re.escape(str(record.config.get("seed")))
+    return re.sub(rf"_(?:\w+\.)*seed-{own}(?![0-9])", "", value) if isinstance(value, str) else value
 
 
 def with_arms(records: Sequence[Record]) -> list[Group]:
@@ -277,7 +287,8 @@ def _label(members: Sequence[Record], keys: Sequence[str], *, lonely: bool) -> s
     if not record.config:
         return record.label
     has_placement = record.placement != "unknown"
-    name = NAMES[record.placement] if has_placement else record.label
+    own_name = record.label if len(members) == 1 else _of_any_seed(record.label, record)
+    name = NAMES[record.placement] if has_placement else own_name
     others = [
         key for key in keys if key != "task.model.norm_placement" and not key.startswith("task.model.norm_placement.")
     ]
