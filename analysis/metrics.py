@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,9 +23,9 @@ METHODS = {
     "crf": "Dense CRF",
 }
 CONTROLS = {"constant_guidance": "constant guidance", "shifted_guidance": "shifted guidance"}
-_SHORT = {"rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM", "mae": "MAE", "iou": "IoU", "miou": "mIoU"}
+_SHORT = {"rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM", "mae": "MAE", "iou": "IoU", "miou": "mIoU", "f": "F"}
 _LOWER = {"rmse", "loss", "perplexity", "mae", "mse", "error", "bits"}
-_HIGHER = {"psnr", "ssim", "iou", "miou", "accuracy", "delta1", "delta2", "delta3"}
+_HIGHER = {"psnr", "ssim", "iou", "miou", "accuracy", "measure", "delta1", "delta2", "delta3"}
 
 
 class ValidationMetric(NamedTuple):
@@ -106,7 +106,10 @@ def metric_of(column_name: str) -> ValidationMetric:
 
 
 def validation_metrics(records: Sequence[Record]) -> list[ValidationMetric]:
-    """Return all metrics with a finite value in some run, by method: the loss, the main metric, the rest by name."""
+    """Return all metrics with a finite value in some run, by method: the loss, the main metric, the rest by name.
+
+    Those of a part follow those of the whole: edge_psnr after psnr, LABEL_rmse after rmse.
+    """
     metrics = {
         metric_of(name)
         for record in records
@@ -114,15 +117,30 @@ def validation_metrics(records: Sequence[Record]) -> list[ValidationMetric]:
         if name.startswith("validation_") and np.isfinite(column(record.metrics, name).astype(float)).any()
     }
     methods, main = ["", *CONTROLS, *METHODS], main_metric(records).name
-    return sorted(metrics, key=lambda it: (methods.index(it.method), it.name != "loss", it.name != main, it.name))
+    names = {metric.name for metric in metrics}
+    parts = {name for name in names if any(name.endswith(f"_{whole}") for whole in names)}
+
+    def place(metric: ValidationMetric) -> tuple[int, bool, bool, bool, str]:
+        name = metric.name
+        return methods.index(metric.method), name != "loss", name != main, name in parts, name
+
+    return sorted(metrics, key=place)
 
 
 def title_with_unit(metric: ValidationMetric, records: Sequence[Record]) -> str:
     """Return a metric's display name, with its unit if all runs share one: "RMSE (cm)"."""
     words = set(metric.name.split("_"))
-    units = {setting(record.config, "task.data.unit") for record in records} if words & {"rmse", "mae"} else {None}
+    units = {_unit(record, metric) for record in records} if words & {"rmse", "mae"} else {None}
     unit = "dB" if "psnr" in words else units.pop() if len(units) == 1 else None
     return f"{metric.words} ({unit})" if unit else metric.words
+
+
+def _unit(record: Record, metric: ValidationMetric) -> Any:
+    """Return the unit of a run's errors: that of the metric's label, LABEL_rmse, if its sources have one."""
+    sources = setting(record.config, "task.data.validation_sources") or ()
+    of_label = {source.get("label"): source.get("unit") for source in sources if isinstance(source, dict)}
+    label = metric.name.rpartition("_")[0]
+    return of_label.get(label) or setting(record.config, "task.data.unit")
 
 
 def own_metrics(records: Sequence[Record]) -> list[ValidationMetric]:

@@ -8,6 +8,12 @@ from typing import Any
 import yaml
 
 SIZE = [32, 40]
+KINDS = ("depth_upsampling", "texture_removal", "saliency_upsampling", "cross_modality_restoration")
+_JUDGED_BY = {
+    "texture_removal": "procedural-textures",
+    "saliency_upsampling": "procedural-objects",
+    "cross_modality_restoration": "procedural-modalities",
+}
 
 
 def tiny_filter_config(folder: Path, kind: str) -> dict[str, Any]:
@@ -19,10 +25,10 @@ def tiny_filter_config(folder: Path, kind: str) -> dict[str, Any]:
         "crop": 24,
         "flips": True,
     }
-    if kind == "depth_upsampling":
+    if kind.endswith("upsampling"):
         data["scale"] = 4
-    else:
-        data["validation_sources"] = [{"path": "procedural-textures", "size": SIZE, "start": 0, "stop": 3}]
+    if kind in _JUDGED_BY:
+        data["validation_sources"] = [{"path": _JUDGED_BY[kind], "size": SIZE, "start": 0, "stop": 3}]
     return {
         "name": "tiny",
         "output_dir": str(folder / "runs"),

@@ -60,7 +60,14 @@ def assemble(config: RunConfig, stop: StopSignal, watchdog: Watchdog) -> Run:
     progress, notes = _resume(config, folder, engine, task, world)
     if world.is_main:
         _describe_run(config, folder, engine, task, world)
-    log = RunLog(folder, world=world, steps=config.steps, done=progress.step, hyperparameters=to_dict(config))
+    log = RunLog(
+        folder,
+        world=world,
+        steps=config.steps,
+        done=progress.step,
+        hyperparameters=to_dict(config),
+        unit_of=task.metric_unit,
+    )
     for note in notes:
         log.event("pass_over", step=progress.step, reason=note)
     _announce(config, log, task, engine, world, progress)

@@ -23,7 +23,7 @@ from modeling.joint_filter.facts_counts_dkn import (
 )
 from modeling.joint_filter.facts_dkn import CELL, FilterShape
 from train.config.errors import ConfigError
-from train.config.tasks.joint_filter import DepthUpsamplingConfig, FilterConfig, PairSourceConfig, TextureRemovalConfig
+from train.config.tasks.joint_filter import FilterConfig, JointFilterConfig, PairSourceConfig
 
 PROCEDURAL_SIZE = (192, 256)  # of procedural images where their source gives none
 NYU_SIZE = (480, 640)  # of NYU Depth v2
@@ -42,7 +42,7 @@ class ImageSize(NamedTuple):
 class FilterWorkload:
     """A joint image filter and its images."""
 
-    task: DepthUpsamplingConfig | TextureRemovalConfig
+    task: JointFilterConfig
     sample: str = "image"
     mfu: float = 0.1  # of the bf16 peak: few channels, in fp32 with TF32 products
     can_recompute: bool = False  # batch norms would see each batch twice
@@ -170,7 +170,7 @@ def filter_shape(model: FilterConfig) -> FilterShape:
     return FilterShape(**{name: getattr(model, name) for name in FilterShape.__dataclass_fields__})
 
 
-def image_size(task: DepthUpsamplingConfig | TextureRemovalConfig) -> ImageSize:
+def image_size(task: JointFilterConfig) -> ImageSize:
     """Return the size of the training images: the crop, or that of the largest source of a known size.
 
     Raises:

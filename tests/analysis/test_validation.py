@@ -77,9 +77,22 @@ def test_the_highest_ratio_is_the_best(tmp_path: Path) -> None:
     metrics = [{"step": 1, "samples": 1, "loss": 1.0}, {"step": 1, "samples": 1, **named_row}]
     run = write_run(tmp_path / "run", metrics=metrics, activations=[], gradients=[], task={"kind": "texture_removal"})
     (table,) = tables.validation([read_run(run)])
-    assert list(table.header) == ["method", "edge PSNR (dB)", "PSNR (dB)", "step"]
+    assert list(table.header) == ["method", "PSNR (dB)", "edge PSNR (dB)", "step"]
     assert bold(table) == {("Input", "edge PSNR (dB)"), ("run", "PSNR (dB)")}
-    assert "higher is better for edge PSNR, PSNR." in table.caption
+    assert "higher is better for PSNR, edge PSNR." in table.caption
+
+
+def test_sources_have_columns_of_their_own_with_their_units(tmp_path: Path) -> None:
+    row = {"rmse": 3.0, "near_rmse": 2.0, "far_rmse": 4.0, "bicubic_near_rmse": 5.0, "f_measure": 0.9}
+    metrics = [{"step": 1, "samples": 1, "loss": 1.0},
+               {"step": 1, "samples": 1, **{f"validation_{name}": value for name, value in row.items()}}]  # fmt: skip
+    sources = [{"path": "a", "label": "near", "unit": "cm"}, {"path": "b", "label": "far", "unit": "levels"}]
+    data = {"scale": 8, "unit": "m", "sources": [{"path": "s"}], "validation_sources": sources}
+    task = {"kind": "depth_upsampling", "model": {"architecture": "fdkn"}, "data": data}
+    (table,) = tables.validation([read_run(write_filter_run(tmp_path / "run", metrics=metrics, task=task))])
+    assert list(table.header)[1:-1] == ["F measure", "RMSE (m)", "far RMSE (levels)", "near RMSE (cm)"]
+    assert ("run", "near RMSE (cm)") in bold(table)
+    assert "higher is better for F measure" in table.caption
 
 
 def test_a_language_model_has_a_plain_table(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def test_what_an_evaluation_reads_may_be_another(
 
 
 def test_an_evaluation_may_override_what_decides_how_a_model_is_judged(tmp_path: Path) -> None:
-    filters = ["micro_batch_size", "task.data.validation_sources", "task.border", "task.baselines"]
+    filters = ["micro_batch_size", "task.border", "task.baselines"]
+    filters += ["task.data.validation_sources", "task.data.validation_noise"]
     depth = [*filters, "task.data.scale", "task.data.downsampling", "task.other_guidance"]
     texture = [*filters, "task.iterations"]
     for kind, paths in (("depth_upsampling", depth), ("texture_removal", texture)):

@@ -13,7 +13,7 @@ from train.config.errors import ConfigError
 from train.config.load import load
 from train.config.run import RunConfig
 from train.config.tasks.box_segmentation import BoxClassificationConfig, SemanticSegmentationConfig
-from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
+from train.config.tasks.joint_filter import JointFilterConfig
 from train.config.tasks.language_model import LanguageModelConfig
 from train.config.tasks.score_upsampling import ScoreUpsamplingConfig
 from train.data.damage import DamagedDataError
@@ -60,7 +60,7 @@ def lines(config: RunConfig, step: int | None) -> Iterator[str]:
             from train.data.text.view import TextView
 
             view = TextView(config.task)
-        case DepthUpsamplingConfig() | TextureRemovalConfig():
+        case JointFilterConfig():
             from train.data.images.view import PairView
 
             view = PairView(config.task.data)

@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tqdm import tqdm
 from typing_extensions import override
 
 from train.observe.sink import Sink, Table
+
+UnitOf = Callable[[str], str | None]
+
+
+def no_unit(metric: str) -> str | None:
+    """Return None: the unit of a metric that has none."""
+    return None
 
 
 class Console(Sink):
@@ -20,10 +27,11 @@ class Console(Sink):
     Args:
         steps: Number of steps of the whole run.
         done: Number of steps before this start.
+        unit_of: Returns the unit of a validation metric.
     """
 
-    def __init__(self, *, steps: int, done: int) -> None:
-        self._steps, self._done = steps, done
+    def __init__(self, *, steps: int, done: int, unit_of: UnitOf = no_unit) -> None:
+        self._steps, self._done, self._unit_of = steps, done, unit_of
         self._bar = tqdm(
             total=steps, initial=done, disable=not sys.stderr.isatty(), unit="step", leave=False, dynamic_ncols=True
         )
@@ -32,7 +40,7 @@ class Console(Sink):
     @override
     def row(self, table: Table, step: int, fields: Mapping[str, Any]) -> None:
         if table == "metrics":
-            line = console_line(step, self._steps, fields, self._seconds_left(step))
+            line = console_line(step, self._steps, fields, self._seconds_left(step), self._unit_of)
             tqdm.write(line, file=sys.stderr)  # not print, which would break the progress bar
 
     def tick(self) -> None:
@@ -47,12 +55,16 @@ class Console(Sink):
         return (time.monotonic() - self._began) / max(1, step - self._done) * (self._steps - step)
 
 
-def console_line(step: int, steps: int, fields: Mapping[str, Any], seconds_left: float) -> str:
+def console_line(
+    step: int, steps: int, fields: Mapping[str, Any], seconds_left: float, unit_of: UnitOf = no_unit
+) -> str:
     """Return the console line for a row of training or validation metrics."""
     head = f"step {step:>{len(str(steps))}}/{steps}"
     if "validation_loss" in fields:
         names = [name for name in fields if name.startswith("validation_")]
-        metrics = (f"{name.removeprefix('validation_')} {_number(fields[name])}" for name in names)
+        metrics = (
+            f"{name.removeprefix('validation_')} {_number(fields[name])}{_suffix(unit_of(name))}" for name in names
+        )
         return f"{head}  validation  {'  '.join(metrics)}"
     mfu = f"  mfu {100 * fields['mfu']:4.1f}%" if fields["mfu"] is not None else ""
     rate = fields.get("tokens_per_second")
@@ -65,6 +77,10 @@ def console_line(step: int, steps: int, fields: Mapping[str, Any], seconds_left:
 
 def _number(value: float | None) -> str:
     return f"{value:7.4f}" if value is not None and math.isfinite(value) else "  -    "
+
+
+def _suffix(unit: str | None) -> str:
+    return "" if unit is None else f" {unit}"
 
 
 def _duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from train.config.facts.run_layout import step_name
-from train.observe.console import Console
+from train.observe.console import Console, UnitOf, no_unit
 from train.observe.gallery import RunGallery
 from train.observe.jsonl import JsonLines
 from train.observe.sink import Sink, Table, magnitude_histogram
@@ -37,10 +37,18 @@ class RunLog:
         steps: Number of steps of the whole run.
         done: Number of steps before this start.
         hyperparameters: The run configuration as nested plain values.
+        unit_of: Returns the unit of a validation metric.
     """
 
     def __init__(
-        self, folder: Path, *, world: World, steps: int, done: int, hyperparameters: Mapping[str, Any]
+        self,
+        folder: Path,
+        *,
+        world: World,
+        steps: int,
+        done: int,
+        hyperparameters: Mapping[str, Any],
+        unit_of: UnitOf = no_unit,
     ) -> None:
         self.folder = folder
         self.hosts = gather_hosts()
@@ -49,7 +57,7 @@ class RunLog:
         if not world.is_main:
             return
         self._sinks += [JsonLines(folder, done=done), TensorBoard(folder / "tensorboard", first_step=done + 1)]
-        self._console = Console(steps=steps, done=done)
+        self._console = Console(steps=steps, done=done, unit_of=unit_of)
         self._sinks.append(self._console)  # last: its line confirms that the other sinks have written
         for sink in self._sinks:
             sink.hyperparameters(hyperparameters)

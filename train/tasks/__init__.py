@@ -6,7 +6,12 @@ from typing import assert_never
 
 from train.config.run import RunConfig
 from train.config.tasks.box_segmentation import BoxClassificationConfig, SemanticSegmentationConfig
-from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
+from train.config.tasks.joint_filter import (
+    CrossModalityRestorationConfig,
+    DepthUpsamplingConfig,
+    SaliencyUpsamplingConfig,
+    TextureRemovalConfig,
+)
 from train.config.tasks.language_model import LanguageModelConfig
 from train.config.tasks.score_upsampling import ScoreUpsamplingConfig
 from train.tasks.task import Task
@@ -29,6 +34,18 @@ def build_task(config: RunConfig) -> Task:
             from train.tasks.joint_filter.texture_removal import TextureRemoval
 
             return TextureRemoval(
+                config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
+            )
+        case SaliencyUpsamplingConfig():
+            from train.tasks.joint_filter.saliency_upsampling import SaliencyUpsampling
+
+            return SaliencyUpsampling(
+                config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
+            )
+        case CrossModalityRestorationConfig():
+            from train.tasks.joint_filter.cross_modality_restoration import CrossModalityRestoration
+
+            return CrossModalityRestoration(
                 config.task, optim=config.optim, seed=config.seed, micro_batch_size=config.micro_batch_size
             )
         case BoxClassificationConfig():

@@ -26,7 +26,7 @@ from train.config.run import OptimConfig
 from train.config.tasks.score_upsampling import ScoreUpsamplingConfig
 from train.data.annotated.collection import AnnotatedImages
 from train.data.annotated.scores import ScoreMaps, open_scores
-from train.data.images.baselines import baselines
+from train.data.images.baselines import baselines, mask_upsampling
 from train.data.images.pairs import Pair
 from train.data.images.patches import min_max, patch
 from train.data.split import Split
@@ -200,7 +200,8 @@ class ScoreUpsampling(AnnotatedData, FilterNetwork):
         """Return the labels (H, W) that each other method gives."""
         guidance, scores = (x[0].permute(1, 2, 0).numpy() for x in (image.guidance, image.input))
         known = np.ones(scores.shape[:2], bool)
-        by_class = [baselines(guidance, scores[..., c], known, scale=scale) for c in range(scores.shape[2])]
+        filters = mask_upsampling(scale)
+        by_class = [baselines(guidance, scores[..., c], known, filters) for c in range(scores.shape[2])]
         joint = {
             name: torch.from_numpy(np.stack([each[name] for each in by_class])).argmax(dim=0) for name in by_class[0]
         }

@@ -220,6 +220,10 @@ class Task(ABC):
         """Convert the means over the validation split to `validation_loss` and other `validation_*` metrics."""
         return {f"validation_{name}": mean for name, mean in means.items()}
 
+    def metric_unit(self, name: str) -> str | None:
+        """Return the unit of a validation metric for the console; None if it has none."""
+        return None
+
     def illustrate(self, model: nn.Module, gallery: Gallery) -> None:  # noqa: B027 (showing nothing is a choice)
         """Show model outputs for some validation samples; called as `evaluate`, with the same samples on every rank."""
 

@@ -29,9 +29,10 @@ from train.observe.console import console_line
 from train.observe.jsonl import strict
 from train.tasks import build_task
 from train.tasks.joint_filter.depth_upsampling import DepthUpsampling
+from train.tasks.joint_filter.edges import edges, ratios
 from train.tasks.joint_filter.exhibits import shifted, steepest
 from train.tasks.joint_filter.image_batch import Images, as_batch, images_of
-from train.tasks.joint_filter.texture_removal import TextureRemoval, edges
+from train.tasks.joint_filter.texture_removal import TextureRemoval
 
 
 class Echo(nn.Module):
@@ -186,10 +187,10 @@ def test_psnr_is_that_of_a_constant_error(tmp_path: Path) -> None:
     task = texture_task(tmp_path, "task.iterations=1", "task.border=0")
     batch = task.batch(np.array([0]), split="validation", step=1)
     truth, valid = batch["truth"], batch["valid"]
-    assert task._ratios(truth + 0.1, truth, valid).tolist() == pytest.approx([20, 20], abs=1e-4)
-    assert task._ratios(truth, truth, valid).tolist() == [100, 100]
-    assert task._ratios(truth, truth, torch.zeros_like(valid)).tolist() == [100, 100]
-    assert task._ratios(truth * math.nan, truth, valid).isnan().all()  # nothing that is broken is perfect
+    assert ratios(truth + 0.1, truth, valid).tolist() == pytest.approx([20, 20], abs=1e-4)
+    assert ratios(truth, truth, valid).tolist() == [100, 100]
+    assert ratios(truth, truth, torch.zeros_like(valid)).tolist() == [100, 100]
+    assert ratios(truth * math.nan, truth, valid).isnan().all()  # nothing that is broken is perfect
     sums = task.evaluate(Echo(), batch)
     assert float(sums["psnr"][0]) == pytest.approx(float(sums["input_psnr"][0]), abs=1e-4)
     assert float(sums["edge_psnr"][0]) == pytest.approx(float(sums["input_edge_psnr"][0]), abs=1e-4)

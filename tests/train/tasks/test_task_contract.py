@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import tiny_filter
 from tests.ranks import Ranks
 from tests.tiny_task import tiny_task_file
 from tests.train.test_resume import losses, rows, train
@@ -19,22 +20,14 @@ from train.config.load import load
 from train.config.tasks.kinds import TaskConfig
 from train.evaluate.run import evaluate
 
-KINDS = (
-    "language_model",
-    "depth_upsampling",
-    "texture_removal",
-    "score_upsampling",
-    "box_classification",
-    "semantic_segmentation",
-)
+KINDS = ("language_model", *tiny_filter.KINDS, "score_upsampling", "box_classification", "semantic_segmentation")
 # Measured over three seeds: loss 8e-7 (2e-8 but for one run); norm 2.5e-7, and once 1.1e-4 for depth_upsampling. The
 # gradient of an absolute error jumps where an output crosses its truth, and a rounding can decide it: one of the 2,304
 # pixels of a step. A batch norm that sees other samples moves losses by 5e-5 to 7e-3 and norms by 2e-3 to 9e-2.
 LOSS = 1e-5
 NORM = {
     "language_model": 1e-5,
-    "depth_upsampling": 1e-3,
-    "texture_removal": 1e-3,
+    **dict.fromkeys(tiny_filter.KINDS, 1e-3),
     "score_upsampling": 1e-5,
     "box_classification": 1e-5,
     "semantic_segmentation": 1e-5,

@@ -1,4 +1,4 @@
-"""Settings of the joint image filters: network, image pairs, and the two tasks."""
+"""Settings of the joint image filters: network, image pairs, and the tasks."""
 
 from __future__ import annotations
 
@@ -40,13 +40,23 @@ class PairSourceConfig:
     shorthand: ClassVar[str] = "path"
 
     path: str = setting(
-        "procedural-scenes, procedural-textures, a folder of pairs, a folder of NYU's .npy arrays, or its labeled .mat",
+        "procedural-scenes, -textures, -objects or -modalities; a folder of pairs; a folder of NYU's arrays, or its "
+        "labeled .mat",
         resume="by_fingerprint",
     )
     guidance: str | None = setting(
         "Guidance files, as a pattern below a folder of pairs (RGB/*.png)", default=None, null="detected by name"
     )
-    target: str | None = setting("Target files, as a pattern", default=None, null="detected by name")
+    target: str | None = setting(
+        "Target files, as a pattern; partners are files whose wildcards match the same text, or have equal names",
+        default=None,
+        null="detected by name",
+    )
+    input: str | None = setting(
+        "Files of real inputs, low-resolution or noisy, as a pattern; in the target's values",
+        default=None,
+        null="made from the target",
+    )
     split: Literal["training", "test"] | None = setting(
         "Split of NYU's arrays or .mat, which require one", default=None, null="other sources"
     )
@@ -80,6 +90,16 @@ class PairSourceConfig:
         at_least=1e-9,
         at_most=1e9,
     )
+    label: str | None = setting(
+        "Validation sources: sources with one label are a set with metrics of its own, as in validation_LABEL_rmse",
+        default=None,
+        null="the end of its path, if there are several sources",
+    )
+    unit: str | None = setting(
+        "Unit of a validation source's errors, where sources differ; then no mean is taken over them",
+        default=None,
+        null="task.data.unit",
+    )
 
 
 @section
@@ -97,6 +117,20 @@ class PairDataConfig:
     flips: bool = setting("Randomly flip training images left to right", default=False)
     seed: int = setting(
         "Seed of sample order, crops, flips and noise", default=0, at_least=0, report="seed", at_most=2**64 - 1
+    )
+    noise: float = setting(
+        "Standard deviation of noise that is added to the input in training; the target has values from 0 to 1",
+        default=0.0,
+        at_least=0,
+        at_most=1e3,
+    )
+    validation_noise: float = setting(
+        "Standard deviation of noise that is added to the input in validation, the same at each",
+        default=0.0,
+        at_least=0,
+        at_most=1e3,
+        evaluation=True,
+        judges=True,
     )
 
 
@@ -122,11 +156,8 @@ class DepthDataConfig(PairDataConfig):
     )
 
 
-@section
-class TextureDataConfig(PairDataConfig):
-    """Training pairs of color and depth; validation pairs of textured and clean images."""
-
-    noise: float = setting(
+def _denoised() -> Any:
+    return setting(
         "Standard deviation of the noise added to the depth, which is scaled to 0 to 1",
         default=0.1,
         at_least=1e-6,
@@ -134,11 +165,50 @@ class TextureDataConfig(PairDataConfig):
     )
 
 
-# Settings that both tasks have.
+@section
+class TextureDataConfig(PairDataConfig):
+    """Training pairs of color and depth; validation pairs of textured and clean images."""
+
+    noise: float = _denoised()
 
 
-def _border() -> Any:
-    return setting(
+@section
+class SaliencyDataConfig(DepthDataConfig):
+    """Training pairs of color and depth; validation pairs of images and masks of what is salient."""
+
+    salient_above: float = setting(
+        "Mask values above this are salient: 127 for masks with gray edges",
+        default=0.0,
+        at_least=-3.4e38,
+        at_most=3.4e38,
+        evaluation=True,
+        judges=True,
+    )
+
+
+@section
+class RestorationDataConfig(PairDataConfig):
+    """Training pairs of color and depth; validation pairs of two modalities, such as color and near infrared."""
+
+    noise: float = _denoised()
+    validation_noise: float = setting(
+        "Standard deviation of the noise that is added to validation targets of 0 to 1; 0 where inputs have noise",
+        default=0.1,
+        at_least=0,
+        at_most=1e3,
+        evaluation=True,
+        judges=True,
+    )
+
+
+@section
+class JointFilterConfig:
+    """Settings that all tasks of joint image filters have."""
+
+    kind: str = setting("The task")
+    model: FilterConfig = setting("The filter", factory=FilterConfig)
+    data: PairDataConfig = setting("Its images")
+    border: int = setting(
         "Width of the image border excluded from errors",
         default=6,
         at_least=0,
@@ -147,10 +217,14 @@ def _border() -> Any:
         judges=True,
         at_most=8192,
     )
-
-
-def _shown_images() -> Any:
-    return setting(
+    baselines: bool = setting(
+        "Also evaluate other methods: the unfiltered input, the joint bilateral and the guided filter",
+        default=True,
+        resume="free",
+        report="ignored",
+        evaluation=True,
+    )
+    shown_images: int = setting(
         "Number of validation images saved to images/ at each evaluation",
         default=2,
         at_least=0,
@@ -158,10 +232,7 @@ def _shown_images() -> Any:
         report="ignored",
         at_most=1000,
     )
-
-
-def _shown_pixel() -> Any:
-    return setting(
+    shown_pixel: tuple[int, int] | None = setting(
         "Row and column of the pixel whose kernel is saved",
         default=None,
         at_least=0,
@@ -173,20 +244,11 @@ def _shown_pixel() -> Any:
 
 
 @section
-class DepthUpsamplingConfig:
+class DepthUpsamplingConfig(JointFilterConfig):
     """Depth upsampling guided by color: Kim, Ponce and Ham, IJCV 2021."""
 
     kind: Literal["depth_upsampling"] = setting("The task", default="depth_upsampling")
-    model: FilterConfig = setting("The filter", factory=FilterConfig)
     data: DepthDataConfig = setting("Its images")
-    border: int = _border()
-    baselines: bool = setting(
-        "Also evaluate bicubic upsampling and the joint bilateral and guided filters",
-        default=True,
-        resume="free",
-        report="ignored",
-        evaluation=True,
-    )
     other_guidance: bool = setting(
         "Also evaluate with a constant and with a shifted guidance",
         default=False,
@@ -194,27 +256,54 @@ class DepthUpsamplingConfig:
         report="ignored",
         evaluation=True,
     )
-    shown_images: int = _shown_images()
-    shown_pixel: tuple[int, int] | None = _shown_pixel()
 
 
 @section
-class TextureRemovalConfig:
+class TextureRemovalConfig(JointFilterConfig):
     """Texture removal by a filter that learned to denoise depth: guidance and target are the same image."""
 
     kind: Literal["texture_removal"] = setting("The task", default="texture_removal")
-    model: FilterConfig = setting("The filter", factory=FilterConfig)
     data: TextureDataConfig = setting("Its images")
     iterations: int = setting(
         "Number of times the filter is applied", default=4, at_least=1, evaluation=True, judges=True, at_most=1000
     )
-    border: int = _border()
-    baselines: bool = setting(
-        "Also evaluate the joint bilateral and guided filters, applied the same number of times",
-        default=True,
+
+
+@section
+class SaliencyUpsamplingConfig(JointFilterConfig):
+    """Upsampling of saliency maps by a filter that learned to upsample depth."""
+
+    kind: Literal["saliency_upsampling"] = setting("The task", default="saliency_upsampling")
+    data: SaliencyDataConfig = setting("Its images")
+    border: int = setting(
+        "Width of the image border excluded from errors",
+        default=0,
+        at_least=0,
+        unit="pixels",
+        evaluation=True,
+        judges=True,
+        at_most=8192,
+    )
+
+
+@section
+class CrossModalityRestorationConfig(JointFilterConfig):
+    """Removal of noise guided by another modality, by a filter that learned to denoise depth."""
+
+    kind: Literal["cross_modality_restoration"] = setting("The task", default="cross_modality_restoration")
+    data: RestorationDataConfig = setting("Its images")
+    other_noise: tuple[float, ...] = setting(
+        "Other levels of validation noise that are also evaluated, each as a set: validation_noise_0.05_psnr",
+        default=(),
+        at_least=0,
+        at_most=1e3,
         resume="free",
         report="ignored",
         evaluation=True,
     )
-    shown_images: int = _shown_images()
-    shown_pixel: tuple[int, int] | None = _shown_pixel()
+
+
+# The registry of these tasks: a new kind is a class above, a line here, and a branch in `train.tasks.build_task`.
+FilterTaskConfig = (
+    DepthUpsamplingConfig | TextureRemovalConfig | SaliencyUpsamplingConfig | CrossModalityRestorationConfig
+)

@@ -1,12 +1,15 @@
 """Registry of task kinds: the configuration and the validation rules of each.
 
 A new kind is one class in the union, one entry in TASK_RULES, and one branch in `train.tasks.build_task`, which needs
-torch; pyright and a test keep the three in sync. A kind whose parameter groups have learning rates above optim.lr is
-also in LARGEST_LR_FACTORS.
+torch; pyright and a test keep the three in sync. Joint filters have a union of their own, and one set of rules. A kind
+whose parameter groups have learning rates above optim.lr is also in LARGEST_LR_FACTORS.
 """
 
 from __future__ import annotations
 
+from typing import get_args
+
+from train.config.setting import default_of
 from train.config.tasks import (
     rules_box_segmentation,
     rules_joint_filter,
@@ -18,24 +21,22 @@ from train.config.tasks.box_segmentation import (
     BoxClassificationConfig,
     SemanticSegmentationConfig,
 )
-from train.config.tasks.joint_filter import DepthUpsamplingConfig, TextureRemovalConfig
+from train.config.tasks.joint_filter import FilterTaskConfig
 from train.config.tasks.language_model import LanguageModelConfig
 from train.config.tasks.score_upsampling import ScoreUpsamplingConfig
 from train.config.tasks.values import Rule
 
 TaskConfig = (  # discriminated by `kind`
     LanguageModelConfig
-    | DepthUpsamplingConfig
-    | TextureRemovalConfig
+    | FilterTaskConfig
+    | ScoreUpsamplingConfig
     | BoxClassificationConfig
     | SemanticSegmentationConfig
-    | ScoreUpsamplingConfig
 )
 
 TASK_RULES: dict[str, tuple[Rule, ...]] = {
     "language_model": rules_language_model.RULES,
-    "depth_upsampling": rules_joint_filter.RULES,
-    "texture_removal": rules_joint_filter.RULES,
+    **{default_of(task, "kind"): rules_joint_filter.RULES for task in get_args(FilterTaskConfig)},
     "score_upsampling": rules_score_upsampling.RULES,
     "box_classification": rules_box_segmentation.BOX_CLASSIFICATION_RULES,
     "semantic_segmentation": rules_box_segmentation.SEMANTIC_SEGMENTATION_RULES,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modeling.joint_filter.facts_dkn import shape_faults
+from train.config.tasks.rules_labels import labels_name_metrics
 from train.config.tasks.values import Rule, Values
 
 
@@ -35,17 +36,58 @@ def _a_crop_holds_two_pixels(values: Values) -> Iterator[str]:
         yield f"task.data.crop: {crop} is less than two pixels at task.data.scale {scale}; write {2 * scale} or more"
 
 
+_NO_UNITS = {  # kinds whose errors have no unit
+    "texture_removal": "texture_removal, which reports errors in colors",
+    "saliency_upsampling": "saliency_upsampling, which reports errors of maps from 0 to 1",
+    "cross_modality_restoration": "cross_modality_restoration, which reports errors of images from 0 to 1",
+}
+
+
 def _units_have_an_effect(values: Values) -> Iterator[str]:
     """Units apply only to validation errors of depth; colors have none."""
     reasons = {"sources": "training images"}
-    if values["task.kind"] == "texture_removal":
-        reasons["validation_sources"] = "texture_removal, which reports errors in colors"
+    if (reason := _NO_UNITS.get(values["task.kind"])) is not None:
+        reasons["validation_sources"] = reason
         if values["task.data.unit"] is not None:
-            yield f"task.data.unit: has no effect on {reasons['validation_sources']}; remove it"
+            yield f"task.data.unit: has no effect on {reason}; remove it"
     for key, reason in reasons.items():
         for number, source in enumerate(values[f"task.data.{key}"]):
-            if source.units_per_value != 1:
-                yield f"task.data.{key}.{number}.units_per_value: has no effect on {reason}; remove it"
+            for name, value in (("units_per_value", 1), ("unit", None)):
+                if getattr(source, name) != value:
+                    yield f"task.data.{key}.{number}.{name}: has no effect on {reason}; remove it"
+
+
+def _units_of_sources_have_labels(values: Values) -> Iterator[str]:
+    """Require a label beside a unit: reports find the unit of a metric by its label."""
+    for number, source in enumerate(values["task.data.validation_sources"]):
+        if source.unit is not None and source.label is None:
+            yield (
+                f"task.data.validation_sources.{number}.label: missing although its unit is set; name the set of "
+                "metrics that have this unit, as in label: nyu"
+            )
+
+
+def _zero_is_a_value(values: Values) -> Iterator[str]:
+    """Require that zeros are no holes in masks, whose background they are, and in photos, where they are black."""
+    what = {"saliency_upsampling": "the background of a mask", "cross_modality_restoration": "black"}
+    if (meaning := what.get(values["task.kind"])) is None:
+        return
+    for number, source in enumerate(values["task.data.validation_sources"]):
+        if source.missing == 0 and not source.path.startswith("procedural-"):
+            yield (
+                f"task.data.validation_sources.{number}.missing: 0, the default, is {meaning} in this task and not a "
+                "missing pixel; write null, or the value that marks missing pixels, as 255 in masks of PASCAL VOC"
+            )
+
+
+def _inputs_are_read(values: Values) -> Iterator[str]:
+    if values["task.kind"] == "texture_removal":
+        for number, source in enumerate(values["task.data.validation_sources"]):
+            if source.input is not None:
+                yield (
+                    f"task.data.validation_sources.{number}.input: has no effect on texture_removal, whose input "
+                    "is the guidance; remove it"
+                )
 
 
 def _other_guidance_is_read(values: Values) -> Iterator[str]:
@@ -104,6 +146,10 @@ RULES: tuple[Rule, ...] = (
     _there_are_images,
     _a_crop_holds_two_pixels,
     _units_have_an_effect,
+    _units_of_sources_have_labels,
+    labels_name_metrics,
+    _zero_is_a_value,
+    _inputs_are_read,
     _other_guidance_is_read,
     _shown_pixel_is_inside,
 )

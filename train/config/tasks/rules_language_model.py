@@ -10,6 +10,7 @@ from modeling.decoder.facts_counts_periln import count_parameters
 from modeling.decoder.facts_periln import DecoderShape
 from modeling.decoder.facts_rules_periln import has_output_norms, shape_faults
 from train.config.tasks.language_model import EMBEDDED_CORPUS
+from train.config.tasks.rules_labels import labels_name_metrics
 from train.config.tasks.values import Rule, Values
 
 _MOST_PARAMETERS = 10**15
@@ -102,18 +103,6 @@ def _tokens_can_be_counted(values: Values) -> Iterator[str]:
                 )
 
 
-def _labels_name_metrics(values: Values) -> Iterator[str]:
-    for number, source in enumerate(values["task.data.sources"]):
-        if source.label is not None:
-            yield f"task.data.sources.{number}.label: has no effect on training text; remove it"
-    for number, source in enumerate(values["task.data.validation_sources"]):
-        if source.label is not None and not re.fullmatch(r"[A-Za-z0-9]\w{0,39}", source.label, re.ASCII):
-            yield (
-                f"task.data.validation_sources.{number}.label: {source.label!r} cannot be part of a metric's name; "
-                "use up to 40 letters, digits and '_', as in books"
-            )
-
-
 def _gradients_have_a_type(values: Values) -> Iterator[str]:
     gradients, precision = values["engine.gradient_dtype"], values["engine.precision"]
     if gradients == "bf16" and precision == "fp32":
@@ -141,7 +130,7 @@ RULES: tuple[Rule, ...] = (
     _validation_is_given_once,
     _sources_read_their_keys,
     _tokens_can_be_counted,
-    _labels_name_metrics,
+    labels_name_metrics,
     _gradients_have_a_type,
     _flash_attention_has_bf16,
 )

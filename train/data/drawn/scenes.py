@@ -1,8 +1,9 @@
-"""Procedural rooms: a color image with exact depth, as a pure function of an index and a size.
+"""Procedural rooms: a color image with exact depth or a near-infrared image, a pure function of an index and a size.
 
 A room has slanted walls and a floor, spheres, boxes, rods and a wire. Painted checks, stripes, spots and noise create
 color edges where the depth has none, and some objects are painted like the wall behind them, so that some depth edges
-are barely visible in color. From this a filter learns when to trust its guidance.
+are barely visible in color. From this a filter learns when to trust its guidance. In near infrared, lit from elsewhere,
+surfaces have other shades: many paints vanish, some objects look like the wall, and others that color hides stand out.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ _AMBIENT = 0.55
 _SENSOR_NOISE = 0.008  # standard deviation, relative to 1
 _KINDS = ("plain", "gradient", "stripes", "checks", "spots", "noise", "weave")
 
+_INFRARED = 0x1F4A  # random stream, separate from that of color and depth
+_VANISHING = 0.45  # of the paints have no pattern in near infrared
+_LIKE_THE_WALL = 0.2  # of the objects, in near infrared
+
 
 def scene(index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return one room.
@@ -35,12 +40,56 @@ def scene(index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         RGB float32 (H, W, 3) from 0 to 1, and depth float32 (H, W) in meters.
     """
+    color, depth = np.zeros((*size, 3)), np.full(size, np.inf)
+    for _, nearer, hit, paint, light in _surfaces(index, size, depth):
+        normal, coordinates = hit.details(nearer)
+        color[nearer] = paint.at(coordinates) * _shade(normal, light)
+    return _photo(color, index, size), depth.astype(np.float32)
+
+
+def modalities(index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return one room in color and in near infrared.
+
+    Args:
+        index: Number of the room, from 0: that of `scene`.
+        size: Height and width.
+
+    Returns:
+        RGB float32 (H, W, 3) and near infrared float32 (H, W), both from 0 to 1; the latter is free of noise.
+    """
+    color, infrared, depth = np.zeros((*size, 3)), np.zeros(size), np.full(size, np.inf)
+    draws = Draws(_INFRARED, index)
+    lamp = np.array([draws.uniform(-0.2, 0.2), draws.uniform(-0.2, 0.2), -1])
+    lamp /= np.linalg.norm(lamp)
+    shades: dict[int, np.ndarray] = {}  # by surface: without and with the whole of its pattern
+    for number, nearer, hit, paint, light in _surfaces(index, size, depth):
+        if number not in shades:
+            is_like_wall = number > _WALLS and draws.uniform(0, 1) < _LIKE_THE_WALL
+            shades[number] = shades[0] if is_like_wall else _infrared_shades(draws)
+        normal, coordinates = hit.details(nearer)
+        color[nearer] = paint.at(coordinates) * _shade(normal, light)
+        dark, contrast = shades[number]
+        share = paint.pattern(coordinates[:, 0], coordinates[:, 1])
+        infrared[nearer] = (dark + contrast * share) * _shade(normal, lamp)[:, 0]
+    return _photo(color, index, size), np.clip(infrared, 0, 1).astype(np.float32)
+
+
+def _infrared_shades(draws: Draws) -> np.ndarray:
+    """Return the shade of a surface in near infrared, and how much its pattern adds to it."""
+    shade = draws.uniform(0.15, 0.9)
+    contrast = 0.0 if draws.uniform(0, 1) < _VANISHING else draws.uniform(-0.3, 0.3)
+    return np.array([shade, contrast])
+
+
+def _surfaces(
+    index: int, size: tuple[int, int], depth: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, Hit, _Paint, np.ndarray]]:
+    """Yield surfaces in the order they are drawn: object, pixels, hit, paint, light; puts their depth into `depth`."""
     draws = Draws(_STREAM, index)
     rays = camera_rays(size)
     light = np.array([draws.uniform(-0.7, 0.7), draws.uniform(-1, -0.3), draws.uniform(-1, -0.6)])
     light /= np.linalg.norm(light)
     paint = wall_paint = _Paint(draws, period=draws.uniform(0.35, 0.8))
-    depth, color = np.full(size, np.inf), np.zeros((*size, 3))
     for number, surfaces in enumerate(_objects(draws, rays)):
         if number:
             paint = _Paint(draws, period=draws.uniform(0.12, 0.45))
@@ -49,11 +98,18 @@ def scene(index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         for hit in surfaces:
             nearer = hit.depth < depth
             depth[nearer] = hit.depth[nearer]
-            normal, coordinates = hit.details(nearer)
-            shade = _AMBIENT + (1 - _AMBIENT) * np.maximum(normal @ light, 0)
-            color[nearer] = paint.at(coordinates) * shade[:, None]
-    color += _SENSOR_NOISE * Draws(_STREAM, index, *size).normal(color.shape)
-    return np.clip(color, 0, 1).astype(np.float32), depth.astype(np.float32)
+            yield number, nearer, hit, paint, light
+
+
+def _shade(normal: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Return the brightness of N surface points, (N, 1)."""
+    return (_AMBIENT + (1 - _AMBIENT) * np.maximum(normal @ light, 0))[:, None]
+
+
+def _photo(color: np.ndarray, index: int, size: tuple[int, int]) -> np.ndarray:
+    """Return a color image with the noise of a sensor, float32 (H, W, 3)."""
+    noisy = color + _SENSOR_NOISE * Draws(_STREAM, index, *size).normal(color.shape)
+    return np.clip(noisy, 0, 1).astype(np.float32)
 
 
 class _Paint:

@@ -1,5 +1,7 @@
 """Image files and arrays: decoding to float32, and layout without decoding.
 
+Images are turned as their EXIF orientation says, as every viewer shows them.
+
 H, W  height and width
 C     channels: 1 for a map of values (depth, disparity), 3 for color
 """
@@ -13,13 +15,16 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pfm", ".pgm", ".ppm")
 ARRAYS = (".npy", ".npz")
 SUFFIXES = (*IMAGES, *ARRAYS)
 
 _VALUE_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16L", "I;16B")  # PIL's, of one channel
+_PALETTE = "P"  # PIL's mode of labels, such as PASCAL VOC's: what counts is the number of a color, not the color
+_ORIENTATION = 0x0112  # EXIF tag
+_SIDEWAYS = (5, 6, 7, 8)  # its values that exchange height and width
 
 
 class Layout(NamedTuple):
@@ -27,6 +32,7 @@ class Layout(NamedTuple):
 
     size: tuple[int, int]  # H, W
     channels: int  # 1 or 3
+    input_size: tuple[int, int] | None = None  # of a real input; None: it is made from the target
 
 
 class UnreadableError(Exception):
@@ -45,16 +51,18 @@ def layout(path: Path, *, color: bool = False) -> Layout:
     """
     if path.suffix.lower() in ARRAYS:
         return _guarded(partial(_layout_of_array, color=color), path)
-    return _guarded(_layout_of_image, path)
+    return _guarded(partial(_layout_of_image, color=color), path)
 
 
 def read_values(path: Path) -> np.ndarray:
     """Return a map in the file's own values, float32 (H, W, 1), or color from 0 to 1, float32 (H, W, 3).
 
+    An image with a palette is a map of labels.
+
     Raises:
         UnreadableError: It is not an image or an array of one.
     """
-    values = _guarded(_decoded, path)
+    values = _guarded(partial(_decoded, color=False), path)
     return values.astype(np.float32)[:, :, None] if values.ndim == 2 else _unit(values, path)
 
 
@@ -65,7 +73,7 @@ def read_color(path: Path) -> np.ndarray:
         UnreadableError: It is not an image or an array of one, or it contains floats outside 0 to 1, or integers whose
             white level is unknown.
     """
-    values = _guarded(_decoded, path)
+    values = _guarded(partial(_decoded, color=True), path)
     return as_color(values, path)
 
 
@@ -99,11 +107,12 @@ def _require_white(dtype: np.dtype[Any]) -> None:
         )
 
 
-def _decoded(path: Path) -> np.ndarray:
+def _decoded(path: Path, *, color: bool) -> np.ndarray:
     """Return the values of a file unchanged: (H, W) or (H, W, 3)."""
     if path.suffix.lower() not in ARRAYS:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L") if image.mode == "LA" else _without_palette(image))
+        with path.open("rb") as file, Image.open(file) as image:  # PIL 13 garbles rotated TIFF if it maps the file
+            turned = ImageOps.exif_transpose(image) if orientation(image) > 1 else image
+            return np.asarray(_plain(turned, color=color))
     if path.suffix.lower() == ".npy":
         values = np.load(path, mmap_mode="r")
     else:
@@ -112,13 +121,32 @@ def _decoded(path: Path) -> np.ndarray:
     return values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
 
 
-def _without_palette(image: Image.Image) -> Image.Image:
-    return image if image.mode in _VALUE_MODES or image.mode == "RGB" else image.convert("RGB")
+def _plain(image: Image.Image, *, color: bool) -> Image.Image:
+    """Return an image of values, labels or RGB; an image with a palette is one of labels unless it is a color."""
+    if image.mode in ("LA", "La"):
+        return image.convert("L")
+    return image if image.mode == "RGB" or _is_map(image, color=color) else image.convert("RGB")
 
 
-def _layout_of_image(path: Path) -> Layout:
+def _is_map(image: Image.Image, *, color: bool) -> bool:
+    return image.mode in _VALUE_MODES or (image.mode == _PALETTE and not color)
+
+
+def _layout_of_image(path: Path, *, color: bool) -> Layout:
     with Image.open(path) as image:
-        return Layout((image.height, image.width), 1 if image.mode in _VALUE_MODES else 3)
+        upright = (image.height, image.width)
+        size = (image.width, image.height) if orientation(image) in _SIDEWAYS else upright
+        return Layout(size, 1 if _is_map(image, color=color) else 3)
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an open image, 1 (upright) to 8, without decoding it; PIL itself turns TIFF."""
+    if image.format == "TIFF":
+        return 1
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return 1  # PIL would decode the whole image to look behind its pixels
+    stated = image.getexif().get(_ORIENTATION)
+    return stated if isinstance(stated, int) and 1 <= stated <= 8 else 1
 
 
 def _layout_of_array(path: Path, *, color: bool) -> Layout:

@@ -19,7 +19,7 @@ import numpy as np
 from train.config.errors import ConfigError
 from train.config.tasks.joint_filter import PairSourceConfig
 from train.data.images.image_files import Layout
-from train.data.images.sources import ignored_keys, known_values, part
+from train.data.images.sources import Content, ignored_keys, known_values, part
 
 if TYPE_CHECKING:
     from hashlib import blake2b
@@ -55,11 +55,11 @@ class FrameSource:
         """Return height and width, and the target's channels."""
         return Layout(self.size, 1)
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(self, index: int) -> Content:
         """Return guidance, target and valid."""
         color = self.color(self.frames[index])
         depth = self.depth(self.frames[index]).astype(np.float32)
-        return color, *known_values(depth[:, :, None], self.missing)
+        return Content(color, *known_values(depth[:, :, None], self.missing))
 
     def update(self, digest: blake2b, index: int) -> None:
         """Hash the values of a frame and the value that marks missing pixels."""
@@ -142,7 +142,7 @@ def open_mat(config: PairSourceConfig, *, path: str) -> FrameSource:
 
 
 def _require_keys(config: PairSourceConfig, what: str, path: str) -> None:
-    faults = list(ignored_keys(config, ("guidance", "target", "size"), path=path, because=what))
+    faults = list(ignored_keys(config, ("guidance", "target", "input", "size"), path=path, because=what))
     if config.split is None:
         faults.append(f"{path}.split: missing; {what} has two splits: write training or test")
     if faults:

@@ -31,6 +31,7 @@ class Pair(NamedTuple):
     target: np.ndarray  # float32 (H, W, C), finite: a map in the file's values, or RGB from 0 to 1
     valid: np.ndarray  # bool (H, W): where the target is known
     units_per_value: float
+    input: np.ndarray | None = None  # float32 (h, w, C), finite, in the target's values; None: made from the target
 
 
 class Pairs:
@@ -42,6 +43,7 @@ class Pairs:
     def __init__(self, sources: Sequence[tuple[Source, PairSourceConfig]]) -> None:
         """Concatenate sources, each with its configuration."""
         self._entries = [(source, i, config) for source, config in sources for i in range(len(source.names))]
+        self.counts = [len(source.names) for source, _ in sources]  # pairs of each source, in order
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -54,7 +56,8 @@ class Pairs:
             ConfigError: A file is damaged.
         """
         source, i, config = self._entries[index]
-        return Pair(source.names[i], *source.read(i), config.units_per_value)
+        guidance, target, valid, real = source.read(i)
+        return Pair(source.names[i], guidance, target, valid, config.units_per_value, real)
 
     def size(self, index: int) -> tuple[int, int]:
         """Return a pair's height and width; does not decode the image."""
@@ -65,6 +68,11 @@ class Pairs:
         """Return the number of channels of a pair's target, 1 or 3; does not decode the image."""
         source, i, _ = self._entries[index]
         return source.layout(i).channels
+
+    def input_size(self, index: int) -> tuple[int, int] | None:
+        """Return height and width of a pair's real input; None if its input is made from the target."""
+        source, i, _ = self._entries[index]
+        return source.layout(i).input_size
 
     def name(self, index: int) -> str:
         """Return a pair's name; pairs of different sources may have the same."""

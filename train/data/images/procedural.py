@@ -1,53 +1,73 @@
-"""Procedural scenes and textures as sources of image pairs."""
+"""Procedural images as sources of image pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from train.config.errors import ConfigError
 from train.config.tasks.joint_filter import PairSourceConfig
-from train.data.drawn import scenes, textures
+from train.data.drawn import objects, scenes, textures
 from train.data.drawn.series import series_faults
 from train.data.images.image_files import Layout
-from train.data.images.sources import ignored_keys
+from train.data.images.sources import Content, ignored_keys
 
 if TYPE_CHECKING:
     from hashlib import blake2b
 
-SCENES = "procedural-scenes"
-KINDS = (SCENES, "procedural-textures")
 DEFAULT_SIZE = (192, 256)
 _SMALLEST = 16  # pixels
 
+Draw = Callable[[int, tuple[int, int]], tuple[np.ndarray, np.ndarray]]
+
+
+class _Series(NamedTuple):
+    """An infinite series of pairs; `draw` returns guidance and target of an index and a size, float32."""
+
+    draw: Draw
+    channels: int  # of the target
+    word: str  # in names
+    version: int
+
+
+def _masked_objects(index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image of objects, and a mask that is 1 on them and 0 elsewhere."""
+    drawn = objects.objects(index, size)
+    return (drawn.image / np.float32(255)).astype(np.float32), (drawn.mask > 0).astype(np.float32)
+
+
+_SERIES = {
+    "procedural-scenes": _Series(scenes.scene, 1, "scene", scenes.VERSION),
+    "procedural-textures": _Series(textures.textured_image, 3, "texture", textures.VERSION),
+    "procedural-objects": _Series(_masked_objects, 1, "objects", objects.VERSION),
+    "procedural-modalities": _Series(scenes.modalities, 1, "modalities", scenes.VERSION),
+}
+KINDS = tuple(_SERIES)
+
 
 class ProceduralSource:
-    """A range of scenes or textures, rendered when read."""
+    """A range of a series, rendered when read."""
 
     def __init__(self, kind: str, numbers: range, size: tuple[int, int]) -> None:
         """Initialize from a kind, a range of indices and a size."""
         self.kind, self.numbers, self.size = kind, numbers, size
-        word = kind.removeprefix("procedural-").removesuffix("s")
-        self.names: Sequence[str] = [f"{word}-{number:05d}" for number in numbers]
+        self._series = _SERIES[kind]
+        self.names: Sequence[str] = [f"{self._series.word}-{number:05d}" for number in numbers]
 
     def layout(self, index: int) -> Layout:
         """Return height and width, and the target's channels."""
-        return Layout(self.size, 1 if self.kind == SCENES else 3)
+        return Layout(self.size, self._series.channels)
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return guidance, target and valid: color and depth, or a textured and its clean image."""
-        valid = np.ones(self.size, bool)
-        if self.kind == SCENES:
-            color, depth = scenes.scene(self.numbers[index], self.size)
-            return color, depth[:, :, None], valid
-        return *textures.textured_image(self.numbers[index], self.size), valid
+    def read(self, index: int) -> Content:
+        """Return guidance, target and valid: color and depth, a textured and its clean image, and so on."""
+        guidance, target = self._series.draw(self.numbers[index], self.size)
+        return Content(guidance, target.reshape(*self.size, -1), np.ones(self.size, bool))
 
     def update(self, digest: blake2b, index: int) -> None:
         """Hash what determines the image: its index, its size, and the version of the code that renders it."""
-        version = scenes.VERSION if self.kind == SCENES else textures.VERSION
-        digest.update(f"{self.kind} {version} {self.numbers[index]} {self.size}\n".encode())
+        digest.update(f"{self.kind} {self._series.version} {self.numbers[index]} {self.size}\n".encode())
 
 
 def open_procedural(config: PairSourceConfig, *, path: str) -> ProceduralSource:
@@ -57,7 +77,8 @@ def open_procedural(config: PairSourceConfig, *, path: str) -> ProceduralSource:
         ConfigError: With every fault of the source.
     """
     start, stop, size = config.start or 0, config.stop, config.size or DEFAULT_SIZE
-    faults = list(ignored_keys(config, ("guidance", "target", "split", "missing"), path=path, because=config.path))
+    ignored = ("guidance", "target", "input", "split", "missing")
+    faults = list(ignored_keys(config, ignored, path=path, because=config.path))
     faults += series_faults(config.path, start=start, stop=stop, size=size, smallest=_SMALLEST, path=path)
     if faults or stop is None:
         raise ConfigError(faults)

@@ -22,7 +22,14 @@ Downsampling = Literal[
 ]
 
 
-def degrade(target: np.ndarray, valid: np.ndarray, *, scale: int, mode: Downsampling) -> np.ndarray:
+def degrade(
+    target: np.ndarray,
+    valid: np.ndarray,
+    *,
+    scale: int,
+    mode: Downsampling,
+    disturbed: Callable[[np.ndarray], np.ndarray] = lambda small: small,
+) -> np.ndarray:
     """Downsample a target by `scale` and upsample it back to its original size.
 
     Invalid pixels do not contribute: block means use the valid pixels of a block, and all other modes operate on a
@@ -34,6 +41,7 @@ def degrade(target: np.ndarray, valid: np.ndarray, *, scale: int, mode: Downsamp
         valid: bool (H, W).
         scale: 2 or more.
         mode: Downsampling method.
+        disturbed: Applied to the small image, where a sensor would add its noise.
 
     Returns:
         float32, the target's shape; finite.
@@ -47,7 +55,7 @@ def degrade(target: np.ndarray, valid: np.ndarray, *, scale: int, mode: Downsamp
         small = _masked_block_mean(target, valid, scale)
     else:
         small = downsample(fill_holes(target, valid), scale, mode)
-    return upsample(small, target.shape[:2])
+    return upsample(disturbed(small), target.shape[:2])
 
 
 def downsample(image: np.ndarray, scale: int, mode: Downsampling) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,17 +16,26 @@ if TYPE_CHECKING:
     from train.data.images.image_files import Layout
 
 
+class Content(NamedTuple):
+    """The images of a pair, as defined in `pairs.Pair`."""
+
+    guidance: np.ndarray
+    target: np.ndarray
+    valid: np.ndarray
+    input: np.ndarray | None = None  # None: it is made from the target
+
+
 class Source(Protocol):
     """The pairs of one source, by index."""
 
     names: Sequence[str]
 
     def layout(self, index: int) -> Layout:
-        """Return height and width, and the target's channels."""
+        """Return height and width, the target's channels, and the size of a real input."""
         ...
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return guidance, target and valid, as defined in `pairs.Pair`."""
+    def read(self, index: int) -> Content:
+        """Return the images of a pair."""
         ...
 
     def update(self, digest: blake2b, index: int) -> None:

@@ -103,6 +103,11 @@ def _strip(exhibit: Exhibit) -> Tensor:
     return torch.cat([panel.expand(1, 3, -1, -1).clamp(0, 1) for panel in panels], dim=3)[0]
 
 
+def averaged(guidance: Tensor) -> Tensor:
+    """Return a guidance with its mean color everywhere: (B, C, H, W)."""
+    return guidance.mean(dim=(2, 3), keepdim=True).expand_as(guidance)
+
+
 def shifted(guidance: Tensor, pixels: int) -> Tensor:
     """Return a guidance shifted down and to the right, with its first row and column repeated: (B, C, H, W).
 

@@ -58,6 +58,11 @@ def _planes(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(np.pad(image, ((0, 0), (0, rows), (0, columns))))
 
 
+def as_planes(image: np.ndarray) -> Tensor:
+    """Return an image (H, W) or (H, W, C) as a tensor (1, C, H, W)."""
+    return torch.from_numpy(_planes(image, *image.shape[:2]))[None]
+
+
 def with_input(pair: Pair, image: np.ndarray) -> Pair:
     """Return a pair with the network's input appended to the target, so that both are cropped and flipped together."""
     return pair._replace(target=np.concatenate([pair.target, image], axis=2))

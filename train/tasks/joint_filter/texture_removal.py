@@ -6,113 +6,56 @@ signal-to-noise ratio over the whole image, and along the edges of the clean ima
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from modeling.joint_filter.modeling_dkn import DKNOutput
 from train.config.tasks.joint_filter import TextureRemovalConfig
-from train.data.drawn.draws import Draws
-from train.data.images.baselines import baselines
+from train.data.images.baselines import TEXTURE, baselines
 from train.data.images.pairs import Pair, Pairs
-from train.data.images.patches import min_max, patch
 from train.data.split import Split
-from train.tasks.joint_filter.image_batch import Images, images_of, training_sample, with_input
-from train.tasks.joint_filter.joint_filtering import SECTIONS, JointFiltering, absolute_error
-from train.tasks.sums import add, add_judged
-from train.tasks.task import Batch, ModelCard, Sums
-
-METHODS = ("input", "joint_bilateral", "guided_filter")  # methods to compare with; input: unfiltered
-EDGE_SLOPE = 0.1  # change of brightness per pixel that counts as an edge
-EDGE_REACH = 2  # pixels around an edge that count as its neighborhood
-_NOISE = 0x40153  # random stream, separate from that of crops
+from train.tasks.joint_filter.edges import have_ratios, ratios
+from train.tasks.joint_filter.examples import Example, Noise, noisy_depth
+from train.tasks.joint_filter.image_batch import Images
+from train.tasks.joint_filter.joint_filtering import SECTIONS, JointFiltering
+from train.tasks.task import ModelCard
 
 
 class TextureRemoval(JointFiltering[TextureRemovalConfig]):
     """The task `texture_removal`: trained on noisy depth with color, evaluated on textured images.
 
-    In validation batches `input` and `truth` are color (B, 3, H, W), `guidance` is the input, and `others` (B, 3, 2)
-    contains psnr and edge psnr of METHODS.
+    In validation batches `input` and `truth` are color (B, 3, H, W), and `guidance` is the image without added noise.
     """
 
-    metric_names = ("loss", "psnr", "edge_psnr")  # loss on colors from 0 to 1, ratios in dB
+    score_names = ("psnr", "edge_psnr")  # in dB
+    methods = ("input", "joint_bilateral", "guided_filter")  # input: unfiltered
 
-    def _training_sample(self, index: int, step: int) -> dict[str, np.ndarray]:
-        data = self.config.data
-        pair = self.training.read(index)
-        depth = min_max(pair.target, pair.valid).to_unit(pair.target)
-        depth = np.where(pair.valid[..., None], depth, np.float32(0))
-        noise = Draws(_NOISE, data.seed, step, index).normal(depth.shape) * data.noise
-        noisy = with_input(pair._replace(target=depth), (depth + noise).astype(np.float32))
-        sample = patch(noisy, crop=data.crop, flips=data.flips, seed=data.seed, step=step, sample_id=index)
-        return training_sample(sample)
+    def _training_example(self, pair: Pair, noise: Noise) -> Example:
+        return noisy_depth(pair, noise)
 
-    def _validation_sample(self, index: int) -> dict[str, np.ndarray]:
-        pair = self.validation.read(index)
-        sample = {"guidance": pair.guidance, "input": pair.guidance, "truth": pair.target, "valid": pair.valid}
-        return sample | ({"others": self._baseline_ratios(index, pair)} if self.config.baselines else {})
+    def _validation_example(self, pair: Pair, noise: Noise) -> Example:
+        return Example(pair, noise.added(pair.guidance))
 
-    def _baseline_ratios(self, index: int, pair: Pair) -> np.ndarray:
-        """Return both ratios of METHODS, (3, 2), computed once per pair."""
-        if index not in self._baselines:
-            image = pair.guidance
-            outputs = {
-                "input": image,
-                **baselines(image, image, pair.valid, scale=None, iterations=self.config.iterations),
-            }
-            truth, valid = _planes(pair.target), torch.from_numpy(pair.valid)[None, None]
-            self._baselines[index] = np.stack([self._ratios(_planes(outputs[name]), truth, valid) for name in METHODS])
-        return self._baselines[index]
+    def _other_outputs(self, example: Example, noise: Noise) -> Mapping[str, np.ndarray]:
+        pair, times = example.pair, self.config.iterations
+        filtered = baselines(pair.guidance, example.image, pair.valid, TEXTURE, iterations=times)
+        return {"input": example.image, **filtered}
 
-    def _ratios(self, output: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        """Return psnr and edge psnr, (2,) fp32 in dB."""
-        squares = (output.float() - truth).double().square().mean(dim=1, keepdim=True)
-        return torch.stack([_psnr(squares[place]) for place in self._places(truth, valid)]).float()
-
-    def _places(self, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the pixels for psnr and for edge psnr, (1, 1, H, W) bool each, excluding the border."""
-        border = self.config.border
-        inside = valid.clone()
-        if border and min(valid.shape[2:]) > 2 * border:
-            inside[..., :border, :] = inside[..., -border:, :] = False
-            inside[..., :border] = inside[..., -border:] = False
-        return inside, inside & edges(truth)
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        """Return the absolute error per pixel and both ratios per image, for the filter and the baselines.
-
-        An image without edges has no edge psnr and gets weight 0 there, for every method.
-        """
-        sums: Sums = {}
-        judged = torch.stack([self._judged(image) for image in images_of(batch)])
-        for image, counts in zip(images_of(batch), judged, strict=True):
-            output, _ = self._filtered(model, image)
-            channels = output.shape[1]
-            add(sums, "loss", absolute_error(output, image.truth, image.valid), image.valid.sum() * channels)
-            ratios = self._ratios(output, image.truth, image.valid)
-            add_judged(sums, "psnr", ratios[0], counts[0])
-            add_judged(sums, "edge_psnr", ratios[1], counts[1])
-        for name, ratios in zip(METHODS, batch["others"].unbind(1), strict=True) if self.config.baselines else ():
-            add_judged(sums, f"{name}_psnr", ratios[:, 0], judged[:, 0])
-            add_judged(sums, f"{name}_edge_psnr", ratios[:, 1], judged[:, 1])
-        return sums
+    def _scores(self, output: Tensor, image: Images, units: Tensor) -> Tensor:
+        return ratios(output, image.truth, self._inside(image.valid))
 
     def _judged(self, image: Images) -> Tensor:
-        """Return whether there are pixels for either ratio, (2,) fp32, 0 or 1."""
-        return torch.stack([place.any() for place in self._places(image.truth, image.valid)]).float()
+        """Return which ratios an image has: one without edges has none along them."""
+        return have_ratios(image.truth, self._inside(image.valid))
 
-    def _filtered(self, model: nn.Module, image: Images) -> tuple[Tensor, DKNOutput]:
-        """Apply the filter `iterations` times to each channel; return the image and the output of the last pass."""
-        channels = image.input.shape[1]
-        guidance, filtered = image.guidance.expand(channels, -1, -1, -1), image.input.transpose(0, 1)
-        output = DKNOutput()
-        for _ in range(self.config.iterations):
-            output = model(guidance, filtered)
-            filtered = output.output
-        return filtered.transpose(0, 1), output
+    @property
+    def _iterations(self) -> int:
+        return self.config.iterations
+
+    def metric_unit(self, name: str) -> str | None:
+        """Return the unit of a ratio."""
+        return "dB" if name.endswith("psnr") else None
 
     def card(self) -> ModelCard:
         """Return the model card of an exported filter."""
@@ -134,21 +77,3 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
                     f"images, as in {{path: procedural-textures, stop: 8}}"
                 )
                 return
-
-
-def edges(image: Tensor) -> Tensor:
-    """Return the pixels near edges of an image (1, C, H, W): (1, 1, H, W) bool."""
-    gray = image.mean(dim=1, keepdim=True)
-    across, down = F.pad(gray.diff(dim=3), (0, 1)).abs(), F.pad(gray.diff(dim=2), (0, 0, 0, 1)).abs()
-    steep = (torch.maximum(across, down) > EDGE_SLOPE).float()
-    return F.max_pool2d(steep, 2 * EDGE_REACH + 1, stride=1, padding=EDGE_REACH) > 0
-
-
-def _psnr(squares: Tensor) -> Tensor:
-    """Return the ratio of a peak of 1 to the mean squared error, in dB, at most 100; 100 for no pixels."""
-    mean = squares.mean() if squares.numel() else squares.sum()  # non-finite values stay non-finite
-    return -10 * mean.clamp(min=1e-10).log10()
-
-
-def _planes(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]

@@ -8,7 +8,7 @@ import pytest
 
 from train.data.drawn.scenes import scene
 from train.data.drawn.textures import textured_image
-from train.data.images.baselines import baselines
+from train.data.images.baselines import TEXTURE, baselines, depth_upsampling
 from train.data.images.patches import min_max
 from train.data.images.resize import degrade
 
@@ -28,7 +28,7 @@ def errors(scale: int, *, shifted: bool = False) -> dict[str, float]:
         guidance = np.ascontiguousarray(np.roll(colour, 24, axis=1)) if shifted else colour
         span = min_max(depth, EVERYWHERE)
         given = span.to_unit(degrade(depth, EVERYWHERE, scale=scale, mode="bicubic"))
-        outputs = {"bicubic": given, **baselines(guidance, given, EVERYWHERE, scale=scale)}
+        outputs = {"bicubic": given, **baselines(guidance, given, EVERYWHERE, depth_upsampling(scale))}
         truth, centimetres = span.to_unit(depth), 100 * span.width
         found.append({name: centimetres * root_mean_square(x - truth) for name, x in outputs.items()})
     return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
@@ -65,7 +65,7 @@ def brute_force_bilateral(guidance: np.ndarray, given: np.ndarray, *, space: flo
 def test_the_joint_bilateral_filter_is_the_formula() -> None:
     colour, depth = scene(2, (32, 40))
     given = min_max(depth, depth > 0).to_unit(depth)
-    ours = baselines(colour, given, depth > 0, scale=4)["joint_bilateral"]
+    ours = baselines(colour, given, depth > 0, depth_upsampling(4))["joint_bilateral"]
     exact = brute_force_bilateral(colour.astype(np.float64), given, space=2, colour=0.06)
     assert np.abs(ours - exact).max() < 3e-6  # measured: 6e-7; twice the sigma is 0.2 off
 
@@ -91,7 +91,7 @@ def brute_force_guided(guide: np.ndarray, given: np.ndarray, *, radius: int, eps
 def test_the_guided_filter_is_the_formula() -> None:
     colour, depth = scene(2, (32, 40))
     given = min_max(depth, depth > 0).to_unit(depth)
-    ours = baselines(colour, given, depth > 0, scale=4)["guided_filter"]
+    ours = baselines(colour, given, depth > 0, depth_upsampling(4))["guided_filter"]
     exact = brute_force_guided(colour.astype(np.float64), given.astype(np.float64), radius=2, eps=0.0003)
     assert np.abs(ours - exact).max() < 2e-4  # measured: 3e-5
     # In units of 0 to 1 OpenCV's is another filter, which is why ours hands it 8-bit units.
@@ -100,12 +100,14 @@ def test_the_guided_filter_is_the_formula() -> None:
 
 def test_constants_stay_and_what_is_not_valid_never_matters() -> None:
     colour, depth = scene(2, SIZE)
-    for x in baselines(colour, np.full(SIZE, 0.25, np.float32), EVERYWHERE, scale=8).values():
+    for x in baselines(colour, np.full(SIZE, 0.25, np.float32), EVERYWHERE, depth_upsampling(8)).values():
         assert np.abs(x - 0.25).max() < 1e-4
     valid = np.hypot(*np.mgrid[-48:48, -64:64]) > 15
-    one, two = (baselines(colour, np.where(valid, depth, x).astype(np.float32), valid, scale=8) for x in (0.0, 99.0))
+    one, two = (
+        baselines(colour, np.where(valid, depth, x).astype(np.float32), valid, depth_upsampling(8)) for x in (0.0, 99.0)
+    )
     assert all(np.array_equal(one[name], two[name]) for name in one)
-    assert all(np.isfinite(x).all() for x in baselines(colour, depth, ~EVERYWHERE, scale=8).values())
+    assert all(np.isfinite(x).all() for x in baselines(colour, depth, ~EVERYWHERE, depth_upsampling(8)).values())
 
 
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
@@ -113,7 +115,7 @@ def test_the_outputs_are_like_what_is_given_and_the_same_again(channels: tuple[i
     colour, depth = scene(2, SIZE)
     given = np.ascontiguousarray(np.broadcast_to(depth.reshape(*SIZE, *[1] * len(channels)), (*SIZE, *channels)))
     before = given.copy()
-    one, two = (baselines(colour, given, EVERYWHERE, scale=8, iterations=2) for _ in range(2))
+    one, two = (baselines(colour, given, EVERYWHERE, depth_upsampling(8), iterations=2) for _ in range(2))
     assert set(one) == {"joint_bilateral", "guided_filter"}
     for name in one:
         assert (one[name].shape, one[name].dtype) == (given.shape, np.float32)
@@ -127,7 +129,7 @@ def test_texture_goes_and_more_of_it_each_time() -> None:
         textured, clean = textured_image(number, SIZE)
         errors_after = [
             {name: root_mean_square(x - clean) for name, x in found.items()}
-            for found in (baselines(textured, textured, EVERYWHERE, scale=None, iterations=n) for n in (1, 4))
+            for found in (baselines(textured, textured, EVERYWHERE, TEXTURE, iterations=n) for n in (1, 4))
         ]
         for name in ("joint_bilateral", "guided_filter"):
             assert errors_after[1][name] < errors_after[0][name] < root_mean_square(textured - clean)

@@ -16,8 +16,9 @@ from PIL import Image
 from train.config.errors import ConfigError
 from train.config.tasks.joint_filter import PairSourceConfig
 from train.data.drawn.draws import Draws
-from train.data.images import nyu
+from train.data.images import image_files, nyu, pair_folder
 from train.data.images.pairs import Pair, Pairs, open_pairs
+from train.data.images.validation_sets import by_label, labels
 
 VISION = Path(__file__).parents[5] / "shared/data/vision"
 HERE = "task.data.sources"
@@ -199,7 +200,11 @@ def recoloured(folder: Path, values: np.ndarray) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
-    "gone": (shutil.rmtree, {}, "does not exist; use one of procedural-scenes, procedural-textures, a folder of pairs"),
+    "gone": (
+        shutil.rmtree,
+        {},
+        "does not exist; use one of procedural-scenes, procedural-textures, procedural-objects,",
+    ),
     "empty": (lambda f: [shutil.rmtree(f / "RGB")], {}, "contains neither two folders with names like RGB and Depth"),
     "alone": (
         lambda f: (f / "Depth/1.npy").unlink(),
@@ -431,3 +436,116 @@ def test_the_sets_that_are_here_are_found_by_their_names() -> None:
         assert_well_formed(pairs.read(0))
     assert motorcycle.read(0).valid.mean() == pytest.approx(0.927, abs=0.001)
     assert frames.read(0).target.max() == pytest.approx(4.017, abs=0.001)
+
+
+# ------------------------------------------------------------------------------------------- data as people have them
+
+
+def test_patterns_pair_by_what_their_wildcards_match(tmp_path: Path) -> None:
+    """The names of the published Lu set: "ouput" in one and "output" in the other."""
+    for number in (2, 1):
+        save(colour(number), tmp_path / f"RGBD_0{number}_ouput_color.png")
+        save(depth(number), tmp_path / f"RGBD_0{number}_output_depth.npy")
+    assert "have no target" in faults(tmp_path)[0]
+    pairs = opened(tmp_path, guidance="RGBD_*_ouput_color.png", target="RGBD_*_output_depth.npy")
+    for place, number in enumerate((1, 2)):
+        assert np.array_equal(pairs.read(place).target[:, :, 0], depth(number))
+        assert np.array_equal(pairs.read(place).guidance, colour(number).astype(np.float32) / 255)
+
+
+def test_folders_of_any_name_pair_by_wildcards(tmp_path: Path) -> None:
+    for number in range(3):
+        save(colour(number), tmp_path / f"JPEGImages/2007_00{number}.bmp")
+        save(depth(number), tmp_path / f"SegmentationClass/2007_00{number}.npy")
+    pairs = opened(tmp_path, guidance="JPEGImages/*.bmp", target="SegmentationClass/*.npy")
+    assert all(np.array_equal(pairs.read(n).target[:, :, 0], depth(n)) for n in range(3))
+    save(depth(9), tmp_path / "SegmentationClass/2007_009.npy")
+    [told] = faults(tmp_path, guidance="JPEGImages/*.bmp", target="SegmentationClass/*.npy")
+    assert "partners have the same text at the wildcards of the patterns, or equal names" in told
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "texts"),
+    [
+        ("a_*_b?.png", "a_01_b3.png", ("01", "3")),
+        ("**/[lr]*.png", "x/y/left.png", ("x/y/", "l", "eft")),
+        ("**/[lr]*.png", "right.png", ("", "r", "ight")),
+        ("[!ab]/(*).png", "c/(1).png", ("c", "1")),
+    ],
+)
+def test_wildcards_match_as_those_of_a_path_do(pattern: str, path: str, texts: tuple[str, ...], tmp_path: Path) -> None:
+    save(colour(0), tmp_path / path)
+    assert list(tmp_path.glob(pattern)) == [tmp_path / path]
+    assert pair_folder._by_wildcards([tmp_path / path], pattern, tmp_path) == {texts: [tmp_path / path]}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_an_image_is_turned_as_it_is_shown(mode: str, orientation: int, tmp_path: Path) -> None:
+    values = colour(0) if mode == "RGB" else depth(0).astype(np.uint8 if mode == "L" else np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / "a.tif"
+    Image.fromarray(values).save(file, exif=exif)
+    turned = np.rot90(values, {1: 0, 3: 2, 6: 3, 8: 1}[orientation])
+    read = image_files.read_values(file)
+    assert image_files.layout(file).size == read.shape[:2] == turned.shape[:2]
+    assert np.array_equal(
+        read if mode == "RGB" else read[:, :, 0], turned / np.float32(255) if mode == "RGB" else turned
+    )
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_portrait_photo_beside_landscape_depth_is_a_fault(suffix: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "RGB").mkdir()
+    Image.fromarray(colour(0)).save(tmp_path / f"RGB/a{suffix}", exif=exif)
+    save(depth(0), tmp_path / "Depth/a.npy")
+    assert f"a{suffix} has 8 x 6 pixels and a.npy 6 x 8" in faults(tmp_path)[0]
+    save(np.ascontiguousarray(depth(0).T), tmp_path / "Depth/a.npy")
+    assert opened(tmp_path).read(0).guidance.shape == (8, 6, 3)
+
+
+def test_a_target_with_a_palette_is_labels_and_a_guidance_is_colours(tmp_path: Path) -> None:
+    labels = (np.arange(48).reshape(6, 8) % 21).astype(np.uint8)
+    image = Image.fromarray(labels, "P")
+    image.putpalette([(7 * n) % 256 for n in range(768)])
+    for folder in ("RGB", "Depth"):
+        (tmp_path / folder).mkdir()
+        image.save(tmp_path / f"{folder}/a.png")
+    pairs = opened(tmp_path, missing=None)
+    assert pairs.channels(0) == 1
+    assert np.array_equal(pairs.read(0).target[:, :, 0], labels)
+    assert np.array_equal(pairs.read(0).guidance, np.asarray(image.convert("RGB")) / np.float32(255))
+
+
+def test_real_inputs_have_their_holes_filled_and_count_in_the_fingerprint(tmp_path: Path) -> None:
+    patterns = {"guidance": "*_color.png", "target": "*_depth.npy", "input": "*_low.npy"}
+    for number in range(2):
+        save(colour(number), tmp_path / f"{number}_color.png")
+        save(depth(number), tmp_path / f"{number}_depth.npy")
+        save(depth(number, (3, 4)), tmp_path / f"{number}_low.npy")
+    small = depth(1, (3, 4))
+    small[0, 0] = 0
+    save(small, tmp_path / "1_low.npy")
+    pairs = opened(tmp_path, **patterns)
+    assert (pairs.size(1), pairs.input_size(1)) == ((6, 8), (3, 4))
+    read = pairs.read(1).input
+    assert read is not None
+    assert float(read[0, 0, 0]) in (float(small[0, 1]), float(small[1, 0]))
+    assert np.array_equal(read[1:, :, 0], small[1:])
+    before = pairs.fingerprint
+    save(small + 1, tmp_path / "1_low.npy")
+    assert opened(tmp_path, **patterns).fingerprint != before
+    assert opened(tmp_path, guidance="*_color.png", target="*_depth.npy").input_size(1) is None
+    assert "an input pattern needs both others" in faults(tmp_path, input="*_low.npy")[0]
+    save(colour(5, (3, 4)), tmp_path / "1_low.npy")
+    assert "has 3 channels and 1_depth.npy 1; both must be maps" in faults(tmp_path, **patterns)[0]
+
+
+def test_labels_of_sources_are_as_much_of_their_paths_as_tells_them_apart() -> None:
+    sources = [PairSourceConfig(path=p) for p in ("a/test", "b/test", "b/test", "data/Lu-set", "procedural-scenes")]
+    assert labels(sources) == ["a_test", "b_test", "b_test", "Lu_set", "procedural_scenes"]
+    mixed = [PairSourceConfig(path=p, label=n) for p, n in (("a", "x"), ("b", "y"), ("c", "x"))]
+    assert [source.path for source in by_label(mixed)] == ["a", "c", "b"]

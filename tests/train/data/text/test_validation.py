@@ -92,7 +92,7 @@ def test_a_set_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "fault"),
     [
-        ("task.data.sources=[{path: a.txt, label: a}]", "task.data.sources.0.label: has no effect on training text"),
+        ("task.data.sources=[{path: a.txt, label: a}]", "task.data.sources.0.label: has no effect on training data"),
         ("task.data.validation_sources=[{path: a.txt, label: a b}]", "'a b' cannot be part of a metric's name"),
     ],
 )
