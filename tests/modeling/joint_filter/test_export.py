@@ -19,10 +19,14 @@ from .plain_filter import random_filter, random_pair
 FILES = {
     "configuration_dkn.py",
     "facts_dkn.py",
+    "holes_dkn.py",
     "image_processing_dkn.py",
+    "images_dkn.py",
     "kernels_dkn.py",
     "modeling_dkn.py",
+    "purpose_dkn.py",
     "sampling_dkn.py",
+    "tiles_dkn.py",
 }
 
 LOADS_ELSEWHERE = """
@@ -49,7 +53,7 @@ save_file({name: tensor.contiguous() for name, tensor in found.items()}, "found.
 
 @pytest.mark.parametrize("fields", [{}, {"architecture": "dkn", "residual": False, "sampling": "compat"}], ids=str)
 def test_a_saved_filter_loads_where_the_project_is_not(tmp_path: Path, fields: dict[str, Any]) -> None:
-    model = random_filter(**fields)
+    model = random_filter(**fields, purpose={"task": "depth_upsampling", "scale": 3})
     guidance, target = random_pair(22, 27)
     Image.fromarray((255 * guidance[0]).byte().movedim(0, -1).numpy()).save(tmp_path / "guidance.png")
     target[..., 6:12, 9:15] = 0  # values, as the folder's processor says
