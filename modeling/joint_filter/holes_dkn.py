@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .images_dkn import WHITE_OF_16_BITS
 from .purpose_dkn import HoleRule
 
 SILENT_SHARE = 0.01  # of the finite pixels: fewer may be taken for holes without a word
@@ -47,12 +48,14 @@ def check_rule(pixels: Tensor, known: Tensor) -> None:
     finite = pixels[0].double()[known & pixels[0].isfinite()]
     negative = finite[finite < 0]
     share = len(negative) / max(len(finite), 1)
+    is_marker = len(negative) > 0 and bool((negative == negative[0]).all())
     if share > REFUSED_SHARE:
+        marker = f", or invalid={negative[0].item():g} if that marks holes" if is_marker else ""
         raise ValueError(
             f"target: {share:.0%} of its finite pixels are negative, and the hole rule `zero` would take them for "
-            f"holes; write invalid='none' if they are values, or invalid={negative[0].item():g} if that marks holes"
+            f"holes; write invalid='none' if they are values{marker}"
         )
-    if share > SILENT_SHARE and (negative != negative[0]).any():
+    if share > SILENT_SHARE and not is_marker:
         warnings.warn(
             f"target: {share:.0%} of its finite pixels are negative, and the hole rule `zero` takes them for holes; "
             f"write invalid='none' if they are values",
@@ -83,10 +86,11 @@ def check_marker(pixels: Tensor, valid: Tensor) -> None:
         valid: (h, w) bool; what is a hole already is not looked at.
     """
     values = pixels[0].double()[valid]
-    if pixels.dtype == torch.uint8 or pixels.dtype == torch.bool or not len(values):
+    if pixels.element_size() == 1 or not len(values):
         return
     greatest = values.max().item()
-    if greatest not in (2**16 - 1, *(() if pixels.is_floating_point() else (torch.iinfo(pixels.dtype).max,))):
+    limit = WHITE_OF_16_BITS if pixels.is_floating_point() else torch.iinfo(pixels.dtype).max
+    if greatest not in (WHITE_OF_16_BITS, limit):
         return
     others = values[values < greatest]
     if len(others) and others.max() < (1 - NEAR) * greatest:

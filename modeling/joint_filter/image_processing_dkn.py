@@ -150,9 +150,10 @@ class DKNImageProcessor(BaseImageProcessor):
                 check_rule(target.pixels, target.known)
             check_marker(target.pixels, self._read(target).valid)
         elif len(guidance.pixels) == 1 and guidance.pixels.dtype != torch.uint8 and target.labels is None:
+            kind = str(guidance.pixels.dtype).removeprefix("torch.")
             warnings.warn(
-                f"guidance: one channel of {guidance.pixels.dtype}, beside a target in color; if they are swapped, "
-                f"the guidance comes first",
+                f"guidance: one channel of {kind}, beside a target in color; if they are swapped, the guidance comes "
+                f"first",
                 stacklevel=2,
             )
 

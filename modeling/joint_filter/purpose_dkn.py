@@ -104,8 +104,7 @@ assert _TYPES.keys() == {each.name for each in fields(FilterPurpose)}
 def check_sizes(guidance: Size, target: Size, *, trained: float | None, stated: float | None) -> None:
     """Check that a target goes with a guidance, and that its scale is the one that a filter was trained for.
 
-    Sizes that are rounded up or down from the guidance's are what they are rounded from: 35 x 26 is 561 x 427 made
-    smaller by 16.
+    Both sides may be rounded, up, down or to the nearest: 35 x 26 is 561 x 427 made smaller by 16.
 
     Args:
         guidance: Its size.
@@ -153,11 +152,9 @@ def _check_aspect(guidance: Size, target: Size) -> None:
             f"target: {_size(target)} is larger than the guidance, {_size(guidance)}; the guidance sets the size of "
             f"what comes out: shrink the target or take a larger guidance"
         )
-    ranges = [
-        (whole / (part + 1), whole / (part - 1) if part > 1 else math.inf) for whole, part in _pairs(guidance, target)
-    ]
-    is_one_cut = guidance != target and any(whole == part > 1 for whole, part in _pairs(guidance, target))
-    if is_one_cut or max(low for low, _ in ranges) >= min(high for _, high in ranges):
+    pairs = _pairs(guidance, target)
+    is_cut = guidance != target and any(whole == part > 1 for whole, part in pairs)
+    if is_cut or not any(_is_one_scale(pairs, *rounding) for rounding in _ROUNDINGS):
         raise ValueError(
             f"target: {_size(target)} has another aspect than the guidance, {_size(guidance)}, and would be stretched; "
             f"crop them so that both show the same view"
@@ -168,9 +165,24 @@ def _pairs(guidance: Size, target: Size) -> list[tuple[int, int]]:
     return list(zip(guidance, target, strict=True))
 
 
+_ROUNDINGS = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))  # down, up, to the nearest: how far a side is too short, too long
+
+
+def _is_one_scale(pairs: list[tuple[int, int]], short: float, long: float) -> bool:
+    """Return whether some scale makes all sides what they are, with one rounding."""
+    least = max(whole / (part + short) for whole, part in pairs)
+    most = min(whole / (part - long) if part > long else math.inf for whole, part in pairs)
+    return least < most or (least == most and short == long)  # a half is rounded either way
+
+
 def _explains(scale: float, guidance: Size, target: Size) -> bool:
-    """Return whether a target has the size of the guidance made smaller by a scale, rounded in any way."""
-    return all(abs(part - whole / scale) < 1 for whole, part in _pairs(guidance, target))
+    """Return whether a target has the size of the guidance made smaller by a scale, however it was rounded."""
+    errors = [whole / scale - part for whole, part in _pairs(guidance, target) if part > 1 or whole > scale]
+    return (
+        all(0 <= error < 1 for error in errors)
+        or all(-1 < error <= 0 for error in errors)
+        or all(-0.5 <= error <= 0.5 for error in errors)
+    )
 
 
 def _size(size: Size) -> str:

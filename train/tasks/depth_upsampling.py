@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from modeling.joint_filter.modeling_dkn import DKNOutput
+from modeling.joint_filter.purpose_dkn import FilterPurpose
 from train.config.tasks.joint_filter import DepthUpsamplingConfig
 from train.data.images.baselines import baselines
 from train.data.images.pairs import Pair, Pairs
@@ -119,6 +121,10 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
         if self.config.other_guidance:
             yield "constant", guidance.mean(dim=(2, 3), keepdim=True).expand_as(guidance)
             yield "shifted", shifted(guidance, SHIFT)
+
+    def _purpose(self) -> FilterPurpose:
+        data = self.config.data
+        return replace(super()._purpose(), scale=data.scale, downsampling=data.downsampling)
 
     def _filtered(self, model: nn.Module, image: Images) -> tuple[Tensor, DKNOutput]:
         kernels = model(image.guidance, image.input)

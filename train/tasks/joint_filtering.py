@@ -21,6 +21,7 @@ from analysis.measure.activations import Site, sites_of_any
 from modeling.joint_filter.configuration_dkn import DKNConfig
 from modeling.joint_filter.image_processing_dkn import DKNImageProcessor
 from modeling.joint_filter.modeling_dkn import DKNModel, DKNOutput
+from modeling.joint_filter.purpose_dkn import FilterPurpose
 from train.config.errors import ConfigError
 from train.config.run import OptimConfig
 from train.config.tasks.joint_filter import DepthUpsamplingConfig, PairSourceConfig, TextureRemovalConfig
@@ -176,7 +177,19 @@ class JointFiltering(Task, Generic[Config]):
     def build_model(self) -> DKNModel:
         """Return the filter, initialized from the run's seed."""
         torch.manual_seed(self._seed)
-        return DKNModel(DKNConfig(**asdict(self.config.model)))
+        return DKNModel(DKNConfig(**asdict(self.config.model), purpose=self._purpose().record()))
+
+    def _purpose(self) -> FilterPurpose:
+        """Return what the filter is trained for, as an exported folder states it; the data need not exist."""
+        data = self.config.data
+        factors = {source.units_per_value for source in data.sources}
+        return FilterPurpose(
+            task=self.config.kind,
+            scale=1,
+            unit=data.unit,
+            units_per_value=factors.pop() if len(factors) == 1 else None,
+            invalid=_missing_value(data.sources),
+        )
 
     def describe(self, model: nn.Module) -> dict[str, str]:
         """Return the operations per pixel."""
@@ -205,8 +218,9 @@ class JointFiltering(Task, Generic[Config]):
         return SampleCost(tokens=None, flops=None if sizes else 3 * model.flops_per_pixel() * height * width)
 
     def save_assets(self, folder: Path) -> None:
-        """Save the image processor, using the training data's definition of missing pixels."""
-        DKNImageProcessor(invalid=_missing_value(self.config.data.sources)).save_pretrained(folder)
+        """Save the image processor, with the training's scale and definition of missing pixels."""
+        purpose = self._purpose()
+        DKNImageProcessor(invalid=purpose.invalid, scale=purpose.scale).save_pretrained(folder)
 
     # ------------------------------------------------------------------------------------------------------- the loss
 

@@ -7,6 +7,7 @@ signal-to-noise ratio over the whole image, and along the edges of the clean ima
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling.joint_filter.modeling_dkn import DKNOutput
+from modeling.joint_filter.purpose_dkn import FilterPurpose
 from train.config.tasks.joint_filter import TextureRemovalConfig
 from train.data.drawn.draws import Draws
 from train.data.images.baselines import baselines
@@ -103,6 +105,9 @@ class TextureRemoval(JointFiltering[TextureRemovalConfig]):
     def _judged(self, image: Images) -> Tensor:
         """Return whether there are pixels for either ratio, (2,) fp32, 0 or 1."""
         return torch.stack([place.any() for place in self._places(image.truth, image.valid)]).float()
+
+    def _purpose(self) -> FilterPurpose:
+        return replace(super()._purpose(), noise=self.config.data.noise)
 
     def _filtered(self, model: nn.Module, image: Images) -> tuple[Tensor, DKNOutput]:
         """Apply the filter `iterations` times to each channel; return the image and the output of the last pass."""
