@@ -182,7 +182,7 @@ class JointFiltering(Task, Generic[Config]):
     def _purpose(self) -> FilterPurpose:
         """Return what the filter is trained for, as an exported folder states it; the data need not exist."""
         data = self.config.data
-        factors = {source.units_per_value for source in data.sources}
+        factors = {source.units_per_value for source in data.validation_sources}  # training has no use for it
         return FilterPurpose(
             task=self.config.kind,
             scale=1,

@@ -102,7 +102,8 @@ def test_copies_and_half_precision_filter_too(dtype: torch.dtype) -> None:
     expected = model.filter(COLOURS, DEPTH)
     assert (deepcopy(model).filter(COLOURS, DEPTH) == expected).all()
     holed = np.where(DEPTH > 4.9, np.float32(0), DEPTH)
-    found = deepcopy(model).to(dtype).filter(COLOURS, holed, iterations=2)
+    half: Any = deepcopy(model)
+    found = half.to(dtype).filter(COLOURS, holed, iterations=2)
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
 

@@ -81,7 +81,7 @@ def test_tiny_images_come_back_in_their_shape(shape: tuple[int, int], architectu
     assert model.filter(colours, depth).shape == shape
     assert model.filter(colours, colours).shape == (*shape, 3)
     assert model.filter(Image.fromarray(colours), Image.fromarray(depth)).size == shape[::-1]
-    assert model.filter(colours, np.float32([[2]])).shape == shape
+    assert model.filter(colours, np.array([[2]], np.float32)).shape == shape
     assert random_filter(purpose={"task": "depth", "scale": 8}).filter(colours[:1, :1], depth[:1, :1]) == depth[0, 0]
 
 
