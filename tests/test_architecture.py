@@ -39,11 +39,11 @@ SELF_CONTAINED = sys.stdlib_module_names | {"torch", "transformers", "huggingfac
 # survives.
 ALSO = {
     "PIL": {
-        "modeling/joint_filter/image_processing_dkn.py",
+        "modeling/joint_filter/images_dkn.py",
         "modeling/segmentation/images_bap.py",
         "modeling/segmentation/modeling_bap.py",
     },
-    "numpy": {"modeling/segmentation/images_bap.py"},
+    "numpy": {"modeling/joint_filter/images_dkn.py", "modeling/segmentation/images_bap.py"},
 }
 
 

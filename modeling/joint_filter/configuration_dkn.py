@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from transformers import PreTrainedConfig
+import transformers
 
 from .facts_dkn import Fault, FilterShape, shape_faults
+from .purpose_dkn import FilterPurpose, purpose_faults, purpose_of
+
+REQUIRED_TRANSFORMERS = (5, 23)  # as in pyproject.toml
 
 _FIELDS = tuple(each.name for each in fields(FilterShape))
 _COUNTS = tuple(each.name for each in fields(FilterShape) if each.type is int)
@@ -19,7 +23,22 @@ _CHOICES: dict[str, tuple[object, ...]] = {
 }
 
 
-class DKNConfig(PreTrainedConfig):
+def _refuse_older_transformers(version: str) -> None:
+    """Refuse versions of transformers with which this code would fail later, by the name of something missing.
+
+    Raises:
+        ImportError: `version` is older than REQUIRED_TRANSFORMERS.
+    """
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < REQUIRED_TRANSFORMERS:
+        required = ".".join(map(str, REQUIRED_TRANSFORMERS))
+        remedy = f"pip install 'transformers>={required}'"
+        raise ImportError(f"this model needs transformers {required} or later, and {version} is installed: {remedy}")
+
+
+_refuse_older_transformers(transformers.__version__)  # the first of the model's files that transformers imports
+
+
+class DKNConfig(transformers.PreTrainedConfig):
     """A deformable kernel network (Kim, Ponce and Ham, IJCV 2021) or its fast version.
 
     Args:
@@ -33,6 +52,8 @@ class DKNConfig(PreTrainedConfig):
         guidance: False: the target alone decides the kernels.
         guidance_channels: Of the guidance; three are red, green and blue, of which `fdkn` takes the luma.
         target_channels: Of the target; all are filtered with the same kernels.
+        purpose: What the filter was trained for, with the fields of FilterPurpose; None: unknown. It is no part of the
+            network: `DKNModel.filter` compares images with it.
 
     Raises:
         ValueError: Fields are invalid or conflict; one message lists all faults, one per line.
@@ -49,14 +70,19 @@ class DKNConfig(PreTrainedConfig):
     guidance: bool = FilterShape.guidance
     guidance_channels: int = FilterShape.guidance_channels
     target_channels: int = FilterShape.target_channels
+    purpose: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if faults := self._faults():
+        if faults := [*self._faults(), *(purpose_faults(self.purpose) if self.purpose is not None else ())]:
             raise ValueError("\n".join(f"{key}: {message}" for key, message in faults))
         super().__post_init__(**kwargs)
 
+    def trained_for(self) -> FilterPurpose | None:
+        """Return the purpose of the filter; None: unknown."""
+        return purpose_of(self.purpose)
+
     def _faults(self) -> list[Fault]:
-        """Return all faults, of single values and of combinations, in the order of the fields."""
+        """Return all faults of the shape, of single values and of combinations, in the order of the fields."""
         faults = [*self._choice_faults(), *self._count_faults()]
         valid = {name: getattr(self, name) for name in _FIELDS}
         for fault in faults:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling.joint_filter.modeling_dkn import DKNModel
+from modeling.joint_filter.purpose_dkn import FilterPurpose
 from modeling.segmentation.dense_crf_bap import CRFSettings, mean_field
-from modeling.segmentation.facts_bap import BACKGROUND, VOID
+from modeling.segmentation.facts_bap import BACKGROUND, STRIDE, VOID
 from train.config.errors import ConfigError
 from train.config.run import OptimConfig
 from train.config.tasks.score_upsampling import ScoreUpsamplingConfig
@@ -238,6 +239,10 @@ class ScoreUpsampling(AnnotatedData, FilterNetwork):
         height, width = sizes.pop()
         per_image = model.flops_per_pixel() * height * width * len(self._all_classes)
         return SampleCost(tokens=None, flops=None if sizes else 3 * per_image)
+
+    def _purpose(self) -> FilterPurpose:
+        scale = STRIDE if self.config.data.stride is None else self.config.data.stride
+        return FilterPurpose(task=self.config.kind, scale=scale, invalid="none")
 
     def card(self) -> ModelCard:
         """Return the model card of an exported filter."""

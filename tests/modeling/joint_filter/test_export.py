@@ -1,8 +1,10 @@
 """A saved filter stands on its own: any process with torch, transformers and Pillow loads it, in two lines."""
 
+import ast
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,24 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from modeling.joint_filter import configuration_dkn
 from modeling.joint_filter.image_processing_dkn import DKNImageProcessor
 from modeling.joint_filter.modeling_dkn import DKNModel
 
 from .plain_filter import random_filter, random_pair
 
+REQUIRED = ".".join(map(str, configuration_dkn.REQUIRED_TRANSFORMERS))
 FILES = {
     "configuration_dkn.py",
     "facts_dkn.py",
+    "holes_dkn.py",
     "image_processing_dkn.py",
+    "images_dkn.py",
     "kernels_dkn.py",
     "modeling_dkn.py",
+    "purpose_dkn.py",
     "sampling_dkn.py",
+    "tiles_dkn.py",
 }
 
 LOADS_ELSEWHERE = """
@@ -49,7 +57,7 @@ save_file({name: tensor.contiguous() for name, tensor in found.items()}, "found.
 
 @pytest.mark.parametrize("fields", [{}, {"architecture": "dkn", "residual": False, "sampling": "compat"}], ids=str)
 def test_a_saved_filter_loads_where_the_project_is_not(tmp_path: Path, fields: dict[str, Any]) -> None:
-    model = random_filter(**fields)
+    model = random_filter(**fields, purpose={"task": "depth_upsampling", "scale": 3})
     guidance, target = random_pair(22, 27)
     Image.fromarray((255 * guidance[0]).byte().movedim(0, -1).numpy()).save(tmp_path / "guidance.png")
     target[..., 6:12, 9:15] = 0  # values, as the folder's processor says
@@ -89,6 +97,47 @@ def test_an_exported_folder_names_its_code(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["auto_map"] == {
         "AutoImageProcessor": "image_processing_dkn.DKNImageProcessor",
     }
+
+
+IN_OLDER_TRANSFORMERS = """
+import sys, types
+old = types.ModuleType("transformers")
+old.__version__ = sys.argv[1]  # without PreTrainedConfig, as transformers 4
+sys.modules["transformers"] = old
+import exported.configuration_dkn
+"""
+
+
+@pytest.mark.parametrize("version", ["4.57.6", "5.22.2"])
+def test_older_transformers_are_refused_in_a_sentence(tmp_path: Path, version: str) -> None:
+    random_filter().save_pretrained(tmp_path / "exported")
+    (tmp_path / "exported/__init__.py").touch()
+    command = [sys.executable, "-c", IN_OLDER_TRANSFORMERS, version]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: this model needs transformers {REQUIRED} or later, and {version} is installed: "
+        f"pip install 'transformers>={REQUIRED}'"
+    )
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    (wanted,) = [each for each in project["dependencies"] if each.startswith("transformers")]
+    assert wanted.startswith(f"transformers>={REQUIRED},")
+
+
+def test_the_files_that_another_imports_are_imported_by_the_first() -> None:
+    """transformers 4 copies only those that the configuration and the image processor import themselves."""
+    family = Path(configuration_dkn.__file__).parent
+    for first in ("configuration_dkn", "image_processing_dkn"):
+        own = siblings(family / f"{first}.py")
+        assert all(siblings(family / f"{name}.py") <= own for name in own)
+
+
+def siblings(path: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1}
 
 
 @pytest.mark.parametrize("architecture", ["fdkn", "dkn"])

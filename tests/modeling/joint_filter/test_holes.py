@@ -19,6 +19,7 @@ from train.data.images.resize import degrade, fill_holes, upsample
 from .plain_filter import random_filter
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+BY_FOUR = {"task": "depth_upsampling", "scale": 4}
 PLACES = np.arange(1, 1 + 12 * 16, dtype=np.float32).reshape(12, 16)  # each value tells where it stands
 
 
@@ -183,7 +184,7 @@ def test_what_a_network_makes_up_in_a_hole_is_not_seen_again(monkeypatch: pytest
 
 def with_processor(folder: Path, invalid: Any) -> Any:
     """Save a filter whose folder says what a hole is, and load it again."""
-    model = random_filter()
+    model = random_filter(purpose=BY_FOUR)
     model.save_pretrained(folder)
     DKNImageProcessor(invalid=invalid).save_pretrained(folder)
     return type(model).from_pretrained(folder)
@@ -221,7 +222,7 @@ def test_the_processor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_without_a_processor_the_default_serves_and_nothing_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = random_filter()
+    model = random_filter(purpose=BY_FOUR)
     model.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()
     loaded = type(model).from_pretrained(tmp_path)
@@ -239,7 +240,7 @@ def test_a_name_whose_processor_is_not_to_be_had_gets_the_default(monkeypatch: p
         raise OSError("no network")
 
     monkeypatch.setattr(DKNImageProcessor, "from_pretrained", unreachable)
-    model = random_filter(name_or_path="somebody/filter")
+    model = random_filter(name_or_path="somebody/filter", purpose=BY_FOUR)
     assert model._own_processor().invalid == "zero"
     model.filter(COLOURS, PLACES)
     assert asked == ["somebody/filter"]

@@ -74,20 +74,26 @@ def test_guidance_goes_from_zero_to_one() -> None:
         torch.testing.assert_close(found[0].double(), expected, atol=1e-7, rtol=0)
 
 
-@pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "CMYK", "YCbCr", "I;16B"])
+@pytest.mark.parametrize(
+    "mode", ["1", "LA", "La", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I;16B", "I;16L", "I;16N"]
+)
 def test_other_modes_become_grey_or_colours(mode: str) -> None:
-    image = Image.fromarray(DEPTH).convert("I") if mode == "I;16B" else Image.fromarray(COLOURS)
-    image = image.convert(mode)
+    if mode == "LAB":
+        image = Image.frombytes("LAB", (24, 20), COLOURS.tobytes())
+    else:
+        image = Image.fromarray(DEPTH).convert("I") if mode.startswith("I") else Image.fromarray(COLOURS)
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, mode)).convert(mode)
     processor = DKNImageProcessor()
     assert processor(image, DEPTH)["guidance"].shape == (1, 3, 20, 24)
     found = processor.post_process(processor(COLOURS, image)["target"], image)
-    assert found.mode == {"1": "L", "LA": "L", "I;16B": "I"}.get(mode, "RGB")
+    grey = {"1": "L", "LA": "L", "La": "L", "I;16B": "I", "I;16L": "I", "I;16N": "I"}
+    assert found.mode == grey.get(mode, "RGB")
 
 
 def test_a_small_target_is_enlarged_as_by_pil() -> None:
     small = Image.fromarray(DEPTH[:5, :6].astype(np.float32) / 1000)
     processor = DKNImageProcessor()
-    found = processor.post_process(processor(COLOURS, small)["target"], small)
+    found = processor.post_process(processor(COLOURS, small)["target"], small, clip=False)
     expected = np.asarray(small.resize((24, 20), Image.Resampling.BICUBIC))
     np.testing.assert_allclose(
         np.asarray(found), expected, atol=5e-5, rtol=0
@@ -132,7 +138,7 @@ def test_paths_are_read_with_all_their_bits(tmp_path: Path) -> None:
         (
             COLOURS,
             -np.ones((20, 24)),
-            "no value is positive; if other values are valid, use a processor",
+            "target: 100% of its finite pixels are negative.*write invalid='none' if they are values, or invalid=-1 if",
         ),
         (COLOURS, np.ones((40, 24)), "40 x 24 is larger than the guidance, 20 x 24"),
         (COLOURS / 1.0, DEPTH, "guidance: values from 0 to 255; floating-point ones must lie in"),

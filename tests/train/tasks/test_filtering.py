@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling.joint_filter.image_processing_dkn import DKNImageProcessor
+from modeling.joint_filter.modeling_dkn import DKNModel
 from tests.ranks import Ranks
 from tests.tiny_filter import tiny_filter_file
 from tests.train.test_resume import rows, train
@@ -335,7 +336,25 @@ def test_the_processor_takes_for_holes_what_the_training_data_have_so(
     task = depth_task(tmp_path, f"task.data.sources={sources}")
     task.build_model().save_pretrained(tmp_path / "out")
     task.save_assets(tmp_path / "out")
-    assert DKNImageProcessor.from_pretrained(tmp_path / "out").invalid == invalid
+    processor = DKNImageProcessor.from_pretrained(tmp_path / "out")
+    assert (processor.invalid, processor.scale) == (invalid, 4)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["purpose"]["invalid"] == invalid
+
+
+@pytest.mark.parametrize(
+    ("kind", "purpose"),
+    [
+        ("depth_upsampling", {"scale": 4, "downsampling": "bicubic", "unit": "cm", "units_per_value": 100}),
+        ("texture_removal", {"scale": 1, "noise": 0.1, "units_per_value": 1}),
+    ],
+)
+def test_an_exported_filter_states_what_it_was_trained_for(tmp_path: Path, kind: str, purpose: dict[str, Any]) -> None:
+    given = ["task.data.unit=cm"] if kind == "depth_upsampling" else []
+    model = build_task(load(tiny_filter_file(tmp_path, kind), given)).model_to_load()
+    assert isinstance(model, DKNModel)
+    unknown = dict.fromkeys(("downsampling", "noise", "unit", "value_range"))
+    assert model.config.purpose == {**unknown, "task": kind, "invalid": "zero", **purpose}
 
 
 ELSEWHERE = """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from modeling.joint_filter.purpose_dkn import FilterPurpose
 from train.config.tasks.joint_filter import DepthUpsamplingConfig
 from train.data.images.baselines import baselines, depth_upsampling
 from train.data.images.pairs import Pair, Pairs
@@ -76,6 +78,9 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
     def _size_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
         yield from super()._size_faults(split, pairs)
         yield from scale_faults(pairs, self.config.data.scale, section=SECTIONS[split])
+
+    def _purpose(self) -> FilterPurpose:
+        return replace(super()._purpose(), downsampling=self.config.data.downsampling)
 
     def card(self) -> ModelCard:
         """Return the model card of an exported filter."""

@@ -12,15 +12,14 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modeling.joint_filter.image_processing_dkn import DKNImageProcessor
 from modeling.joint_filter.modeling_dkn import DKNModel, DKNOutput
+from modeling.joint_filter.purpose_dkn import FilterPurpose
 from train.config.errors import ConfigError
 from train.config.run import OptimConfig
 from train.config.tasks.joint_filter import JointFilterConfig, PairSourceConfig
@@ -302,9 +301,17 @@ class JointFiltering(FilterNetwork, Generic[Config]):
         height, width = sizes.pop()
         return SampleCost(tokens=None, flops=None if sizes else 3 * model.flops_per_pixel() * height * width)
 
-    def save_assets(self, folder: Path) -> None:
-        """Save the image processor, with the task's definition of missing pixels."""
-        DKNImageProcessor(invalid=self._invalid).save_pretrained(folder)
+    def _purpose(self) -> FilterPurpose:
+        data = self.config.data
+        factors = {source.units_per_value for source in data.validation_sources}  # training has no use for it
+        return FilterPurpose(
+            task=self.config.kind,
+            scale=self._input_scale,
+            noise=data.noise or None,
+            unit=data.unit,
+            units_per_value=factors.pop() if len(factors) == 1 else None,
+            invalid=self._invalid,
+        )
 
     @property
     def _invalid(self) -> Literal["zero", "none"] | float:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from analysis.measure.activations import Site, sites_of_any
 from modeling.joint_filter.configuration_dkn import DKNConfig
+from modeling.joint_filter.image_processing_dkn import DKNImageProcessor
 from modeling.joint_filter.modeling_dkn import DKNModel
+from modeling.joint_filter.purpose_dkn import FilterPurpose
 from train.config.run import OptimConfig
 from train.config.tasks.joint_filter import FilterConfig
 from train.tasks.task import ParameterGroup, Task
@@ -25,7 +29,16 @@ class FilterNetwork(Task):
     def build_model(self) -> DKNModel:
         """Return the filter, initialized from the run's seed."""
         torch.manual_seed(self._seed)
-        return DKNModel(DKNConfig(**asdict(self._filter)))
+        return DKNModel(DKNConfig(**asdict(self._filter), purpose=self._purpose().record()))
+
+    @abstractmethod
+    def _purpose(self) -> FilterPurpose:
+        """Return what the filter is trained for, as an exported folder states it; the data need not exist."""
+
+    def save_assets(self, folder: Path) -> None:
+        """Save the image processor, with the training's scale and definition of missing pixels."""
+        purpose = self._purpose()
+        DKNImageProcessor(invalid=purpose.invalid, scale=purpose.scale).save_pretrained(folder)
 
     def describe(self, model: nn.Module) -> dict[str, str]:
         """Return the operations per pixel."""

@@ -9,12 +9,14 @@ T thresholds of the F-measure.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from modeling.joint_filter.purpose_dkn import FilterPurpose
 from train.config.tasks.joint_filter import SaliencyUpsamplingConfig
 from train.data.images.baselines import baselines, mask_upsampling
 from train.data.images.pairs import Pair, Pairs
@@ -94,6 +96,9 @@ class SaliencyUpsampling(JointFiltering[SaliencyUpsamplingConfig]):
     def _invalid(self) -> Literal["none"]:
         """No pixel is missing when the filter is used: zero is the background of a map."""
         return "none"
+
+    def _purpose(self) -> FilterPurpose:
+        return replace(super()._purpose(), downsampling=self.config.data.downsampling)
 
     def card(self) -> ModelCard:
         """Return the model card of an exported filter."""
