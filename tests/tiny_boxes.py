@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from modeling.segmentation.images_bap import palette_image
 from modeling.segmentation.lite0_bap import Lite0, wheel_names
-from train.config.pseudo_labels import PseudoLabelConfig
+from train.config.commands.pseudo_labels import PseudoLabelConfig
 from train.config.tasks.box_segmentation import AnnotatedSourceConfig
 from train.data.annotated.collection import AnnotatedImages, open_annotated
 from train.data.annotated.label_folder import FORMAT

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .facts_dkn import CELL, STAGES, FilterShape
 from .modeling_dkn import DKNModel
 
 _BRANCHES = {"guidance_branch": "ImageKernel", "target_branch": "DepthKernel"}
 _HEADS = {"weight_head": "conv_weight", "offset_head": "conv_offset"}
+_MOST_NAMES = 3  # in a message
 _COUNTER = "num_batches_tracked"  # older versions of torch did not save it
 
 
@@ -42,6 +46,29 @@ def load_authors_weights(model: DKNModel, state_dict: Mapping[str, Tensor]) -> N
         first = "kernels.guidance_branch.stages.0.conv.weight"
         loaded[first] = loaded[first].flip(1)
     model.load_state_dict({**own, **loaded})
+
+
+def shape_of_authors_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the fields of DKNConfig that a state dict with the authors' names tells: all but residual and window_size.
+
+    Raises:
+        ValueError: It is not one of theirs.
+    """
+    theirs = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    first, head = (f"{_BRANCHES['target_branch']}.{module}.weight" for module in ("conv1", _HEADS["weight_head"]))
+    if first not in theirs or head not in theirs:
+        names = ", ".join(list(theirs)[:_MOST_NAMES]) + (", ..." if len(theirs) > _MOST_NAMES else "")
+        raise ValueError(f"no weights of DKN or FDKN, which have {first} and {head}, but {names or 'nothing'}")
+    last = len(STAGES["dkn"])  # FDKN has one stage less
+    architecture = "dkn" if f"{_BRANCHES['target_branch']}.conv{last}.weight" in theirs else "fdkn"
+    weights = len(theirs[head]) // (CELL**2 if architecture == "fdkn" else 1)  # of a kernel
+    side = math.isqrt(weights)
+    return {
+        "architecture": architecture,
+        "kernel_size": side if side**2 == weights and side % 2 else FilterShape.kernel_size,
+        "sampling": "compat",
+        "guidance": any(name.startswith(f"{_BRANCHES['guidance_branch']}.") for name in theirs),
+    }
 
 
 def authors_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from modeling.joint_filter.configuration_dkn import DKNConfig
+from modeling.joint_filter.modeling_dkn import DKNModel
 from tests.checkpoints import write_checkpoint
 from tests.tiny import tiny_file
 from tests.tiny_filter import tiny_filter_file
@@ -110,6 +113,48 @@ def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
 def test_positions_may_be_extended_from_a_starting_point(places: dict[str, str]) -> None:
     longer = ["task.model.max_position_embeddings=64", "task.model.rope_parameters.rope_theta=5e5"]
     assert check(places["path"], f"checkpoint.start_from={places['folder']}", *longer) == 0
+
+
+def test_other_positions_alone_are_refused(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    turned = "task.model.rope_parameters.rope_theta=5e5"
+    for start in (places["folder"], f"{places['other']}@3"):
+        assert check(places["path"], f"checkpoint.start_from={start}", turned) == 2
+        error = capsys.readouterr().err
+        assert "task.model.rope_parameters is " in error
+        assert "or raise task.model.max_position_embeddings (32 there) to train on longer text" in error
+
+
+def test_what_does_not_change_the_meaning_of_weights_may_differ(places: dict[str, str]) -> None:
+    words = ["initializer_range=0.1", "z_loss_coefficient=1e-4", "frozen_norm_scales=all"]
+    overrides = [f"task.model.{word}" for word in words]
+    assert check(places["path"], f"checkpoint.start_from={places['folder']}", *overrides) == 0
+
+
+@pytest.mark.parametrize("is_stated", [True, False])
+def test_a_filter_that_means_something_else_is_refused(
+    is_stated: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where config.json leaves out what is the default; name and purpose mean nothing to the weights."""
+    path, folder = tiny_filter_file(tmp_path), tmp_path / "folder"
+    DKNModel(DKNConfig()).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"purpose": {"task": "other", "scale": 16}}
+    if not is_stated:
+        config = {key: config[key] for key in ("model_type", "architectures", "purpose")}
+    (folder / "config.json").write_text(json.dumps(config))
+    start = f"checkpoint.start_from={folder}"
+    assert check(path, start, "name=other") == 0
+    for key, value, theirs in (
+        ("window_size", 9, 15),
+        ("residual", "false", "true"),
+        ("sampling", "compat", "centered"),
+    ):
+        assert check(path, start, f"task.model.{key}={value}") == 2
+        error = capsys.readouterr().err
+        assert f"checkpoint.start_from: task.model.{key} is " in error
+        assert f"{theirs}" in error
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bap_segmenter"}))
+    assert check(path, start) == 2
+    assert "holds another kind of model: its model_type is 'bap_segmenter'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "manifest"])

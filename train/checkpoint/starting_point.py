@@ -6,11 +6,11 @@ Reads configurations, manifests and the headers of weights, but no weights; impo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling.decoder.facts_periln import DecoderShape
+from modeling.decoder.facts_periln import DecoderShape, default_rope_parameters
 from train.config.errors import ConfigError
 from train.config.facts.folders import named_checkpoint
 from train.config.facts.manifest import files_of, read_manifest
@@ -21,7 +21,9 @@ from train.config.facts.sealed import DamagedFileError
 from train.config.facts.weight_files import saved_shapes, shape_faults
 from train.config.load import read_run
 from train.config.run import RunConfig
-from train.config.tasks.language_model import LanguageModelConfig
+from train.config.tasks.box_segmentation import BoxClassifierConfig, SegmenterConfig
+from train.config.tasks.joint_filter import FilterConfig
+from train.config.tasks.language_model import DecoderConfig, LanguageModelConfig
 from train.config.yaml_text import show
 
 if TYPE_CHECKING:
@@ -29,12 +31,18 @@ if TYPE_CHECKING:
 
 _KEY = "checkpoint.start_from"
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # may come without padding rows
-# Settings of a model that may differ: those of its initialization and loss, and the positions, which training on
-# longer text changes on purpose.
+# Settings of a model that may differ: those of its initialization, loss and regularization, and its longest text.
 _MAY_DIFFER = (
-    *("initializer_range", "initializer_scheme", "z_loss_coefficient", "frozen_norm_scales"),
-    *("max_position_embeddings", "rope_parameters"),
+    *("initializer_range", "initializer_scheme", "dyt_alpha", "z_loss_coefficient", "frozen_norm_scales", "dropout"),
+    *("backbone_weights", "max_position_embeddings"),
 )
+_ROPE = "rope_parameters"
+_MODEL_TYPES = {  # of config.json, by the section `task.model`
+    DecoderConfig: OWN,
+    FilterConfig: "dkn",
+    BoxClassifierConfig: "bap_box_classifier",
+    SegmenterConfig: "bap_segmenter",
+}
 
 
 def faults(config: RunConfig) -> list[str]:
@@ -119,10 +127,30 @@ def _file_faults(checkpoint: Path) -> Iterator[str]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], source: Path) -> Iterator[str]:
-    for key in (key for key in new if key in old and key not in _MAY_DIFFER):
+    for key in (key for key in new if key in old and key not in (*_MAY_DIFFER, _ROPE)):
         before, after = (list(value) if isinstance(value, tuple) else value for value in (old[key], new[key]))
         if before != after:
             yield f"task.model.{key} is {show(after)}, but {show(before)} in {source}; write the latter"
+    if _ROPE in old and _ROPE in new:
+        yield from _rope_differences(old, new, source)
+
+
+def _rope_differences(old: Mapping[str, Any], new: Mapping[str, Any], source: Path) -> Iterator[str]:
+    """Yield that positions are turned otherwise, unless training on longer text is to change that."""
+    before, after = (_complete_rope(each) for each in (old, new))
+    if before != after and not new["max_position_embeddings"] > old["max_position_embeddings"]:
+        yield (
+            f"task.model.{_ROPE} is {show(new[_ROPE])}, but {show(old[_ROPE])} in {source}; write the latter, or raise "
+            f"task.model.max_position_embeddings ({old['max_position_embeddings']} there) to train on longer text"
+        )
+
+
+def _complete_rope(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rotary positions of a model with what transformers fills in."""
+    complete = {**default_rope_parameters(), **model[_ROPE]}
+    if complete["rope_type"] in ("yarn", "llama3"):
+        complete.setdefault("original_max_position_embeddings", model["max_position_embeddings"])
+    return complete
 
 
 # ------------------------------------------------------------------------------------------------------- a folder
@@ -139,9 +167,18 @@ def _folder_faults(config: RunConfig, folder: Path) -> Iterator[str]:
         yield f"{folder / 'config.json'} is missing or unreadable, which states what the weights mean"
     elif isinstance(config.task, LanguageModelConfig) and exported.get("model_type") != OWN:
         yield from _native_faults(config.task, exported, folder)
+    elif exported.get("model_type") != (wanted := _MODEL_TYPES[type(config.task.model)]):
+        stated = show(exported.get("model_type"))
+        yield f"{folder} holds another kind of model: its model_type is {stated}, that of {config.task.kind} {wanted}"
     else:
-        exported.pop("vocab_size_multiple", None)  # of the padding rows, which exported folders lack
-        yield from _differences(exported, _exported_form(config), folder)
+        stated = {**_defaults(type(config.task.model)), **exported}
+        stated.pop("vocab_size_multiple", None)  # of the padding rows, which exported folders lack
+        yield from _differences(stated, _exported_form(config), folder)
+
+
+def _defaults(section: type) -> dict[str, Any]:
+    """Return what a config.json means that does not state a setting: the defaults, which are those of its class."""
+    return {each.name: each.default for each in fields(section) if each.default not in (MISSING, None)}
 
 
 def _native_faults(task: LanguageModelConfig, exported: Mapping[str, Any], folder: Path) -> Iterator[str]:

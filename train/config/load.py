@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from train.config import yaml_text
 from train.config.errors import ConfigError
@@ -17,6 +17,8 @@ from train.config.facts.run_layout import CONFIG
 from train.config.rules import broken_rules
 from train.config.run import RunConfig
 from train.config.schema import check
+
+Section = TypeVar("Section")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -50,6 +52,19 @@ def _loaded(text: yaml_text.Document) -> RunConfig:
     if config is None or faults:
         raise ConfigError(faults)
     return config
+
+
+def load_settings(section: type[Section], overrides: Sequence[str]) -> Section:
+    """Return the settings of a command, a section of its own, from `key=value` words.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+    text = yaml_text.overridden({}, overrides)
+    settings, _, faults = check(section, text.tree or {})
+    if settings is None or faults or text.faults:
+        raise ConfigError([*text.faults, *faults])
+    return settings
 
 
 def read_run(folder: Path) -> RunConfig:

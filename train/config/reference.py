@@ -12,12 +12,16 @@ from dataclasses import MISSING
 from types import NoneType
 from typing import cast, get_args
 
+from train.config.commands.authors_weights import AuthorsWeightsConfig
+from train.config.commands.pseudo_labels import PseudoLabelConfig
 from train.config.errors import ConfigError
-from train.config.pseudo_labels import PseudoLabelConfig
 from train.config.run import RunConfig
 from train.config.schema import describe
 from train.config.setting import Entry, entries, is_union, sections_of
 from train.config.yaml_text import show
+
+# Commands with settings of their own, which are no settings of a run.
+_COMMANDS = {"pseudo_labels RUN": PseudoLabelConfig, "export FILE OUT": AuthorsWeightsConfig}
 
 _MARKDOWN_HEAD = """# Settings
 
@@ -80,16 +84,13 @@ def _sections() -> Iterator[tuple[str, list[Entry]]]:
             kinds = [each.field.default for each in below if each.path == "task.kind"]
             name = f"task, kind {kinds[0]}" if kinds else entry.path
             yield f"{name}: {_summary(owner)}", below
-    yield f"python -m train.pseudo_labels RUN: {_summary(PseudoLabelConfig)}", _label_settings()
+    for command, owner in _COMMANDS.items():
+        below = [each for each in entries(owner) if not each.is_section]
+        yield f"python -m train.{command}: {_summary(owner)}", below
 
 
 def _summary(owner: type) -> str:
     return " ".join((owner.__doc__ or "").split()).rstrip(".")
-
-
-def _label_settings() -> list[Entry]:
-    """Return the settings of `python -m train.pseudo_labels`, which are no settings of a run."""
-    return [entry for entry in entries(PseudoLabelConfig) if not entry.is_section]
 
 
 def _matches(path: str, pattern: str | None) -> bool:

@@ -11,34 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from train.config.errors import ConfigError
-from train.config.facts.run_layout import read_json
 from train.config.load import load_tree
 from train.config.run import RunConfig
 from train.config.tasks.language_model import EMBEDDED_CORPUS, LanguageModelConfig
 from train.evaluate.run import Evaluation, forbidden, overridable
 
-CONFIG_JSON = "config.json"
 _LONGEST = 2048  # tokens of a window, unless the user writes task.data.sequence_length
 _WINDOWS = 4  # of a pass: their logits are in memory
-_FILTERS = ("dkn",)
 
 
-def folder_config(folder: Path, overrides: Sequence[str]) -> RunConfig:
+def folder_config(folder: Path, described: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
     """Return what a run would have to be to evaluate a folder's model; does not import torch.
 
+    Args:
+        folder: The folder.
+        described: Its config.json.
+        overrides: Evaluation settings.
+
     Raises:
-        ConfigError: The folder is not a language model's, there is no text, or an override is invalid or not allowed.
+        ConfigError: There is no text, or an override is invalid or not allowed.
     """
-    described = read_json(folder / CONFIG_JSON)
-    if described is None:
-        raise ConfigError([f"{folder / CONFIG_JSON}: is not a JSON object; copy the folder again"])
-    if described.get("model_type") in _FILTERS:
-        raise ConfigError(
-            [
-                f"{folder}: is an image filter, and a folder does not tell how its input is made; evaluate its run "
-                "instead: python -m train.evaluate runs/NAME"
-            ]
-        )
     positions = _positions(described)
     tree = _tree(folder, min(positions or _LONGEST, _LONGEST))
     faults = list(forbidden(overrides, overridable(load_tree(tree), of_folder=True)))

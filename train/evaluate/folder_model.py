@@ -1,4 +1,4 @@
-"""Language models and tokenizers of exported folders, loaded without running code of the folder.
+"""Models and tokenizers of exported folders, loaded without running code of the folder.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -19,6 +19,10 @@ from transformers.utils import logging as transformers_logging
 
 from modeling.decoder.configuration_periln import PeriLNConfig
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
+from modeling.joint_filter.configuration_dkn import DKNConfig
+from modeling.joint_filter.modeling_dkn import DKNModel
+from modeling.segmentation.configuration_bap import BoxClassifierConfig, SegmenterConfig
+from modeling.segmentation.modeling_bap import BoxClassifier, Segmenter
 from train.config.errors import ConfigError
 from train.config.facts.run_layout import read_json
 from train.data.text.tokenizer import end_of_text_id, load_tokenizer
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _FEW = 3  # names in a message
+_OWN = {DKNConfig.model_type: DKNModel, BoxClassifierConfig.model_type: BoxClassifier} | {
+    SegmenterConfig.model_type: Segmenter
+}
 
 
 class LoadedFolder(NamedTuple):
@@ -50,9 +57,13 @@ class LoadedFolder(NamedTuple):
     @property
     def in_words(self) -> str:
         """Class, size and type of the weights."""
-        owner = "this checkout" if self.is_ours else "transformers"
-        count = sum(parameter.numel() for parameter in self.model.parameters())
-        return f"{type(self.model).__name__} of {owner}, {count:,} parameters in fp32"
+        return model_in_words(self.model, owner="this checkout" if self.is_ours else "transformers")
+
+
+def model_in_words(model: PreTrainedModel, *, owner: str = "this checkout") -> str:
+    """Return class, size and type of the weights of a model, and where its code comes from."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return f"{type(model).__name__} of {owner}, {count:,} parameters in fp32"
 
 
 def load_folder(folder: Path) -> LoadedFolder:
@@ -62,16 +73,40 @@ def load_folder(folder: Path) -> LoadedFolder:
         ConfigError: It is not a causal language model, needs code of its own, or its weights are missing, damaged or of
             another shape.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    described = read_json(folder / "config.json") or {}
-    is_ours = described.get("model_type") == PeriLNConfig.model_type
-    if not any(folder.glob("*.safetensors")):
-        raise ConfigError([f"{folder}: contains no .safetensors file; copy the folder again, or convert its weights"])
+    is_ours = (read_json(folder / "config.json") or {}).get("model_type") == PeriLNConfig.model_type
+    _require_weights(folder)
     if not is_ours:
         _require_causal(folder)
-    auto: Any = PeriLNForCausalLM if is_ours else AutoModelForCausalLM
-    settings = {} if is_ours else {"trust_remote_code": False}
+        return LoadedFolder(_loaded(folder, AutoModelForCausalLM, trust_remote_code=False), is_ours)
+    return LoadedFolder(_loaded(folder, PeriLNForCausalLM), is_ours)
+
+
+def load_own(folder: Path) -> PreTrainedModel:
+    """Load the image model of a folder by this checkout's class, in fp32 on the CPU, in eval mode.
+
+    Raises:
+        ConfigError: It is none, or its weights are missing, damaged or of another shape.
+    """
+    model_type = (read_json(folder / "config.json") or {}).get("model_type")
+    if model_type not in _OWN:
+        raise ConfigError([f"{folder}: is no image model of this project; config.json has model_type {model_type!r}"])
+    _require_weights(folder)
+    return _loaded(folder, _OWN[model_type])
+
+
+def _require_weights(folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError([f"{folder}: contains no .safetensors file; copy the folder again, or convert its weights"])
+
+
+def _loaded(folder: Path, auto: Any, **settings: Any) -> PreTrainedModel:
+    """Load a folder by one of our classes or of transformers', in eval mode.
+
+    Raises:
+        ConfigError: It cannot be loaded, or has other weights than its class.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         model, report = auto.from_pretrained(
             folder,
@@ -87,7 +122,7 @@ def load_folder(folder: Path) -> LoadedFolder:
         if names := sorted(report[key]):
             more = ", ..." if len(names) > _FEW else ""
             raise ConfigError([f"{folder}: {meaning} {', '.join(names[:_FEW])}{more}; export or copy it again"])
-    return LoadedFolder(model.eval(), is_ours)
+    return model.eval()
 
 
 def _require_causal(folder: Path) -> None:

@@ -1,19 +1,25 @@
-"""Export of checkpoints as Hugging Face folders: `python -m train.export RUN OUT [--step N] [--format native|periln]`.
+"""Hugging Face folders: `python -m train.export RUN|FILE OUT [--step N] [--format native|periln] [key=value ...]`.
 
 A language model that an architecture of transformers computes is written as that one, and compared with it; any other
 model takes its own code along. With `--push REPO [--public] [--revision BRANCH]`, the folder is uploaded to the Hugging
 Face hub afterwards.
+
+    python -m train.export FDKN_8x.pth OUT scale=8
+
+writes a file of weights that the authors of DKN published as such a folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from train.config.commands.authors_weights import AuthorsWeightsConfig
 from train.config.errors import ConfigError
 from train.config.facts.native_choice import Choice
-from train.config.load import read_run
+from train.config.load import load_settings, read_run
 from train.export.formats import FORMATS, choice_for
 
 
@@ -21,7 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
     options = _parse(arguments)
     try:
-        config = read_run(options.run)
+        if options.source.is_file():
+            return _import(options)
+        if not options.source.exists():
+            raise ConfigError([f"{options.source}: does not exist; pass a run like runs/NAME, or a file of weights"])
+        if options.settings:
+            only = f"is for a file of weights, which {options.source} is not; remove it"
+            raise ConfigError([f"{word.partition('=')[0]}: {only}" for word in options.settings])
+        config = read_run(options.source)
         _require_text(config.task.kind, options.prompt)
         _require_push(options)
         choice = choice_for(config, options.format)
@@ -35,10 +48,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m train.export", description="Export a checkpoint as a Hugging Face folder."
+        prog="python -m train.export",
+        description="Write a checkpoint, or a file of the DKN authors' weights, as a Hugging Face folder.",
     )
-    parser.add_argument("run", type=Path, help="run folder, for example runs/NAME")
-    parser.add_argument("out", type=Path, help="folder to write; must be empty or not exist")
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="RUN|FILE",
+        help="run folder, for example runs/NAME, or a file of weights, for example FDKN_8x.pth",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be empty or not exist")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="what a file of weights does not tell: scale=8, and more (docs/settings.md)",
+    )
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest intact one)")
     parser.add_argument(
         "--format",
@@ -57,7 +82,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--public", action="store_true", help="with --push: a new repository is public, not private")
     parser.add_argument("--revision", metavar="BRANCH", help="with --push: branch, created if missing (default: main)")
     parser.add_argument("--prompt", help="afterwards load the folder and print its continuation of this text")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def _require_text(kind: str, prompt: str | None) -> None:
@@ -72,13 +97,61 @@ def _require_push(options: argparse.Namespace) -> None:
         raise ConfigError([f"{name}: has no effect without --push REPO; remove it, or add --push" for name in unread])
 
 
+def _import(options: argparse.Namespace) -> int:
+    """Write a file of weights as a folder."""
+    unread = {
+        "--step": options.step is not None,
+        "--format": options.format is not None,
+        "--no-verify": options.no_verify,
+        "--dtype": options.dtype != "fp32",
+        "--no-figure": not options.with_figure,
+        "--prompt": options.prompt is not None,
+    }
+    if faults := [f"{name}: has no effect on a file of weights; remove it" for name, given in unread.items() if given]:
+        raise ConfigError(faults)
+    _require_push(options)
+    settings = load_settings(AuthorsWeightsConfig, options.settings)
+
+    def write() -> list[str]:
+        from train.export.authors_folder import import_weights
+
+        lines = import_weights(options.source, options.out, settings, place=options.push or "FOLDER")
+        return [f"{options.source} -> {options.out}", *lines]
+
+    return _write_and_push(options, write)
+
+
 def _export(options: argparse.Namespace, choice: Choice) -> int:
+    """Write a run's checkpoint as a folder."""
+
+    def write() -> list[str]:
+        from train.export import formats, model_folder
+
+        exported = formats.export(
+            options.source,
+            options.out,
+            choice=choice,
+            step=options.step,
+            dtype=options.dtype,
+            is_verified=not options.no_verify,
+            with_figure=options.with_figure,
+            place=options.push or "FOLDER",
+        )
+        lines = [f"step {exported.step} of {options.source} -> {options.out}", *exported.lines]
+        if options.prompt is not None:
+            lines.append(model_folder.continuation(options.out, options.prompt, trust=not exported.is_native))
+        return lines
+
+    return _write_and_push(options, write)
+
+
+def _write_and_push(options: argparse.Namespace, write: Callable[[], list[str]]) -> int:
+    """Write the folder, print the lines that come back, and upload it if asked to; return the exit code."""
     # These imports take seconds: --help and command-line errors are handled before them.
     from transformers.utils import logging as transformers_logging
 
     from train.checkpoint.checkpoint import CheckpointError
     from train.data.damage import DamagedDataError
-    from train.export import formats, model_folder
     from train.export.native_report import VerificationError
     from train.export.push import Push, PushError, refuse, upload
 
@@ -88,29 +161,15 @@ def _export(options: argparse.Namespace, choice: Choice) -> int:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        exported = formats.export(
-            options.run,
-            options.out,
-            choice=choice,
-            step=options.step,
-            dtype=options.dtype,
-            is_verified=not options.no_verify,
-            with_figure=options.with_figure,
-            place=options.push or "FOLDER",
-        )
+        print(*write(), sep="\n")
+        if push is not None:
+            print(*upload(options.out, push), sep="\n")
     except (CheckpointError, DamagedDataError, OSError, VerificationError) as error:
         print(f"export failed: {error}", file=sys.stderr)
         return 1
-    print(f"step {exported.step} of {options.run} -> {options.out}")
-    print("\n".join(exported.lines))
-    if options.prompt is not None:
-        print(model_folder.continuation(options.out, options.prompt, trust=not exported.is_native))
-    if push is not None:
-        try:
-            print(*upload(options.out, push), sep="\n")
-        except PushError as error:
-            print(error, file=sys.stderr)
-            return 1
+    except PushError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -85,14 +85,12 @@ def export(
     from train.checkpoint.checkpoint import CheckpointReader
     from train.config.load import read_run
     from train.export.card import write_card
-    from train.export.model_folder import DTYPES, chosen_checkpoint, write_model_folder
+    from train.export.model_folder import DTYPES, chosen_checkpoint, require_free, write_model_folder
     from train.tasks import build_task
 
     config = read_run(run)
     source = chosen_checkpoint(run, step)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError([f"{out}: exists and is not an empty folder; choose another, or delete it"])
-    out.parent.mkdir(parents=True, exist_ok=True)
+    require_free(out)
     saved_step, task = CheckpointReader(source).progress.step, build_task(config)
     if dtype == "bf16" and not task.supports_bf16:
         raise ConfigError([f"--dtype bf16: {config.task.kind} models run in fp32 only; write --dtype fp32, or omit it"])

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from modeling.decoder.modeling_periln import PeriLNForCausalLM
 from train.checkpoint.checkpoint import CheckpointReader
 from train.checkpoint.published import intact_checkpoint
+from train.config.errors import ConfigError
 from train.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -45,22 +47,45 @@ def write_model_folder(
     if isinstance(model, PeriLNForCausalLM):
         # Without padding rows: clients such as TRL read the matrix of the head, and would count them as tokens.
         model.resize_token_embeddings(model.config.vocab_size)
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     model.config.dtype = dtype
     configs = [model.config, *([model.generation_config] if model.can_generate() else [])]
     for name, value in task.export_settings().items():
         for each in configs:
             setattr(each, name, value)
-    model.save_pretrained(partial, state_dict=state)
-    task.save_assets(partial)
-    if card is not None:
-        card(partial)
-    follow_umask(partial)
+    with complete_or_absent(out) as folder:
+        model.save_pretrained(folder, state_dict=state)
+        task.save_assets(folder)
+        if card is not None:
+            card(folder)
+    return model
+
+
+@contextmanager
+def complete_or_absent(out: Path) -> Iterator[Path]:
+    """Let a folder be written under another name, and rename it once that succeeded; an earlier one is replaced."""
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        follow_umask(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(out, ignore_errors=True)  # empty, or weights of a step that is repeated
     partial.rename(out)
-    return model
+
+
+def require_free(out: Path) -> None:
+    """Create the parent of a folder that is to be written.
+
+    Raises:
+        ConfigError: The folder exists and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError([f"{out}: exists and is not an empty folder; choose another, or delete it"])
+    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def follow_umask(folder: Path) -> None:

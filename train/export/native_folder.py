@@ -6,7 +6,6 @@ they are compared; models of up to 300M parameters are also loaded whole, to gen
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from modeling.decoder.modeling_periln import PeriLNForCausalLM
 from train.config.facts.native import Architecture
 from train.convert.rules import rules
 from train.convert.steps import Read
-from train.export.model_folder import follow_umask
+from train.export.model_folder import complete_or_absent
 from train.export.native_report import NativeReport
 from train.export.native_weights import SHARD_BYTES, write_weights
 from train.export.streaming import outline
@@ -62,10 +61,7 @@ def write_native_folder(
     Raises:
         VerificationError: The folder does not compute what ours does; nothing is left of it.
     """
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with complete_or_absent(out) as partial:
         _write_config(config, architecture, partial, dtype, settings)
         shapes = {
             name: tensor.to("meta") for name, tensor in outline(lambda: PeriLNForCausalLM(config)).state_dict().items()
@@ -76,12 +72,6 @@ def write_native_folder(
         report = NativeReport(architecture.class_name, _changes(architecture, DecoderShape.of(config)), verification)
         save_assets(partial)
         card(partial, report)
-        follow_umask(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
     return report
 
 

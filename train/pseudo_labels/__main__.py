@@ -13,10 +13,10 @@ import os
 import sys
 from pathlib import Path
 
+from train.config.commands.pseudo_labels import PseudoLabelConfig
 from train.config.errors import ConfigError
 from train.config.facts.exit_codes import STOPPED_EARLY
-from train.config.load import read_run
-from train.config.pseudo_labels import PseudoLabelConfig, load_label_settings
+from train.config.load import load_settings, read_run
 from train.config.run import RunConfig
 from train.config.tasks.box_segmentation import BoxClassificationConfig
 
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
     options = _parse(arguments)
     try:
-        settings, run = load_label_settings(options.overrides), read_run(options.run)
+        settings, run = load_settings(PseudoLabelConfig, options.overrides), read_run(options.run)
         _refuse_another_task(run, options.run)
         return _make(run, options.run, settings, step=options.step, workers=options.workers)
     except ConfigError as error:

@@ -16,8 +16,8 @@ from modeling.segmentation.facts_bap import VOID
 from modeling.segmentation.images_bap import palette_image
 from modeling.segmentation.labels_bap import CRFSettings, Labels, LabelSettings
 from modeling.segmentation.modeling_bap import BoxClassifier
+from train.config.commands.pseudo_labels import PseudoLabelConfig
 from train.config.errors import ConfigError
-from train.config.pseudo_labels import PseudoLabelConfig
 from train.data.annotated.baselines import filled_boxes, grabcut
 from train.data.annotated.collection import AnnotatedImages
 from train.data.annotated.images import Annotated

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from modeling.segmentation.modeling_bap import BoxClassifier
 from train.checkpoint.checkpoint import CheckpointReader
+from train.config.commands.pseudo_labels import PseudoLabelConfig
 from train.config.errors import ConfigError
 from train.config.facts.run_layout import LABELS, LABELS_RECORD, read_json
-from train.config.pseudo_labels import PseudoLabelConfig
 from train.config.run import RunConfig
 from train.config.tasks.box_segmentation import BoxClassificationConfig
 from train.data.annotated.collection import AnnotatedImages, open_annotated

@@ -170,7 +170,7 @@ def test_an_array_trains_every_member(
         assert (tmp_path / f"sweep/logs/slurm-{done.job}_{number}.log").exists()
 
 
-FAULTS = {  # appended to train/assemble.py in the code of a submission
+FAULTS = {  # appended to train/rank.py in the code of a submission
     "step": """
     run = _assemble(config, stop, watchdog)
     if run.world.rank == 1:
@@ -193,7 +193,7 @@ FAULTS = {  # appended to train/assemble.py in the code of a submission
 def break_code(submission: Path, fault: str) -> None:
     """Let the code of a submission, which is still held, raise an error."""
     raising = '_assemble = assemble\n\ndef _fail(*_):\n    raise ValueError("bad data")\n'
-    with (submission / "code/train/assemble.py").open("a") as code:
+    with (submission / "code/train/rank.py").open("a") as code:
         code.write(f"\n{raising}\ndef assemble(config, stop, watchdog):{FAULTS[fault]}")
 
 

@@ -133,13 +133,11 @@ def test_what_an_evaluation_of_a_folder_never_reads_is_refused(
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("[1")
-    (tmp_path / "filter").mkdir()
-    (tmp_path / "filter/config.json").write_text('{"model_type": "dkn"}')
     for model, arguments, fragment in (
         (tmp_path / "empty", [sources], "(it has no config.yaml) and not an exported model (it has no config.json)"),
         (tmp_path / "none", [sources], "hf download OWNER/NAME [--revision BRANCH] --local-dir FOLDER"),
         (tmp_path / "broken", [sources], "is not a JSON object"),
-        (tmp_path / "filter", [sources], "is an image filter, and a folder does not tell how its input is made"),
+        (folder, ["run.yaml", sources], "run.yaml: "),
         (folder, [], "task.data.validation_sources: missing; name the text to evaluate on"),
         (folder, ["task.data.validation_sources=[]"], "task.data.validation_sources: is empty"),
         (folder, [sources, "--step", "8"], "which has one state; remove it, or name the run"),

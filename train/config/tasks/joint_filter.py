@@ -6,6 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from train.config.setting import section, setting
 
+Downsampling = Literal[
+    "bicubic", "bicubic_torch", "nearest_left_top", "nearest_center", "nearest_right_bottom", "block_mean"
+]
+
 
 @section
 class FilterConfig:
@@ -146,9 +150,7 @@ class DepthDataConfig(PairDataConfig):
         judges=True,
         at_most=1024,
     )
-    downsampling: Literal[
-        "bicubic", "bicubic_torch", "nearest_left_top", "nearest_center", "nearest_right_bottom", "block_mean"
-    ] = setting(
+    downsampling: Downsampling = setting(
         "Downsampling method; bicubic is PIL's. Upsampling back to full size is always PIL's bicubic",
         default="bicubic",
         evaluation=True,

@@ -40,12 +40,13 @@ Config = TypeVar("Config", bound=JointFilterConfig)
 
 SECTIONS: dict[Split, str] = {"training": "task.data.sources", "validation": "task.data.validation_sources"}
 
-_LOADING = """\
+LOADING = """\
 from PIL import Image
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)
 """
+ON_FILES = "\n# Files, or folders of them, in a checkout of periln: python -m train.filter FOLDER GUIDANCE TARGET OUT"
 
 
 _TRAINING_NOISE = 0x40153  # random streams, separate from that of crops
@@ -420,7 +421,7 @@ class JointFiltering(FilterNetwork, Generic[Config]):
             tags=["dkn", "joint-image-filtering"],
             summary=f"{model.architecture.upper()}, a joint image filter ({model.kernel_size} x {model.kernel_size} "
             f"samples in a window of {model.window_size} pixels{form}), trained to {purpose}",
-            usage=_LOADING + usage,
+            usage=LOADING + usage + ON_FILES,
             data=", ".join(dict.fromkeys(source.path for source in sources)),
         )
 

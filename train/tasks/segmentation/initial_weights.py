@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from train.config.errors import ConfigError
@@ -19,6 +20,11 @@ KEY = "task.model.backbone_weights"
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _HUB_FILE = r"[\w.-]+/[\w.-]+/[\w./-]+"  # OWNER/NAME/FILE
 _AT_A_TIME = 1 << 20  # bytes
+_OF_OTHER_BYTES = (LookupError, TypeError, AttributeError)  # by torch's reader, of what is no pickle
+_UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError),
+    *_OF_OTHER_BYTES,
+)
 
 
 def find_weights(given: str) -> Path:
@@ -51,10 +57,24 @@ def read_weights(given: str) -> dict[str, Tensor]:
     """
     place = find_weights(given)
     try:
-        return _tensors_of(place)
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        return tensors_of(place)
+    except ConfigError as error:
+        raise ConfigError([f"{KEY}: {fault}" for fault in error.faults]) from None
+
+
+def tensors_of(place: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of weights by name, without running code of the file.
+
+    Raises:
+        ConfigError: It cannot be read, or holds no named tensors.
+    """
+    try:
+        return _named_tensors(place)
+    except _UNREADABLE as error:
         reason = (str(error).splitlines() or ["it is empty"])[0]
-        raise ConfigError([f"{KEY}: {place} cannot be read as weights ({reason})"]) from None
+        if isinstance(error, _OF_OTHER_BYTES):  # their text is that of a dictionary or list inside torch
+            reason = "it is none that torch.save or safetensors wrote"
+        raise ConfigError([f"{place} cannot be read as weights ({reason})"]) from None
 
 
 def weights_facts(given: str) -> dict[str, str]:
@@ -66,7 +86,16 @@ def weights_facts(given: str) -> dict[str, str]:
     if given == RANDOM_WEIGHTS:
         return {"given": given}
     place = find_weights(given)
-    return {"given": given, "file": place.name, "sha256": _sha256(place)}
+    return {"given": given, "file": place.name, "sha256": sha256(place)}
+
+
+def sha256(place: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with place.open("rb") as file:
+        while block := file.read(_AT_A_TIME):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _file_of_wheel() -> Path:
@@ -91,7 +120,7 @@ def _file_of_hub(given: str) -> Path:
         raise ConfigError([f"{KEY}: there is no file {given} here, and the hub gave none ({reason})"]) from None
 
 
-def _tensors_of(place: Path) -> dict[str, Tensor]:
+def _named_tensors(place: Path) -> dict[str, Tensor]:
     if place.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -104,11 +133,3 @@ def _tensors_of(place: Path) -> dict[str, Tensor]:
         raise ValueError(f"a {type(loaded).__name__}, not tensors by name")
     tensors = cast("dict[str, object]", loaded)
     return {name.removeprefix("module."): value for name, value in tensors.items() if isinstance(value, Tensor)}
-
-
-def _sha256(place: Path) -> str:
-    digest = hashlib.sha256()
-    with place.open("rb") as file:
-        while block := file.read(_AT_A_TIME):
-            digest.update(block)
-    return digest.hexdigest()

@@ -19,7 +19,7 @@ def messages(path: str, overrides: list[str]) -> list[tuple[str, str]]:
     logged: list[tuple[str, str]] = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append((record.levelname, record.getMessage()))
-    logger = logging.getLogger("train.assemble")
+    logger = logging.getLogger("train.observe.announcement")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from train.config import yaml_text
-from train.config.errors import ConfigError
-from train.config.schema import check
 from train.config.setting import section, setting
 from train.config.tasks.box_segmentation import AnnotatedSourceConfig, CRFConfig
 
@@ -40,16 +36,3 @@ class PseudoLabelConfig:
     def as_facts(self) -> dict[str, Any]:
         """Return the settings that decide how the labels are, as plain values: all but what is only shown."""
         return {name: value for name, value in asdict(self).items() if name != "shown_images"}
-
-
-def load_label_settings(overrides: Sequence[str]) -> PseudoLabelConfig:
-    """Return the settings from `key=value` words.
-
-    Raises:
-        ConfigError: With every fault.
-    """
-    text = yaml_text.overridden({}, overrides)
-    settings, _, faults = check(PseudoLabelConfig, text.tree or {})
-    if settings is None or faults or text.faults:
-        raise ConfigError([*text.faults, *faults])
-    return settings
