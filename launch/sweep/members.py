@@ -15,11 +15,11 @@ from launch.sweep.names import Point, names_of
 from launch.sweep.sweep_file import Sweep, Text, split_keys
 from train.config import yaml_text
 from train.config.batch import check_world_size
+from train.config.commands.pseudo_labels import PseudoLabelConfig
 from train.config.errors import ConfigError
 from train.config.facts.manifest import step_name
 from train.config.facts.run_layout import CONFIG, LABELS, LABELS_RECORD, is_finished, read_json
-from train.config.load import load
-from train.config.pseudo_labels import load_label_settings
+from train.config.load import load, load_settings
 from train.config.resume import refuse_another_run, settings_by_path
 from train.config.run import RunConfig
 from train.config.tasks.box_segmentation import BoxClassificationConfig
@@ -233,7 +233,7 @@ def _labels(name: str, run: RunMember, settings: Mapping[str, Any]) -> LabelsMem
         raise ConfigError(
             [f"make: {run.name} is a run of {run.config.task.kind}; labels need one of box_classification"]
         )
-    member, asked = LabelsMember(name, run, settings), load_label_settings(_words(settings))
+    member, asked = LabelsMember(name, run, settings), load_settings(PseudoLabelConfig, _words(settings))
     record = read_json(member.output / LABELS_RECORD) or {}
     made, wanted = settings_by_path(record.get("settings")), settings_by_path(asked.as_facts())
     changed = [
