@@ -13,8 +13,11 @@ from safetensors.torch import save_file
 
 from modeling.joint_filter.configuration_dkn import DKNConfig
 from modeling.joint_filter.modeling_dkn import DKNModel
+from modeling.segmentation.configuration_bap import SegmenterConfig
+from modeling.segmentation.modeling_bap import Segmenter
 from tests.checkpoints import write_checkpoint
 from tests.tiny import tiny_file
+from tests.tiny_boxes import tiny_boxes_file
 from tests.tiny_filter import tiny_filter_file
 from train.__main__ import main
 from train.config.load import load, to_yaml
@@ -155,6 +158,15 @@ def test_a_filter_that_means_something_else_is_refused(
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bap_segmenter"}))
     assert check(path, start) == 2
     assert "holds another kind of model: its model_type is 'bap_segmenter'" in capsys.readouterr().err
+
+
+def test_a_segmenter_may_start_with_another_dropout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, folder = tiny_boxes_file(tmp_path, "semantic_segmentation"), tmp_path / "folder"
+    classes = ["disk", "triangle", "diamond", "cross"]
+    Segmenter(SegmenterConfig.of_classes(classes, backbone="lite0", features=16, dropout=0.1)).save_pretrained(folder)
+    assert check(path, f"checkpoint.start_from={folder}") == 0
+    assert check(path, f"checkpoint.start_from={folder}", "task.model.temperature=5") == 2
+    assert "task.model.temperature is 5.0, but 20.0 in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "manifest"])

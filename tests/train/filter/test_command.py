@@ -21,6 +21,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, DKNModel]:
     """A folder of the authors' weights, and their network."""
     place = tmp_path_factory.mktemp("imported")
     model = authors_file(place / "weights.pth")
+    model.config.purpose = {"task": "depth_upsampling", "scale": 4}
     assert export([str(place / "weights.pth"), str(place / "out"), "scale=4"]) == 0
     return str(place / "out"), model
 
