@@ -33,6 +33,7 @@ from train.tasks.joint_filter.depth_upsampling import DepthUpsampling
 from train.tasks.joint_filter.edges import edges, ratios
 from train.tasks.joint_filter.exhibits import shifted, steepest
 from train.tasks.joint_filter.image_batch import Images, as_batch, images_of
+from train.tasks.joint_filter.joint_filtering import ON_FILES
 from train.tasks.joint_filter.texture_removal import TextureRemoval
 
 
@@ -410,7 +411,7 @@ def test_the_card_of_a_filter_shows_its_own_task(tmp_path: Path, kind: str, call
     config = load(tiny_filter_file(tmp_path, kind))
     card = model_card(build_task(config), config, tmp_path, 1)
     usage = card.split("```python\n")[1].split("\n```")[0]
-    assert usage.splitlines()[-1] == call
+    assert usage.splitlines()[-2:] == [call, ON_FILES.strip()]
     compile(usage, "README.md", "exec")
     assert "target.png" in card if kind == "depth_upsampling" else "target.png" not in card
 
