@@ -15,7 +15,12 @@ from train.config import yaml_text
 from train.config.errors import ConfigError
 from train.config.load import load_tree
 from train.config.run import RunConfig
-from train.config.tasks.box_segmentation import RANDOM_WEIGHTS, BoxClassifierConfig, SegmenterConfig
+from train.config.tasks.box_segmentation import (
+    PROCEDURAL_OBJECTS,
+    RANDOM_WEIGHTS,
+    BoxClassifierConfig,
+    SegmenterConfig,
+)
 from train.config.tasks.joint_filter import FilterConfig
 from train.config.tasks.kinds import TaskConfig
 from train.evaluate.run import Evaluation, forbidden, overridable
@@ -28,7 +33,7 @@ _SECTIONS = {_DKN: FilterConfig, "bap_box_classifier": BoxClassifierConfig, "bap
 IMAGE_MODELS = tuple(_SECTIONS)  # as config.json names them
 _SOURCES = "task.data.validation_sources"
 _SCALE = "task.data.scale"
-_UNREAD = {_DKN: "procedural-scenes", "bap_box_classifier": "procedural-objects", "bap_segmenter": "procedural-objects"}
+_UNREAD_PAIRS = "procedural-scenes"
 
 
 def image_folder_config(
@@ -107,7 +112,7 @@ def _purpose(described: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _data(kind: Any, described: Mapping[str, Any]) -> dict[str, Any]:
     """Return the section `task.data` without the images: what the folder tells of it; training data are never read."""
-    unread: list[Any] = [{"path": _UNREAD[described["model_type"]], "stop": 1}]
+    unread: list[Any] = [{"path": PROCEDURAL_OBJECTS if _reads(kind, "classes") else _UNREAD_PAIRS, "stop": 1}]
     data: dict[str, Any] = {"sources": unread, "validation_sources": unread}
     if described["model_type"] != _DKN:
         return data | {"classes": [name for number, name in described.get("id2label", {}).items() if int(number)]}

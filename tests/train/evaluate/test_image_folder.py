@@ -16,6 +16,7 @@ from tests.modeling.joint_filter.plain_filter import random_filter
 from tests.ranks import Ranks
 from tests.tiny_boxes import tiny_boxes_file
 from tests.tiny_filter import SIZE, tiny_filter_file
+from tests.tiny_scores import tiny_scores_file
 from tests.train.export.test_authors import authors_file
 from tests.train.test_resume import train
 from train.config.tasks.joint_filter import PairSourceConfig
@@ -101,6 +102,19 @@ def test_a_network_of_segmentation_is_judged_by_its_classes(tmp_path: Path, caps
     found = judged(capsys, tmp_path / "out", objects)
     assert 0 <= found["validation_miou"] <= 1
     assert judged(capsys, tmp_path / "out", path)["validation_miou"] == found["validation_miou"]
+
+
+def test_a_filter_of_scores_is_judged_by_its_purpose(
+    ranks: Ranks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranks(1, train, str(tiny_scores_file(tmp_path)), ["steps=2"])
+    run, folder = tmp_path / "runs/tiny", tmp_path / "out"
+    assert export([str(run), str(folder)]) == 0
+    capsys.readouterr()
+    images = "[{path: procedural-objects, start: 100, stop: 103, size: [40, 48]}]"
+    found = judged(capsys, folder, f"task.data.validation_sources={images}")
+    of_run = {name: value for name, value in evaluate(run)[1].items() if value == value}  # some class is nowhere
+    assert {name: found[name] for name in of_run} == pytest.approx(of_run, rel=1e-6)
 
 
 def test_what_an_evaluation_of_images_never_reads_is_refused(
