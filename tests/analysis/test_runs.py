@@ -177,6 +177,17 @@ def test_seeds_are_one_line_with_a_band(tmp_path: Path) -> None:
     assert found.high - found.low == pytest.approx(np.full(40, 0.6))
 
 
+def test_runs_that_each_continue_one_of_their_own_seed_are_one_line(tmp_path: Path) -> None:
+    def tuned(seed: int, start: str) -> Record:
+        folder = tmp_path / f"tuned_seed-{seed}_{start}"
+        return read_run(write_run(folder, seed=seed, checkpoint__start_from=f"runs/{start}@40"))
+
+    own = [tuned(seed, f"base_seed-{seed}") for seed in (1, 2)]
+    assert [len(group.records) for group in group_records(own)] == [2]
+    others = [tuned(1, "base_seed-10"), tuned(1, "base_seed-2"), tuned(1, "other_seed-1")]
+    assert [len(group.records) for group in group_records([*own, *others])] == [2, 1, 1, 1]
+
+
 def test_a_setting_that_did_not_exist_yet_does_not_set_a_run_apart(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "old", seed=1), write_run(tmp_path / "new", seed=2)]
     config = yaml.safe_load((runs[1] / "config.yaml").read_text())

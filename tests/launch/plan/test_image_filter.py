@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from launch.__main__ import main
 from launch.plan.case import Case, case_of
@@ -17,6 +16,7 @@ from launch.plan.image_filter import NYU_SIZE, PROCEDURAL_SIZE, FilterWorkload, 
 from launch.plan.workload import workload_of
 from modeling.joint_filter.configuration_dkn import DKNConfig
 from modeling.joint_filter.modeling_dkn import DKNModel
+from tests.launch.plan.memory import kept_bytes, peak_bytes
 from tests.launch.plan.operations import OperationCounter
 from train.config.load import load
 from train.config.run import RunConfig
@@ -67,36 +67,15 @@ class Pass:
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_a_pass_keeps_exactly_what_is_planned(variant: dict[str, Any], side: int) -> None:
     one_pass = Pass(side, **variant)
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*one_pass.model.parameters(), *one_pass.model.buffers()]}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        one_pass.loss()
     work, case = planned(side, **variant)
-    assert sum(kept.values()) == work.activation_bytes(case)
+    assert kept_bytes(one_pass.model, one_pass.loss) == work.activation_bytes(case)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_the_peak_of_a_pass_is_met(variant: dict[str, Any]) -> None:
     """Measured, planned / real peak: 0.999 to 1.005. What is missing are padded images and gradients of weights."""
     one_pass = Pass(**variant)
-    one_pass.loss().backward()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        one_pass.loss().backward()
-    assert recorded.profiler is not None
-    results = recorded.profiler.kineto_results
-    assert results is not None
-    events = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")  # type: ignore[attr-defined]
-    now = highest = 0
-    for _, change in events:
-        now += change
-        highest = max(highest, now)
+    highest = peak_bytes(one_pass.loss)
     work, case = planned(**variant)
     ratio = (work.activation_bytes(case) + work.backward_bytes(case)) / highest
     assert 0.99 < ratio < 1.01

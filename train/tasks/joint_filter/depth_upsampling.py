@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from modeling.joint_filter.purpose_dkn import FilterPurpose
 from train.config.tasks.joint_filter import DepthUpsamplingConfig
 from train.data.images.baselines import baselines, depth_upsampling
-from train.data.images.pairs import Pair, Pairs
-from train.data.split import Split
-from train.tasks.joint_filter.examples import Example, Noise, scale_faults, small_depth
+from train.data.images.pairs import Pair
+from train.tasks.joint_filter.examples import Example, Noise, small_depth
 from train.tasks.joint_filter.exhibits import averaged, shifted
 from train.tasks.joint_filter.image_batch import Images
-from train.tasks.joint_filter.joint_filtering import SECTIONS, JointFiltering, noise_in_words
+from train.tasks.joint_filter.joint_filtering import noise_in_words
+from train.tasks.joint_filter.upsampling import Upsampling
 from train.tasks.task import ModelCard
 
 SHIFT = 16  # pixels, along both axes: beyond the reach of a window of 15
 
 
-class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
+class DepthUpsampling(Upsampling[DepthUpsamplingConfig]):
     """The task `depth_upsampling`: sharpen a low-resolution depth map that was upsampled to full size.
 
     Each map is normalized to [0, 1] by its own valid values; errors are reported in its original values times
@@ -32,10 +30,6 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
     """
 
     score_names = ("rmse",)
-    methods = ("bicubic", "joint_bilateral", "guided_filter")
-
-    def _training_example(self, pair: Pair, noise: Noise) -> Example:
-        return small_depth(pair, noise, self.config.data)
 
     def _validation_example(self, pair: Pair, noise: Noise) -> Example:
         return small_depth(pair, noise, self.config.data)
@@ -66,21 +60,6 @@ class DepthUpsampling(JointFiltering[DepthUpsamplingConfig]):
     def metric_unit(self, name: str) -> str | None:
         """Return the unit of an error."""
         return self._unit_of_error(name) if name.endswith("rmse") else None
-
-    @property
-    def _input_scale(self) -> int:
-        return self.config.data.scale
-
-    @property
-    def _input_remedy(self) -> str:
-        return "set task.data.scale, or use inputs of its scale"
-
-    def _size_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
-        yield from super()._size_faults(split, pairs)
-        yield from scale_faults(pairs, self.config.data.scale, section=SECTIONS[split])
-
-    def _purpose(self) -> FilterPurpose:
-        return replace(super()._purpose(), downsampling=self.config.data.downsampling)
 
     def card(self) -> ModelCard:
         """Return the model card of an exported filter."""

@@ -8,22 +8,20 @@ T thresholds of the F-measure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from modeling.joint_filter.purpose_dkn import FilterPurpose
 from train.config.tasks.joint_filter import SaliencyUpsamplingConfig
 from train.data.images.baselines import baselines, mask_upsampling
-from train.data.images.pairs import Pair, Pairs
-from train.data.split import Split
-from train.tasks.joint_filter.examples import Example, Noise, scale_faults, small_depth, upsampled_input
+from train.data.images.pairs import Pair
+from train.tasks.joint_filter.examples import Example, Noise, upsampled_input
 from train.tasks.joint_filter.image_batch import Images
-from train.tasks.joint_filter.joint_filtering import SECTIONS, JointFiltering, noise_in_words
+from train.tasks.joint_filter.joint_filtering import noise_in_words
+from train.tasks.joint_filter.upsampling import Upsampling
 from train.tasks.task import ModelCard
 
 THRESHOLDS = 256  # of maps with values from 0 to 255
@@ -32,7 +30,7 @@ _PRECISIONS = tuple(f"precision_{t}" for t in range(THRESHOLDS))
 _RECALLS = tuple(f"recall_{t}" for t in range(THRESHOLDS))
 
 
-class SaliencyUpsampling(JointFiltering[SaliencyUpsamplingConfig]):
+class SaliencyUpsampling(Upsampling[SaliencyUpsamplingConfig]):
     """The task `saliency_upsampling`: trained on depth with color, evaluated on masks of 0 and 1.
 
     The maximal F-measure is that of precision and recall averaged over images at each threshold, so these are the
@@ -40,10 +38,6 @@ class SaliencyUpsampling(JointFiltering[SaliencyUpsamplingConfig]):
     """
 
     score_names = ("mae", *_PRECISIONS, *_RECALLS)
-    methods = ("bicubic", "joint_bilateral", "guided_filter")
-
-    def _training_example(self, pair: Pair, noise: Noise) -> Example:
-        return small_depth(pair, noise, self.config.data)
 
     def _validation_example(self, pair: Pair, noise: Noise) -> Example:
         """Return a mask; a real input is a map of the mask's values, of which the largest is 1."""
@@ -81,24 +75,9 @@ class SaliencyUpsampling(JointFiltering[SaliencyUpsamplingConfig]):
         return metrics
 
     @property
-    def _input_scale(self) -> int:
-        return self.config.data.scale
-
-    @property
-    def _input_remedy(self) -> str:
-        return "set task.data.scale, or use inputs of its scale"
-
-    def _size_faults(self, split: Split, pairs: Pairs) -> Iterator[str]:
-        yield from super()._size_faults(split, pairs)
-        yield from scale_faults(pairs, self.config.data.scale, section=SECTIONS[split])
-
-    @property
     def _invalid(self) -> Literal["none"]:
         """No pixel is missing when the filter is used: zero is the background of a map."""
         return "none"
-
-    def _purpose(self) -> FilterPurpose:
-        return replace(super()._purpose(), downsampling=self.config.data.downsampling)
 
     def card(self) -> ModelCard:
         """Return the model card of an exported filter."""
